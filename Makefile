@@ -1,0 +1,98 @@
+# The front door. `make` alone says what there is; CI calls the same targets.
+#
+# PYTHON, CARGO      other interpreters and tools
+# ARGS               more arguments for `make run`, `make demo` and `make bench`
+# BASCULE_DEPS       a folder in which several checkouts share what is fetched (default: .deps in this one)
+# CARGO_TARGET_DIR   where cargo builds; `make build` leaves target/release/bascule in any case
+
+SHELL := /bin/sh
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CARGO ?= cargo
+BOX ?=
+
+# CI starts from a clean clone each time: what is fetched and built lives outside it, so that only the first run is cold.
+ifeq ($(CI),true)
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bascule
+export BASCULE_DEPS ?= $(CACHE)
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+LOCKED := --locked
+endif
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(or $(BASCULE_DEPS),$(CURDIR)/.deps)
+DENY := $(TOOLS)/cargo-deny-0.20.2/bin/cargo-deny
+FUZZ := $(TOOLS)/cargo-fuzz-0.13.2/bin/cargo-fuzz
+export CARGO
+export CARGO_FUZZ := $(FUZZ)
+
+.PHONY: help deps test-deps build run demo test test-all test-long bench lint fmt clippy deny train
+
+help: ## Say what there is.
+	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' $(firstword $(MAKEFILE_LIST)) | awk -F'#' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+deps: ## Fetch ONNX Runtime into .deps/ (24 MB).
+	@$(PYTHON) scripts/deps.py onnxruntime
+
+build: deps ## Build target/release/bascule, which runs from any folder.
+	$(CARGO) build $(LOCKED) --release --package bascule --target-dir "$(TARGET)"
+	@if ! [ "$(TARGET)/release/bascule" -ef target/release/bascule ]; then \
+	  mkdir -p target/release && cp "$(TARGET)/release/bascule" target/release/.bascule.$$$$ && \
+	  mv -f target/release/.bascule.$$$$ target/release/bascule; \
+	fi
+
+run: build ## Serve a copy of models/ on 127.0.0.1: HTTP 8000, gRPC 8001, admin and metrics 8002.
+	@if ! [ -d .bascule/run/models ]; then \
+	  rm -rf .bascule/run.partial && mkdir -p .bascule/run.partial && cp -R models .bascule/run.partial/models && \
+	  rm -rf .bascule/run && mv .bascule/run.partial .bascule/run; \
+	fi
+	@echo "serving .bascule/run/models, a copy of models/; remove .bascule/run to start afresh. Try, from this folder:"
+	@echo
+	@echo "  curl -s http://127.0.0.1:8000/v2/models/digits/infer -d @models/testset/request.json"
+	@echo
+	@exec target/release/bascule serve --registry .bascule/run/models $(ARGS)
+
+demo: build ## Swap versions under real traffic and print what happened; fails where a request failed.
+	@target/release/bascule demo --models models $(ARGS)
+
+test-deps: ## Set up what only tests need: Python clients (310 MB) and real models (23 MB).
+	@$(PYTHON) scripts/deps.py onnxruntime models venv || echo "make: going on without; the tests that need it will be counted as skipped"
+
+test: test-deps ## Run the tests.
+	@$(PYTHON) scripts/run_tests.py short
+
+test-all: test test-long ## Run the tests and the long ones: 1,000 swaps, 10,000 seeds, fuzzing, the demo.
+
+# The long tests alone; BOX=SECONDS runs as many as fit.
+test-long: test-deps
+	@$(if $(LOCKED),$(MAKE) $(FUZZ) || echo "make: going on without cargo-fuzz; fuzzing will be counted as skipped")
+	@$(PYTHON) scripts/run_tests.py long $(if $(BOX),--box $(BOX))
+
+bench: build ## Measure overhead, swaps under load and batching; JSON goes to .bascule/bench.json.
+	@mkdir -p .bascule
+	$(CARGO) run $(LOCKED) --release --package bascule-benches --target-dir "$(TARGET)" -- --json .bascule/bench.json $(ARGS)
+
+lint: fmt clippy deny ## Check formatting, lints, licences and dependency rules.
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy $(LOCKED) --workspace --all-targets -- -D warnings
+
+deny: $(DENY)
+	$(DENY) $(LOCKED) check --hide-inclusion-graph --allow unused-wrapper bans licenses sources
+
+train: ## Train the sample models again and compare with what is committed.
+	@$(PYTHON) scripts/deps.py train
+	@.deps/train/bin/python models/train.py
+	@.deps/train/bin/python models/train.py --check
+
+# Tools are built in a scratch folder of cargo's, not in ours; the version is part of the path, so a new pin is a new folder.
+$(TOOLS)/cargo-deny-%/bin/cargo-deny:
+	env -u CARGO_TARGET_DIR $(CARGO) install --locked --root $(TOOLS)/cargo-deny-$* --version $* cargo-deny
+
+$(TOOLS)/cargo-fuzz-%/bin/cargo-fuzz:
+	env -u CARGO_TARGET_DIR $(CARGO) install --locked --root $(TOOLS)/cargo-fuzz-$* --version $* cargo-fuzz

@@ -1,0 +1,168 @@
+//! What each path of the admin port does.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, to_bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bascule_registry::parse_version;
+use bascule_serving::{Readiness, Status};
+use chrono::Utc;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::refusal::Refusal;
+use super::rollout::{Decision, RolloutView, model as known_model};
+use super::routes::Port;
+use super::wait;
+use crate::metrics::{CONTENT_TYPE, families};
+
+type Shared = State<Arc<Port>>;
+type Named = Result<Path<String>, PathRejection>;
+type Asked = Result<Query<HashMap<String, String>>, QueryRejection>;
+
+pub(crate) async fn live() -> &'static str {
+    "live\n"
+}
+
+pub(crate) async fn ready(State(port): Shared) -> Response {
+    let (status, reason) = match port.sources.serving.readiness() {
+        _ if port.stopping.is_cancelled() => (StatusCode::SERVICE_UNAVAILABLE, Some("stopping".to_owned())),
+        Readiness::Ready => (StatusCode::OK, None),
+        Readiness::NotYet { reason } => (StatusCode::SERVICE_UNAVAILABLE, Some(reason)),
+        Readiness::Stopping => (StatusCode::SERVICE_UNAVAILABLE, Some("stopping".to_owned())),
+    };
+    (status, Json(json!({ "ready": reason.is_none(), "reason": reason }))).into_response()
+}
+
+pub(crate) async fn metrics(State(port): Shared) -> Result<Response, Refusal> {
+    // With a thousand models the text is long enough to hold up whoever shares the thread.
+    let written = tokio::task::spawn_blocking(move || {
+        let computed = families(&live_status(&port), Utc::now());
+        port.sources.metrics.render(&computed)
+    });
+    match written.await {
+        Ok(text) => Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()),
+        Err(_) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the metrics can't be written", "report this as a fault")),
+    }
+}
+
+fn live_status(port: &Port) -> Status {
+    port.sources.serving.status().with_live()
+}
+
+pub(crate) async fn status(State(port): Shared) -> Json<Status> {
+    Json(live_status(&port))
+}
+
+pub(crate) async fn config(State(port): Shared) -> Json<Value> {
+    Json(Value::clone(&port.sources.config))
+}
+
+pub(crate) async fn kick(State(port): Shared) -> (StatusCode, Json<Value>) {
+    port.sources.serving.kick();
+    (StatusCode::ACCEPTED, Json(json!({ "kicked": true })))
+}
+
+pub(crate) async fn model(State(port): Shared, name: Named) -> Result<Response, Refusal> {
+    let name = named(name)?;
+    let status = live_status(&port);
+    Ok(Json(known_model(&status, &name)?).into_response())
+}
+
+pub(crate) async fn load(State(port): Shared, name: Named) -> Result<Response, Refusal> {
+    let name = named(name)?;
+    port.sources.serving.load(&name).await?;
+    let status = live_status(&port);
+    Ok(Json(known_model(&status, &name)?).into_response())
+}
+
+pub(crate) async fn unload(State(port): Shared, name: Named, query: Asked) -> Result<Json<Value>, Refusal> {
+    let name = named(name)?;
+    let wait = flag(&asked(query)?, "wait")?;
+    let receipts = port.sources.serving.unload(&name, wait).await?;
+    Ok(Json(json!({ "model": name, "receipts": receipts })))
+}
+
+pub(crate) async fn rollout(State(port): Shared, name: Named) -> Result<Response, Refusal> {
+    let name = named(name)?;
+    let status = port.sources.serving.status();
+    Ok(Json(RolloutView::of(known_model(&status, &name)?)).into_response())
+}
+
+pub(crate) async fn decide(State(port): Shared, name: Named, body: Body) -> Result<Json<Value>, Refusal> {
+    let name = named(name)?;
+    let decision = decision(&port, body).await?;
+    let seq = port.sources.serving.apply(&name, decision.op()?, &decision.by, &decision.reason, decision.id).await?;
+    let status = port.sources.serving.status();
+    Ok(Json(json!({ "model": name, "seq": seq, "rollout": status.model(&name).map(RolloutView::of) })))
+}
+
+async fn decision(port: &Port, body: Body) -> Result<Decision, Refusal> {
+    let limit_bytes = port.settings.max_body_bytes;
+    let hint = r#"send JSON such as {"op":"weight","version":2,"weight_bp":1000}"#;
+    let read = timeout(port.settings.read_timeout, to_bytes(body, limit_bytes)).await;
+    let bytes = match read {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => {
+            let error = format!("the body can't be read or is larger than {limit_bytes} bytes");
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error, hint));
+        }
+        Err(_) => return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body took too long", hint)),
+    };
+    serde_json::from_slice(&bytes).map_err(|error| Refusal::bad_request(format!("the body is not a decision: {error}"), hint))
+}
+
+pub(crate) async fn wait(
+    State(port): Shared,
+    path: Result<Path<(String, String)>, PathRejection>,
+    query: Asked,
+) -> Result<Response, Refusal> {
+    let Path((model, version)) = path.map_err(|rejection| broken(&rejection))?;
+    let version = parse_version(&version).map_err(|error| Refusal::bad_request(error.to_string(), "give the version's number"))?;
+    let query = asked(query)?;
+    let limit = query.get("timeout").map_or(Ok(port.settings.max_wait), |text| wait::duration(text))?;
+    let digest = query.get("digest").map(String::as_str);
+    let outcome = wait::outcome(&port.sources.serving, &model, version, digest, limit.min(port.settings.max_wait));
+    let outcome = tokio::select! {
+        outcome = outcome => outcome,
+        () = port.stopping.cancelled() => return Err(bascule_serving::CommandError::Stopping.into()),
+    };
+    let told = serde_json::to_value(outcome).map_err(|error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the answer can't be written: {error}"), "report this as a fault")
+    })?;
+    let mut answer = json!({ "model": model, "version": version });
+    if let (Value::Object(answer), Value::Object(told)) = (&mut answer, told) {
+        answer.extend(told);
+    }
+    Ok(Json(answer).into_response())
+}
+
+fn named(name: Named) -> Result<String, Refusal> {
+    name.map(|Path(name)| name).map_err(|rejection| broken(&rejection))
+}
+
+fn broken(rejection: &PathRejection) -> Refusal {
+    Refusal::bad_request(rejection.body_text(), "encode the names in the path as UTF-8")
+}
+
+fn asked(query: Asked) -> Result<HashMap<String, String>, Refusal> {
+    query
+        .map(|Query(query)| query)
+        .map_err(|rejection| Refusal::bad_request(rejection.body_text(), "write the query as name=value"))
+}
+
+fn flag(query: &HashMap<String, String>, name: &str) -> Result<bool, Refusal> {
+    match query.get(name).map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true" | "") => Ok(true),
+        Some(other) => {
+            let other: String = other.chars().take(32).collect();
+            Err(Refusal::bad_request(format!("query '{name}': '{other}' is neither true nor false"), format!("write {name}=true")))
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The methods of `GRPCInferenceService`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bascule_proto::inference::grpc_inference_service_server::GrpcInferenceService;
+use bascule_proto::inference::*;
+use bascule_serving::{ErrorCode, InferError, Serving, VersionChoice};
+use prost::Message as _;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::budget::{Budget, Share};
+use super::call::Call;
+use super::infer::{Answer, infer};
+use super::meters::Meters;
+use super::status::{logged, status};
+use super::stream::{self, Answers};
+use super::{GrpcSettings, messages};
+use crate::describe;
+
+/// The version that computed an answer.
+const VERSION: &str = "x-bascule-model-version";
+/// What identifies its content.
+const DIGEST: &str = "x-bascule-model-digest";
+
+/// Everything that calls of one port share. Clones are cheap.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) serving: Serving,
+    pub(crate) settings: Arc<GrpcSettings>,
+    /// Cancelled when the port stops to take calls.
+    pub(crate) stopping: CancellationToken,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) meters: Arc<Meters>,
+}
+
+/// Where a call comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+impl Service {
+    pub(crate) async fn infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        let call = call_of(&request);
+        // Held until the answer is there.
+        let share = request.extensions().get::<Arc<Share>>().cloned();
+        let answered = async {
+            if let Some(share) = share.as_ref().filter(|_| is_compressed(request.metadata())) {
+                share.take(request.get_ref().encoded_len())?;
+            }
+            infer(&self.serving, &call, request.into_inner(), call.arrived()).await
+        };
+        let Answer { message, servable } = answered.await.map_err(|error| status(&error, &call))?;
+        let mut response = Response::new(message);
+        let metadata = response.metadata_mut();
+        metadata.insert(VERSION, MetadataValue::from(servable.version()));
+        tell(metadata, DIGEST, &servable.digest().to_string());
+        Ok(response)
+    }
+
+    pub(crate) fn stream(&self, request: Request<Streaming<ModelInferRequest>>) -> Response<Answers> {
+        let call = call_of(&request);
+        Response::new(stream::answers(self, &call, request.into_inner()))
+    }
+
+    /// Load and unload are obeyed from this machine only, until callers can be told apart.
+    fn check_command<T>(&self, request: &Request<T>, repository: &str) -> Result<(), Status> {
+        let local = request.extensions().get::<Peer>().is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
+        if !local && !self.settings.remote_repository_commands {
+            return Err(Status::permission_denied("load and unload are obeyed from a loopback address only"));
+        }
+        check_repository(repository).map_err(|error| refuse(&call_of(request), &error))
+    }
+}
+
+/// Whether a message came smaller than it is.
+fn is_compressed(metadata: &MetadataMap) -> bool {
+    metadata.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
+}
+
+fn check_repository(name: &str) -> Result<(), InferError> {
+    if name.is_empty() { Ok(()) } else { Err(InferError::Unsupported { what: "naming a repository".to_owned() }) }
+}
+
+fn call_of<T>(request: &Request<T>) -> Call {
+    // The intake puts it there; without an intake a call has no terms.
+    request.extensions().get::<Call>().cloned().unwrap_or_else(|| Call::unread(&http::HeaderMap::new(), std::time::Instant::now()))
+}
+
+fn refuse(call: &Call, error: &InferError) -> Status {
+    logged(error, call)
+}
+
+fn tell(metadata: &mut MetadataMap, name: &'static str, value: &str) {
+    if let Ok(value) = value.parse::<MetadataValue<Ascii>>() {
+        metadata.insert(MetadataKey::from_static(name), value);
+    }
+}
+
+fn choice(version: &str) -> Result<VersionChoice, InferError> {
+    Ok(describe::parse_version(version)?.map_or(VersionChoice::Split, VersionChoice::Number))
+}
+
+fn unsupported<T, R>(request: &Request<T>, what: &str) -> Result<Response<R>, Status> {
+    Err(refuse(&call_of(request), &InferError::Unsupported { what: what.to_owned() }))
+}
+
+const SHARED_MEMORY: &str = "shared memory";
+
+#[async_trait]
+impl GrpcInferenceService for Service {
+    type ModelStreamInferStream = Answers;
+
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
+        Ok(Response::new(ServerReadyResponse { ready: self.serving.readiness().is_ready() }))
+    }
+
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+        let call = call_of(&request);
+        let request = request.into_inner();
+        let version = describe::parse_version(&request.version).map_err(|error| refuse(&call, &error))?;
+        match describe::ready(&self.serving.router().table(), &request.name, version) {
+            Ok(()) => Ok(Response::new(ModelReadyResponse { ready: true })),
+            Err(error) if matches!(error.code(), ErrorCode::NotFound | ErrorCode::NotReady) => {
+                Ok(Response::new(ModelReadyResponse { ready: false }))
+            }
+            Err(error) => Err(refuse(&call, &error)),
+        }
+    }
+
+    async fn server_metadata(&self, _: Request<ServerMetadataRequest>) -> Result<Response<ServerMetadataResponse>, Status> {
+        Ok(Response::new(messages::server_metadata(&describe::server_metadata())))
+    }
+
+    async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Result<Response<ModelMetadataResponse>, Status> {
+        let call = call_of(&request);
+        let request = request.into_inner();
+        let described = async {
+            let version = choice(&request.version)?;
+            let routed = self.serving.route(&request.name, call.deadline()).await?;
+            describe::model_metadata(&routed, &version)
+        };
+        let model = described.await.map_err(|error| refuse(&call, &error))?;
+        Ok(Response::new(messages::model_metadata(model)))
+    }
+
+    async fn model_config(&self, request: Request<ModelConfigRequest>) -> Result<Response<ModelConfigResponse>, Status> {
+        let call = call_of(&request);
+        let request = request.into_inner();
+        let described = async {
+            let version = choice(&request.version)?;
+            let routed = self.serving.route(&request.name, call.deadline()).await?;
+            routed.servable(&version).map(|servable| describe::model_config(servable))
+        };
+        let config = described.await.map_err(|error| refuse(&call, &error))?;
+        Ok(Response::new(ModelConfigResponse { config: Some(config) }))
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        let call = call_of(&request);
+        let request = request.into_inner();
+        let described = describe::parse_version(&request.version).and_then(|version| {
+            let model = Some(request.name.as_str()).filter(|name| !name.is_empty());
+            describe::statistics(&self.serving.router().table(), model, version)
+        });
+        let report = described.map_err(|error| refuse(&call, &error))?;
+        Ok(Response::new(messages::statistics(report)))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        self.infer(request).await
+    }
+
+    async fn model_stream_infer(&self, request: Request<Streaming<ModelInferRequest>>) -> Result<Response<Answers>, Status> {
+        Ok(self.stream(request))
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<RepositoryIndexRequest>,
+    ) -> Result<Response<RepositoryIndexResponse>, Status> {
+        check_repository(&request.get_ref().repository_name).map_err(|error| refuse(&call_of(&request), &error))?;
+        let entries = describe::index(&self.serving.status(), request.get_ref().ready);
+        Ok(Response::new(messages::index(entries)))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<RepositoryModelLoadRequest>,
+    ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
+        self.check_command(&request, &request.get_ref().repository_name)?;
+        let call = call_of(&request);
+        let request = request.into_inner();
+        let names = request.parameters.keys().map(String::as_str);
+        describe::check_load_parameters(names).map_err(|error| refuse(&call, &error))?;
+        let loaded = self.serving.load(&request.model_name).await;
+        loaded.map_err(|error| refuse(&call, &describe::refusal(&request.model_name, error)))?;
+        Ok(Response::new(RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<RepositoryModelUnloadRequest>,
+    ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
+        self.check_command(&request, &request.get_ref().repository_name)?;
+        let call = call_of(&request);
+        let RepositoryModelUnloadRequest { model_name: model, parameters, .. } = request.into_inner();
+        let dependents = parameters.get(describe::UNLOAD_DEPENDENTS).and_then(|parameter| parameter.parameter_choice.as_ref());
+        if dependents.is_some_and(|choice| !matches!(choice, model_repository_parameter::ParameterChoice::BoolParam(_))) {
+            let message = format!("parameter '{}': expected true or false", describe::UNLOAD_DEPENDENTS);
+            return Err(refuse(&call, &InferError::invalid(message)));
+        }
+        let unloaded = self.serving.unload(&model, false).await;
+        unloaded.map_err(|error| refuse(&call, &describe::refusal(&model, error)))?;
+        Ok(Response::new(RepositoryModelUnloadResponse {}))
+    }
+
+    async fn system_shared_memory_status(
+        &self,
+        request: Request<SystemSharedMemoryStatusRequest>,
+    ) -> Result<Response<SystemSharedMemoryStatusResponse>, Status> {
+        unsupported(&request, SHARED_MEMORY)
+    }
+
+    async fn system_shared_memory_register(
+        &self,
+        request: Request<SystemSharedMemoryRegisterRequest>,
+    ) -> Result<Response<SystemSharedMemoryRegisterResponse>, Status> {
+        unsupported(&request, SHARED_MEMORY)
+    }
+
+    async fn system_shared_memory_unregister(
+        &self,
+        request: Request<SystemSharedMemoryUnregisterRequest>,
+    ) -> Result<Response<SystemSharedMemoryUnregisterResponse>, Status> {
+        unsupported(&request, SHARED_MEMORY)
+    }
+
+    async fn cuda_shared_memory_status(
+        &self,
+        request: Request<CudaSharedMemoryStatusRequest>,
+    ) -> Result<Response<CudaSharedMemoryStatusResponse>, Status> {
+        unsupported(&request, SHARED_MEMORY)
+    }
+
+    async fn cuda_shared_memory_register(
+        &self,
+        request: Request<CudaSharedMemoryRegisterRequest>,
+    ) -> Result<Response<CudaSharedMemoryRegisterResponse>, Status> {
+        unsupported(&request, SHARED_MEMORY)
+    }
+
+    async fn cuda_shared_memory_unregister(
+        &self,
+        request: Request<CudaSharedMemoryUnregisterRequest>,
+    ) -> Result<Response<CudaSharedMemoryUnregisterResponse>, Status> {
+        unsupported(&request, SHARED_MEMORY)
+    }
+
+    async fn trace_setting(&self, request: Request<TraceSettingRequest>) -> Result<Response<TraceSettingResponse>, Status> {
+        unsupported(&request, "trace settings")
+    }
+
+    async fn log_settings(&self, request: Request<LogSettingsRequest>) -> Result<Response<LogSettingsResponse>, Status> {
+        unsupported(&request, "log settings")
+    }
+}

@@ -1,0 +1,250 @@
+//! Collecting a body: once, aligned, and never beyond its caps.
+//!
+//! The bytes go into one buffer, placed so that the first byte after the JSON is aligned. The buffer grows with what has arrived, by at
+//! the most four times at once, so a length that a header claims costs nothing. All buffers of the port share one budget. Deliberately
+//! absent: streaming into the codec; a request is decoded when it is whole.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bascule_runtime_api::AlignedBuffer;
+use bascule_serving::InferError;
+use bytes::Bytes;
+use http_body::Body;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::HttpSettings;
+use super::failure::Failure;
+
+/// What a buffer begins with, at the most.
+const FIRST_BYTES: usize = 1 << 20;
+
+/// When a caller may try again while the budget is spent.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The memory that all bodies under way share.
+#[derive(Debug, Clone)]
+pub(crate) struct Budget {
+    left: Arc<AtomicUsize>,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Budget {
+        Budget { left: Arc::new(AtomicUsize::new(bytes)) }
+    }
+
+    /// Room for one request. It is given back when the room is dropped.
+    pub(crate) fn room(&self, limit_bytes: usize) -> Room {
+        Room { budget: self.clone(), limit_bytes, taken: AtomicUsize::new(0) }
+    }
+}
+
+/// One request's share of the budget, and its own cap.
+#[derive(Debug)]
+pub(crate) struct Room {
+    budget: Budget,
+    pub(crate) limit_bytes: usize,
+    taken: AtomicUsize,
+}
+
+impl Room {
+    fn too_large(&self) -> Failure {
+        InferError::TooLarge { what: "the body".to_owned(), limit_bytes: self.limit_bytes }.into()
+    }
+
+    fn take(&self, bytes: usize) -> Result<(), Failure> {
+        let spend = |left: usize| left.checked_sub(bytes);
+        match self.budget.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend) {
+            Ok(_) => {
+                self.taken.fetch_add(bytes, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(_) => Err(InferError::Overloaded { what: "the memory for bodies".to_owned(), retry_after: RETRY_AFTER }.into()),
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.budget.left.fetch_add(*self.taken.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// A body while it is put together.
+pub(crate) struct Assembly<'r> {
+    room: &'r Room,
+    /// What the whole body will have, where that was said.
+    expected: Option<usize>,
+    /// The byte that is to be aligned.
+    offset: usize,
+    buffer: AlignedBuffer,
+    size: usize,
+    filled: usize,
+}
+
+impl<'r> Assembly<'r> {
+    pub(crate) fn new(room: &'r Room, expected: Option<usize>, offset: usize) -> Assembly<'r> {
+        Assembly { room, expected, offset, buffer: AlignedBuffer::default(), size: 0, filled: 0 }
+    }
+
+    /// Free space for at least one more byte.
+    pub(crate) fn space(&mut self) -> Result<&mut [u8], Failure> {
+        if self.filled == self.size {
+            self.grow(self.filled + 1)?;
+        }
+        let filled = self.filled;
+        Ok(&mut self.buffer.as_mut()[filled..])
+    }
+
+    /// Whether there is no space, and will be none.
+    pub(crate) fn is_at_cap(&self) -> bool {
+        self.filled == self.room.limit_bytes
+    }
+
+    /// Notes that so many bytes of the space were filled.
+    pub(crate) fn advance(&mut self, count: usize) -> Result<(), Failure> {
+        if self.is_at_cap() && count > 0 {
+            return Err(self.room.too_large());
+        }
+        self.filled += count;
+        Ok(())
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let end = self.filled + bytes.len();
+        if end > self.size {
+            self.grow(end)?;
+        }
+        self.buffer.as_mut()[self.filled..end].copy_from_slice(bytes);
+        self.filled = end;
+        Ok(())
+    }
+
+    fn grow(&mut self, needed: usize) -> Result<(), Failure> {
+        let limit = self.room.limit_bytes;
+        if needed > limit {
+            return Err(self.room.too_large());
+        }
+        let trusted = FIRST_BYTES.max(self.filled.saturating_mul(4)).max(needed);
+        let wanted = match self.expected {
+            Some(expected) => expected.max(needed),
+            None => needed.saturating_mul(2).max(4096),
+        };
+        let size = wanted.min(trusted).min(limit);
+        self.room.take(size - self.size)?;
+        let mut next = AlignedBuffer::zeroed_aligned_at(size, self.offset);
+        next.as_mut()[..self.filled].copy_from_slice(&self.buffer.as_ref()[..self.filled]);
+        self.buffer = next;
+        self.size = size;
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> Bytes {
+        let filled = self.filled;
+        self.buffer.into_bytes().slice(..filled)
+    }
+}
+
+/// Reads a whole body. The byte at `offset` is aligned.
+pub(crate) async fn collect(body: &mut Incoming, offset: usize, room: &Room, settings: &HttpSettings) -> Result<Bytes, Failure> {
+    let expected = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    if expected.is_some_and(|bytes| bytes > room.limit_bytes) {
+        return Err(room.too_large());
+    }
+    let mut assembly = Assembly::new(room, expected, offset);
+    let reading = async {
+        loop {
+            let frame = match tokio::time::timeout(settings.body_stall_timeout, body.frame()).await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(()),
+                Err(_) => return Err(Failure::Slow { what: "the next part of the body" }),
+            };
+            // The caller went away in the middle, or broke the protocol: nobody is there to read an answer.
+            let frame = frame.map_err(|_| Failure::Engine(InferError::Cancelled))?;
+            if let Ok(bytes) = frame.into_data() {
+                assembly.push(&bytes)?;
+            }
+        }
+    };
+    match tokio::time::timeout(settings.body_timeout, reading).await {
+        Ok(result) => result?,
+        Err(_) => return Err(Failure::Slow { what: "the body" }),
+    }
+    Ok(assembly.finish())
+}
+
+/// Reads what is left of a refused body and throws it away, within bounds. A socket that is closed while bytes are still on their way
+/// to it takes the answer along.
+pub(crate) fn discard(mut body: Incoming, settings: &HttpSettings) {
+    if body.is_end_stream() {
+        return;
+    }
+    let (limit, stall, total) = (settings.max_body_bytes, settings.body_stall_timeout, settings.body_timeout);
+    tokio::spawn(tokio::time::timeout(total, async move {
+        let mut read = 0;
+        while let Ok(Some(Ok(frame))) = tokio::time::timeout(stall, body.frame()).await {
+            read += frame.data_ref().map_or(0, Bytes::len);
+            if read > limit {
+                return;
+            }
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_grow_with_what_arrives() {
+        let budget = Budget::new(64 << 20);
+        let room = budget.room(16 << 20);
+        let claimed = 16 << 20;
+        let mut assembly = Assembly::new(&room, Some(claimed), 3);
+        assembly.push(&[7; 10]).unwrap();
+        assert_eq!(assembly.size, FIRST_BYTES);
+        let chunk = vec![9u8; 100_000];
+        let mut largest_jump = 0;
+        while assembly.filled + chunk.len() <= claimed {
+            let before = assembly.size;
+            assembly.push(&chunk).unwrap();
+            largest_jump = largest_jump.max(assembly.size / before);
+            assert!(assembly.size <= FIRST_BYTES.max(4 * assembly.filled), "{} for {}", assembly.size, assembly.filled);
+        }
+        assert!(largest_jump <= 4);
+        let bytes = assembly.finish();
+        assert_eq!(&bytes[..11], &[7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 9]);
+        assert!(bytes[3..].as_ptr().addr().is_multiple_of(8));
+    }
+
+    #[test]
+    fn a_small_body_takes_what_it_says() {
+        let budget = Budget::new(1000);
+        let room = budget.room(1000);
+        let mut assembly = Assembly::new(&room, Some(93), 0);
+        assembly.push(&[1; 93]).unwrap();
+        assert_eq!(assembly.size, 93);
+        assert_eq!(assembly.finish().len(), 93);
+    }
+
+    #[test]
+    fn caps_hold_and_the_budget_comes_back() {
+        let budget = Budget::new(10_000);
+        let room = budget.room(5_000);
+        let mut assembly = Assembly::new(&room, None, 0);
+        assembly.push(&[1; 4_000]).unwrap();
+        assert_eq!(assembly.push(&[1; 1_001]).unwrap_err().status().as_u16(), 413);
+        let other = budget.room(10_000);
+        let mut second = Assembly::new(&other, Some(9_000), 0);
+        let refused = second.push(&[1; 9_000]).unwrap_err();
+        assert_eq!((refused.status().as_u16(), refused.retry_after()), (429, Some(RETRY_AFTER)));
+        drop(assembly);
+        drop(room);
+        second.push(&[1; 9_000]).unwrap();
+        drop(second);
+        drop(other);
+        assert_eq!(budget.left.load(Ordering::Relaxed), 10_000);
+    }
+}

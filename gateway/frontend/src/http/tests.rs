@@ -1,0 +1,167 @@
+//! The port as its callers see it: a real socket, real clients, fake models.
+
+mod disconnect;
+mod infer;
+mod limits;
+mod protocol;
+mod shutdown;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bascule_registry::Op;
+use bascule_runtime_api::DataType;
+use bascule_runtime_fake::{FakeLog, FakeModel};
+use bascule_serving::{Inline, ModelSettings, Servable, Serving, VersionPolicy};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::{http1, http2};
+use hyper::header::{HOST, HeaderMap};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{HttpSettings, serve};
+use crate::sandbox::{Sandbox, Stocked, identity};
+
+/// What a test that would hang ends with.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A port that is being served.
+struct Port {
+    addr: SocketAddr,
+    serving: Serving,
+    log: Arc<FakeLog>,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+    /// Keeps the engine's folders.
+    _sandbox: Sandbox,
+}
+
+/// Settings under which every version is served, and whose runs are queued.
+fn settings() -> ModelSettings {
+    ModelSettings { version_policy: VersionPolicy::All, inline: Inline::Never, ..ModelSettings::default() }
+}
+
+fn model(name: &'static str, version: u64, fake: FakeModel) -> Stocked {
+    Stocked(name, version, fake, settings())
+}
+
+/// A model whose runs wait at the gate of the log.
+fn blocking() -> FakeModel {
+    FakeModel { block: true, ..identity(DataType::Int32, &[-1, 1]) }
+}
+
+impl Port {
+    async fn start(settings: HttpSettings, models: Vec<Stocked>) -> Port {
+        let sandbox = Sandbox::start(models).await;
+        let serving = sandbox.serving.clone();
+        let log = sandbox.runtime.log();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, serving.clone(), settings, shutdown.clone()));
+        Port { addr, serving, log, shutdown, task, _sandbox: sandbox }
+    }
+
+    async fn alias(&self, model: &str, alias: &str, version: u64) {
+        let op = Op::Alias { name: alias.to_owned(), version: Some(version) };
+        self.serving.apply(model, op, "test", "test", None).await.unwrap();
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.addr).await.unwrap()
+    }
+
+    /// One request on a connection of its own.
+    async fn send(&self, request: Request<Full<Bytes>>) -> Reply {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let response = sender.send_request(request).await.unwrap();
+        let reply = Reply::read(response).await;
+        drop(sender);
+        connection.await.unwrap().unwrap();
+        reply
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        self.send(request(Method::GET, path, &[], "")).await
+    }
+
+    async fn post(&self, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
+        self.send(request(Method::POST, path, headers, body)).await
+    }
+
+    async fn http2(&self) -> http2::SendRequest<Full<Bytes>> {
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(self.connect().await)).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    fn servable(&self, model: &str) -> Arc<Servable> {
+        Arc::clone(self.serving.router().table().route(model).unwrap().stable.as_ref().unwrap())
+    }
+
+    /// Ends the port, and fails where it does not end.
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.ended().await;
+    }
+
+    async fn ended(self) {
+        tokio::time::timeout(PATIENCE, self.task).await.expect("the port ends").unwrap();
+    }
+}
+
+fn request(method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::new(body.into())).unwrap()
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+struct Reply {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Reply {
+    async fn read(response: Response<hyper::body::Incoming>) -> Reply {
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Reply { status: head.status, headers: head.headers, body }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn error(&self) -> (u16, String) {
+        (self.status.as_u16(), self.json()["error"].as_str().unwrap().to_owned())
+    }
+}
+
+/// Waits for something that other tasks bring about.
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+}

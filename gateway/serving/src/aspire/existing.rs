@@ -1,0 +1,78 @@
+//! What exists, from one look to the next: a pure fold of listings.
+//!
+//! A look that failed in part, or that came back empty after one that did not, adds and never removes. A version that is loaded and
+//! whose directory is gone stays, unless the user wants it otherwise.
+
+use std::sync::Arc;
+
+use bascule_registry::{Generation, ListedModel};
+
+/// What a listing may take away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// Nothing: it may be wrong.
+    Nothing,
+    /// What is not loaded.
+    NotResident,
+    /// All that it does not name.
+    All,
+}
+
+/// Said of a model that its source no longer has.
+pub(crate) const ABSENT: &str = "the source no longer has it; what is loaded stays served";
+
+/// What exists of a model after a look: what existed before it, what the look says, and what that may take away.
+pub(crate) fn fold(
+    before: Option<&Arc<ListedModel>>,
+    listed: Option<&Arc<ListedModel>>,
+    removal: Removal,
+    is_resident: impl Fn(&Generation) -> bool,
+) -> Option<Arc<ListedModel>> {
+    let stays = |generation: &Generation| match removal {
+        Removal::Nothing => true,
+        Removal::NotResident => is_resident(generation),
+        Removal::All => false,
+    };
+    let Some(before) = before else { return listed.cloned() };
+    let Some(listed) = listed else { return without_source(before, removal, stays) };
+    let kept = before.versions.iter().filter(|(version, generation)| !listed.versions.contains_key(version) && stays(generation));
+    let kept: Vec<_> = kept.map(|(version, generation)| (*version, Arc::clone(generation))).collect();
+    if kept.is_empty() {
+        // Shared where nothing has changed, so that whoever compares can compare pointers.
+        return Some(Arc::clone(if before == listed { before } else { listed }));
+    }
+    let mut model = ListedModel::clone(listed);
+    model.versions.extend(kept);
+    Some(if model == **before { Arc::clone(before) } else { Arc::new(model) })
+}
+
+fn without_source(before: &Arc<ListedModel>, removal: Removal, stays: impl Fn(&Generation) -> bool) -> Option<Arc<ListedModel>> {
+    if removal == Removal::Nothing {
+        return Some(Arc::clone(before));
+    }
+    let mut model = ListedModel::clone(before);
+    model.versions.retain(|_, generation| stays(generation));
+    if model.versions.is_empty() {
+        return None;
+    }
+    if !model.problems.iter().any(|problem| problem == ABSENT) {
+        model.problems.push(ABSENT.to_owned());
+    }
+    Some(if model == **before { Arc::clone(before) } else { Arc::new(model) })
+}
+
+/// For a model that does not follow new versions: its own versions and settings, with the tombstones and rollout decisions of the
+/// listing, which count for every replica at once.
+pub(crate) fn adopt_decisions(own: &Arc<ListedModel>, listed: &ListedModel) -> Arc<ListedModel> {
+    let mut model = ListedModel::clone(own);
+    model.rollout = listed.rollout.clone();
+    model.aliases = listed.aliases.clone();
+    model.problems = listed.problems.clone();
+    for (version, generation) in &mut model.versions {
+        let yanked = listed.versions.get(version).is_some_and(|now| now.tombstoned && now.digest == generation.digest);
+        if yanked && !generation.tombstoned {
+            *generation = Arc::new(Generation { tombstoned: true, ..Generation::clone(generation) });
+        }
+    }
+    if model == **own { Arc::clone(own) } else { Arc::new(model) }
+}

@@ -1,0 +1,235 @@
+//! Starting an engine: what it needs, and the tasks that it consists of.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bascule_registry::{Cache, Clock, ListedModel, ModelName, SystemClock, VersionKey, VersionNumber, VersionSource};
+use bascule_runtime_api::Runtime;
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+
+use crate::error::with_causes;
+use crate::journal::JournalStore;
+use crate::loader::Runtimes;
+use crate::persist::{self, Persisted, Writer, Written};
+use crate::reconcile::{self, Looks, Reconciler, Rules};
+use crate::serving::Shared;
+use crate::{LoadMode, ModelSettings, Router, Serving, TransitionPolicy};
+
+/// Events that may wait for the reconciler. Whoever posts one more waits.
+const MAILBOX_CAPACITY: usize = 1024;
+
+/// A model's settings can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SettingsError {
+    /// The file, the field and what was expected.
+    pub message: String,
+}
+
+/// Reads the settings of a model, or of one version where the settings name it. Called on the reconciler's task, once for each new
+/// content of the files: it must not block.
+pub type SettingsReader = Arc<dyn Fn(&ListedModel, Option<VersionNumber>) -> Result<ModelSettings, SettingsError> + Send + Sync>;
+
+/// What happens to a version that serves and whose directory is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Absent {
+    /// It stays served.
+    #[default]
+    Keep,
+    /// It is unloaded.
+    Unload,
+}
+
+/// When a failed load is tried again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryPolicy {
+    /// After the first failure.
+    pub first: Duration,
+    /// At the most.
+    pub max: Duration,
+    /// How much longer after each further failure.
+    pub factor: f64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        RetryPolicy { first: Duration::from_secs(1), max: Duration::from_secs(60), factor: 2.0 }
+    }
+}
+
+impl RetryPolicy {
+    /// The wait after this many failures in a row.
+    pub fn delay(&self, failures: u32) -> Duration {
+        let exponent = i32::try_from(failures.saturating_sub(1)).unwrap_or(i32::MAX);
+        let seconds = self.first.as_secs_f64() * self.factor.max(1.0).powi(exponent);
+        Duration::try_from_secs_f64(seconds).unwrap_or(self.max).min(self.max)
+    }
+}
+
+/// What an engine works with and how. [`EngineOptions::new`] has the defaults.
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// Which versions exist.
+    pub source: Arc<dyn VersionSource>,
+    /// Where rollout decisions go.
+    pub journal: Arc<dyn JournalStore>,
+    /// Where versions lie on local disk.
+    pub cache: Cache,
+    /// Versions that nobody uses are evicted from the cache beyond this many bytes.
+    pub cache_max_bytes: u64,
+    /// Where the operator's state and what is served are kept.
+    pub state_dir: PathBuf,
+    /// What executes models, one a format.
+    pub runtimes: Vec<Arc<dyn Runtime>>,
+    /// Reads `model.toml` and `config.pbtxt`.
+    pub read_settings: SettingsReader,
+    /// What makes models load.
+    pub load_mode: LoadMode,
+    /// Loaded at the start, in explicit mode.
+    pub explicit_models: Vec<ModelName>,
+    /// Whether loaded models follow new versions in explicit mode.
+    pub explicit_follow: bool,
+    /// Whether a new version brings a model back that the operator has unloaded.
+    pub resurrect: bool,
+    /// In which order versions come and go.
+    pub transition: TransitionPolicy,
+    /// What happens to versions whose directory is gone.
+    pub absent: Absent,
+    /// Between two looks at the source. Half a tenth more or less by chance, so that replicas spread.
+    pub poll_interval: Duration,
+    /// Not ready while any model is not.
+    pub strict_ready: bool,
+    /// Main memory that all versions may take together.
+    pub memory_budget_bytes: Option<u64>,
+    /// How long a request waits for a model that is loaded on demand.
+    pub on_demand_wait: Duration,
+    /// Loads at a time.
+    pub loader_threads: usize,
+    /// How long a drain may take before its runs are stopped.
+    pub drain_timeout: Duration,
+    /// When failed loads are tried again.
+    pub retry: RetryPolicy,
+    /// How long the version that was stable before a promotion or rollback stays loaded.
+    pub keep_previous: Duration,
+    /// Called when nothing of a version is left in memory: metrics series of it can end.
+    pub on_retired: Arc<dyn Fn(&VersionKey) + Send + Sync>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl EngineOptions {
+    /// The defaults, around what has none. Without a reader, every model has default settings.
+    pub fn new(source: Arc<dyn VersionSource>, journal: Arc<dyn JournalStore>, cache: Cache, state_dir: PathBuf) -> EngineOptions {
+        EngineOptions {
+            source,
+            journal,
+            cache,
+            cache_max_bytes: 20 << 30,
+            state_dir,
+            runtimes: Vec::new(),
+            read_settings: Arc::new(|_, _| Ok(ModelSettings::default())),
+            load_mode: LoadMode::default(),
+            explicit_models: Vec::new(),
+            explicit_follow: false,
+            resurrect: false,
+            transition: TransitionPolicy::default(),
+            absent: Absent::default(),
+            poll_interval: Duration::from_secs(5),
+            strict_ready: false,
+            memory_budget_bytes: None,
+            on_demand_wait: Duration::from_secs(10),
+            loader_threads: 2,
+            drain_timeout: Duration::from_secs(30),
+            retry: RetryPolicy::default(),
+            keep_previous: Duration::from_secs(600),
+            on_retired: Arc::new(|_| {}),
+            clock: Arc::new(SystemClock::default()),
+        }
+    }
+}
+
+/// Why an engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Nothing can be kept there.
+    #[error("state directory {} can't be used", dir.display())]
+    State {
+        /// The directory.
+        dir: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// The asynchronous runtime is on its way out.
+    #[error("a blocking thread ended early")]
+    Stopped,
+}
+
+/// The engine, before it runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Engine;
+
+impl Engine {
+    /// Starts the engine's tasks on the current tokio runtime and returns their handle. What was served before is loaded at once,
+    /// also while the source can't be reached.
+    ///
+    /// # Errors
+    /// Where the state directory can't be used. A source that can't be read is no error: it shows in the status.
+    pub async fn start(options: EngineOptions) -> Result<Serving, StartError> {
+        let (persisted, runtimes) = prepare(&options).await?;
+        let (router, publisher) = Router::new();
+        let (mailbox, events) = mpsc::channel(MAILBOX_CAPACITY);
+        let (written, written_now) = watch::channel(Written::default());
+        let looks = Arc::new(Looks::default());
+        let wanted = Arc::default();
+        let writer = Writer::new(options.state_dir.clone());
+        tokio::spawn(persist::keep(Arc::clone(&writer), written));
+        let reconciler = Reconciler::new(Rules::of(&options), options.source.describe(), persisted, publisher);
+        let (shell, snapshots) =
+            reconcile::Shell::new(reconciler, &options, runtimes, mailbox.downgrade(), writer, Arc::clone(&wanted));
+        tokio::spawn(shell.run(events));
+        let seer = reconcile::Seer::new(&options, Arc::clone(&looks), mailbox.downgrade());
+        tokio::spawn(seer.run());
+        Ok(Serving::new(Shared {
+            router,
+            mailbox,
+            snapshots,
+            written: written_now,
+            looks,
+            journal: options.journal,
+            wanted,
+            on_demand_wait: options.on_demand_wait,
+        }))
+    }
+}
+
+/// All that blocks at the start: reads what was kept and opens the runtimes' libraries, on a thread of ordinary priority, which the
+/// threads that a library starts for itself inherit.
+async fn prepare(options: &EngineOptions) -> Result<(Persisted, Arc<Runtimes>), StartError> {
+    let (state_dir, runtimes) = (options.state_dir.clone(), options.runtimes.clone());
+    let prepared = tokio::task::spawn_blocking(move || {
+        let persisted = Persisted::read(&state_dir).map_err(|source| StartError::State { dir: state_dir, source })?;
+        let runtimes = Runtimes::open(runtimes);
+        for (format, error) in runtimes.unavailable() {
+            tracing::warn!(format, error = with_causes(error), "a runtime can't be used");
+        }
+        Ok((persisted, Arc::new(runtimes)))
+    });
+    prepared.await.map_err(|_| StartError::Stopped)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_the_limit() {
+        let policy = RetryPolicy { first: Duration::from_secs(1), max: Duration::from_secs(60), factor: 2.0 };
+        let waits: Vec<u64> = [0, 1, 2, 3, 6, 7, 8, 1000, u32::MAX].map(|failures| policy.delay(failures).as_secs()).to_vec();
+        assert_eq!(waits, [1, 1, 2, 4, 32, 60, 60, 60, 60]);
+        let nonsense = RetryPolicy { factor: f64::NAN, ..policy };
+        assert_eq!(nonsense.delay(5), Duration::from_secs(1));
+    }
+}

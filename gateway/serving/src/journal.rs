@@ -1,0 +1,50 @@
+//! Where rollout decisions are written, and where the decisions on models come from whose source can hold no journal.
+
+use async_trait::async_trait;
+use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Op, Rollout};
+use uuid::Uuid;
+
+/// Writes and reads rollout journals. Models of [`Layout::Registry`] bring their journal with the listing; those of [`Layout::Plain`]
+/// have it in a store beside their source.
+#[async_trait]
+pub trait JournalStore: Send + Sync {
+    /// Writes an entry after the model's last one and returns its number; the number that it has where its id is there already.
+    ///
+    /// # Errors
+    /// [`JournalError::Refused`] and others where the decision makes no sense as things stand, or where the store fails.
+    async fn append(
+        &self,
+        model: &ModelName,
+        layout: Layout,
+        op: Op,
+        by: &str,
+        reason: &str,
+        id: Uuid,
+    ) -> Result<u64, JournalError>;
+
+    /// The state of the journal of a model whose listing brings none.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`] where the store fails.
+    async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError>;
+}
+
+/// One directory for the journals of every model, whatever its layout: for one replica.
+#[async_trait]
+impl JournalStore for LocalJournal {
+    async fn append(
+        &self,
+        model: &ModelName,
+        _layout: Layout,
+        op: Op,
+        by: &str,
+        reason: &str,
+        id: Uuid,
+    ) -> Result<u64, JournalError> {
+        LocalJournal::append(self, model, op, by, reason, id).await
+    }
+
+    async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        LocalJournal::rollout(self, model).await
+    }
+}

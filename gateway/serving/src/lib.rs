@@ -1,0 +1,51 @@
+//! The serving engine: which versions are loaded, which of them answers a request, and how one takes another's place.
+//!
+//! A request loads the [`ServingTable`] once, is assigned to a [`Servable`], and is queued or run there. A version lives through
+//! the states of [`VersionState`]; the reconciler alone moves it, and the publisher alone writes the table.
+//!
+//! Deliberately absent: HTTP, gRPC, command lines, ONNX Runtime, libtorch. Concrete runtimes and sources are handed in.
+
+#![warn(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
+
+mod aspire;
+mod assign;
+mod batch;
+mod check;
+mod drain;
+mod engine;
+mod error;
+mod histogram;
+mod infer;
+mod instance;
+mod journal;
+mod loader;
+mod memory;
+pub mod meters;
+mod persist;
+mod plan;
+mod reconcile;
+mod request;
+mod servable;
+mod serving;
+mod settings;
+mod state;
+mod stats;
+mod status;
+mod table;
+#[cfg(test)]
+mod testing;
+
+pub use assign::{BASIS_POINTS, bucket, rollout_seed};
+pub use engine::{Absent, Engine, EngineOptions, RetryPolicy, SettingsError, SettingsReader, StartError};
+pub use error::{ErrorCode, InferError};
+pub use infer::{Routed, Router};
+pub use journal::JournalStore;
+pub use request::{InferRequest, InferResponse, NamedTensor, RequestedOutput, RouteKey, VersionChoice};
+pub use servable::{Servable, ServableSpec};
+pub use serving::{CommandError, Serving};
+pub use settings::{Inline, LoadMode, ModelSettings, RolloutStrategy, TransitionPolicy, VersionPolicy, WarmupInput, WarmupSample};
+pub use state::{FailedStep, Failure, IllegalTransition, Outward, Stage, VersionState};
+pub use stats::{BatchStats, Phase, Snapshot, Stats};
+pub use status::{CandidateStatus, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryStatus, Status, VersionStatus};
+pub use table::{Candidate, Publisher, Route, ServingTable, Split, Standing};

@@ -1,0 +1,252 @@
+//! From files on disk to a version that answers. Everything here blocks and runs on threads of its own, never on those of requests.
+//!
+//! Two steps, so that memory can be reserved between them: [`verify`] finds the runtime, reads what the manifest says, and
+//! estimates; [`load`] makes the sessions, warms them up and compares the golden samples. A panic in either fails the version.
+//!
+//! A thread that loads steps aside for those that serve. Threads inherit that, so instances are started by another one. What a
+//! runtime starts for one session inherits it too: a load with several threads an operator keeps its priority.
+
+mod golden;
+mod warmup;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+use bascule_registry::Generation;
+use bascule_runtime_api::{Footprint, LoadError, LoadOptions, Runtime, Session, Signature};
+use chrono::{DateTime, Utc};
+
+use self::golden::Golden;
+use crate::error::with_causes;
+use crate::reconcile::Files;
+use crate::state::FailedStep;
+use crate::{ModelSettings, Servable, ServableSpec, memory};
+
+/// Why a version could not be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LoadFailure {
+    pub(crate) step: FailedStep,
+    pub(crate) cause: String,
+}
+
+impl LoadFailure {
+    pub(crate) fn new(step: FailedStep, cause: impl Into<String>) -> LoadFailure {
+        LoadFailure { step, cause: cause.into() }
+    }
+}
+
+/// The runtimes by the format that they load, and the versions of their libraries.
+pub(crate) struct Runtimes(Vec<Entry>);
+
+struct Entry {
+    runtime: Arc<dyn Runtime>,
+    version: Result<String, LoadError>,
+}
+
+impl Runtimes {
+    /// Opens each runtime's library. Blocks.
+    pub(crate) fn open(runtimes: Vec<Arc<dyn Runtime>>) -> Runtimes {
+        Runtimes(runtimes.into_iter().map(|runtime| Entry { version: runtime.version(), runtime }).collect())
+    }
+
+    /// The formats whose library can't be used, and why.
+    pub(crate) fn unavailable(&self) -> impl Iterator<Item = (&'static str, &LoadError)> {
+        self.0.iter().filter_map(|entry| Some((entry.runtime.format(), entry.version.as_ref().err()?)))
+    }
+
+    fn find(&self, format: &str) -> Result<(Arc<dyn Runtime>, String), LoadFailure> {
+        let Some(entry) = self.0.iter().find(|entry| entry.runtime.format() == format) else {
+            let known: Vec<&str> = self.0.iter().map(|entry| entry.runtime.format()).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(LoadFailure::new(
+                FailedStep::Verifying,
+                format!("no runtime loads the format '{format}'; formats known: {known}"),
+            ));
+        };
+        match &entry.version {
+            Ok(version) => Ok((Arc::clone(&entry.runtime), version.clone())),
+            // The library may have been put there meanwhile.
+            Err(_) => match entry.runtime.version() {
+                Ok(version) => Ok((Arc::clone(&entry.runtime), version)),
+                Err(error) => Err(LoadFailure::new(FailedStep::Verifying, described(&error))),
+            },
+        }
+    }
+}
+
+/// What is to be verified.
+#[derive(Debug)]
+pub(crate) struct VerifyJob {
+    pub(crate) generation: Arc<Generation>,
+    pub(crate) settings: Arc<ModelSettings>,
+    pub(crate) files: Files,
+}
+
+/// A version that may be loaded once its memory is there.
+pub(crate) struct Verified {
+    runtime: Arc<dyn Runtime>,
+    runtime_version: String,
+    options: LoadOptions,
+    golden: Option<Golden>,
+    /// Memory of all sessions together.
+    pub(crate) estimate: Footprint,
+}
+
+impl std::fmt::Debug for Verified {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Verified").field("runtime", &self.runtime.name()).field("estimate", &self.estimate).finish_non_exhaustive()
+    }
+}
+
+/// What is to be loaded.
+#[derive(Debug)]
+pub(crate) struct LoadJob {
+    pub(crate) generation: Arc<Generation>,
+    pub(crate) settings: Arc<ModelSettings>,
+    pub(crate) files: Files,
+    pub(crate) verified: Verified,
+}
+
+/// A version that answers.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) servable: Arc<Servable>,
+    /// What went wrong without stopping the load.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Sessions that are made and warm.
+struct Warm {
+    sessions: Vec<Box<dyn Session>>,
+    warnings: Vec<String>,
+}
+
+/// Reads everything that can be known without making a session.
+pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob) -> Result<Verified, LoadFailure> {
+    guarded(FailedStep::Verifying, || {
+        let failure = |cause: String| LoadFailure::new(FailedStep::Verifying, cause);
+        let manifest = &job.generation.manifest;
+        let (runtime, runtime_version) = runtimes.find(&manifest.format)?;
+        let options = options(&job.generation, &job.settings)?;
+        let golden = match &manifest.golden {
+            Some(path) => {
+                Some(Golden::read(&job.files.dir().join(path)).map_err(|error| failure(format!("golden file {path}: {error}")))?)
+            }
+            None => None,
+        };
+        let one = runtime.estimate(job.files.dir(), &options).map_err(|error| failure(described(&error)))?;
+        let instances = u64::from(job.settings.instances.max(1));
+        let estimate = Footprint {
+            host_bytes: one.host_bytes.saturating_mul(instances),
+            device_bytes: one.device_bytes.saturating_mul(instances),
+            measured: one.measured,
+        };
+        Ok(Verified { runtime, runtime_version, options, golden, estimate })
+    })
+}
+
+/// The manifest's signature goes before that of the settings; the runtime compares it with the file.
+fn options(generation: &Generation, settings: &ModelSettings) -> Result<LoadOptions, LoadFailure> {
+    let manifest = &generation.manifest;
+    let declared = match &manifest.signature {
+        Some(signature) => {
+            let read = serde_json::from_value::<Signature>(signature.clone());
+            Some(read.map_err(|error| LoadFailure::new(FailedStep::Verifying, format!("manifest field `signature`: {error}")))?)
+        }
+        None => settings.declared.clone(),
+    };
+    Ok(LoadOptions {
+        entrypoint: settings.entrypoint.as_deref().unwrap_or(&manifest.entrypoint).into(),
+        device: settings.device,
+        intra_op_threads: settings.intra_op_threads,
+        inter_op_threads: 1,
+        declared,
+        options: settings.runtime_options.clone(),
+    })
+}
+
+/// Makes a session for each instance, warms them up, compares the golden samples and starts the instances. `on_warming` is called
+/// between the first two. Sessions that come to nothing are dropped by the thread that made them. Blocks for as long as a load takes.
+pub(crate) fn load(
+    job: LoadJob,
+    on_warming: impl FnOnce() + Send + 'static,
+    at: impl FnOnce() -> DateTime<Utc>,
+) -> Result<Loaded, LoadFailure> {
+    let LoadJob { generation, settings, files, verified } = job;
+    let (runtime, runtime_version) = (verified.runtime.name(), verified.runtime_version.clone());
+    let warm = {
+        let (settings, files) = (Arc::clone(&settings), files.clone());
+        aside(move || warm(&verified, &settings, &files, on_warming))?
+    };
+    let footprint = total(&warm.sessions);
+    let spec = ServableSpec { generation, settings, runtime, runtime_version, footprint, loaded_at: at() };
+    let servable = Servable::start(spec, warm.sessions)
+        .map_err(|error| LoadFailure::new(FailedStep::Loading, format!("cannot start an instance's thread: {error}")))?;
+    Ok(Loaded { servable, warnings: warm.warnings })
+}
+
+/// Runs on a thread of its own, which ends with it.
+fn aside(work: impl FnOnce() -> Result<Warm, LoadFailure> + Send + 'static) -> Result<Warm, LoadFailure> {
+    let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
+    let thread = thread::Builder::new().name("loader".to_owned()).spawn(work);
+    let thread = thread.map_err(|error| failure(format!("cannot start a thread: {error}")))?;
+    thread.join().unwrap_or_else(|panic| Err(failure(panicked(panic.as_ref()))))
+}
+
+fn warm(verified: &Verified, settings: &ModelSettings, files: &Files, on_warming: impl FnOnce()) -> Result<Warm, LoadFailure> {
+    if verified.options.intra_op_threads == 1 {
+        memory::lower_priority();
+    }
+    let mut sessions = guarded(FailedStep::Loading, || {
+        let load = || verified.runtime.load(files.dir(), &verified.options);
+        let sessions: Result<Vec<_>, _> = (0..settings.instances.max(1)).map(|_| load()).collect();
+        sessions.map_err(|error| LoadFailure::new(FailedStep::Loading, described(&error)))
+    })?;
+    on_warming();
+    let mut warnings = Vec::new();
+    for session in &mut sessions {
+        let warned = guarded(FailedStep::Warming, || warmup::warm_up(session.as_mut(), &settings.warmup))?;
+        // Every session of a version warns alike.
+        if warnings.is_empty() {
+            warnings.extend(warned);
+        }
+    }
+    if let (Some(golden), Some(session)) = (&verified.golden, sessions.first_mut()) {
+        guarded(FailedStep::Golden, || {
+            golden.compare(session.as_mut()).map_err(|cause| LoadFailure::new(FailedStep::Golden, cause))
+        })?;
+    }
+    Ok(Warm { sessions, warnings })
+}
+
+fn total(sessions: &[Box<dyn Session>]) -> Footprint {
+    let each = sessions.iter().map(|session| session.footprint());
+    each.reduce(|a, b| Footprint {
+        host_bytes: a.host_bytes.saturating_add(b.host_bytes),
+        device_bytes: a.device_bytes.saturating_add(b.device_bytes),
+        measured: a.measured && b.measured,
+    })
+    .unwrap_or_default()
+}
+
+/// The error with its causes, and what the operator can do where the runtime knows.
+fn described(error: &LoadError) -> String {
+    match error {
+        LoadError::Unavailable { hint, .. } => format!("{}; {hint}", with_causes(error)),
+        _ => with_causes(error),
+    }
+}
+
+/// A panic of a runtime fails the version, not the gateway.
+fn guarded<T>(step: FailedStep, work: impl FnOnce() -> Result<T, LoadFailure>) -> Result<T, LoadFailure> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(LoadFailure::new(step, panicked(panic.as_ref()))))
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    format!("the runtime panicked: {}", message.unwrap_or("no message"))
+}
+
+#[cfg(test)]
+mod tests;

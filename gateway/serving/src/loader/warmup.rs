@@ -1,0 +1,71 @@
+//! Runs made before a version takes traffic, so that no caller pays for a runtime's first run.
+//!
+//! What the settings name has to succeed. Without any, one run with made-up inputs is tried: a model may refuse zeros with good
+//! reason, so its failure is only a warning.
+
+use bascule_runtime_api::{AlignedBuffer, DataType, RunContext, Session, Tensor, TensorSpec, element_count};
+
+use super::LoadFailure;
+use crate::WarmupSample;
+use crate::error::with_causes;
+use crate::state::FailedStep;
+
+/// Made-up inputs are not larger than this together.
+const MAX_GENERATED_BYTES: usize = 256 << 20;
+
+/// Runs the samples, or one of our own; what comes back is worth a warning.
+///
+/// # Errors
+/// A configured sample failed, or does not fit the signature.
+pub(super) fn warm_up(session: &mut dyn Session, samples: &[WarmupSample]) -> Result<Option<String>, LoadFailure> {
+    if samples.is_empty() {
+        return Ok(generated(session).err().map(|cause| format!("no warm-up: {cause}")));
+    }
+    for sample in samples {
+        let failure = |cause: String| LoadFailure::new(FailedStep::Warming, format!("warm-up '{}': {cause}", sample.name));
+        let inputs = ordered(session, sample).map_err(failure)?;
+        for _ in 0..sample.count {
+            session.run(&inputs, &RunContext::default()).map_err(|error| failure(with_causes(&error)))?;
+        }
+    }
+    Ok(None)
+}
+
+/// A sample's tensors in the signature's order.
+fn ordered(session: &dyn Session, sample: &WarmupSample) -> Result<Vec<Tensor>, String> {
+    let specs = &session.signature().inputs;
+    if let Some(unknown) = sample.inputs.iter().find(|input| !specs.iter().any(|spec| spec.name == input.name)) {
+        let known: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        return Err(format!("the model has no input '{}'; expected {}", unknown.name, known.join(", ")));
+    }
+    let find = |spec: &TensorSpec| sample.inputs.iter().find(|input| input.name == spec.name);
+    let tensors = specs.iter().map(|spec| {
+        find(spec).map(|input| input.tensor.clone()).ok_or_else(|| format!("input '{}' of the model is missing", spec.name))
+    });
+    tensors.collect()
+}
+
+/// One run of zeros and empty strings; every open dimension is 1.
+fn generated(session: &mut dyn Session) -> Result<(), String> {
+    let mut budget = MAX_GENERATED_BYTES;
+    let inputs: Result<Vec<Tensor>, String> = session.signature().inputs.iter().map(|spec| zeros(spec, &mut budget)).collect();
+    session
+        .run(&inputs?, &RunContext::default())
+        .map(drop)
+        .map_err(|error| format!("a run with zeros failed: {}", with_causes(&error)))
+}
+
+fn zeros(spec: &TensorSpec, budget: &mut usize) -> Result<Tensor, String> {
+    let shape: Vec<i64> = spec.shape.iter().map(|dim| if *dim < 0 { 1 } else { *dim }).collect();
+    let too_large = || format!("input '{}' of shape {shape:?} is too large to make up", spec.name);
+    let count = element_count(&shape).ok_or_else(too_large)?;
+    // An empty string is its length alone.
+    let bytes =
+        spec.datatype.element_bytes().unwrap_or(4).checked_mul(count).filter(|bytes| *bytes <= *budget).ok_or_else(too_large)?;
+    *budget -= bytes;
+    let tensor = match spec.datatype {
+        DataType::Bytes => Tensor::from_byte_strings(&shape, &vec![[0_u8; 0]; count]),
+        datatype => Tensor::new(datatype, &shape, AlignedBuffer::zeroed(bytes).into_bytes()),
+    };
+    tensor.map_err(|error| error.to_string())
+}

@@ -1,0 +1,423 @@
+//! The one place where versions change their state: one task, one mailbox, one writer of the table.
+//!
+//! [`Reconciler`] is told [`Event`]s and the time; it changes its own state, publishes the table at most once for all that was told
+//! since the last time, and returns [`Effect`]s for others to carry out. It does no input or output and reads no clock, so a test can
+//! drive it through any history. [`Shell`] is the task around it, [`Seer`] the one that looks at the source.
+//!
+//! The order that requests rely on: a version is in the table only while it is ready, and it is closed (an effect) only after a table
+//! without it was published.
+
+mod event;
+mod loads;
+mod look;
+mod looks;
+mod model;
+mod operator;
+mod report;
+mod routes;
+mod settings;
+mod shell;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bascule_registry::ModelName;
+
+pub(crate) use self::event::{Drained, Effect, Event, Files, Now, ResidencyId, Snapshot};
+#[cfg(test)]
+pub(crate) use self::event::{Look, Unloading};
+use self::look::SourceView;
+pub(crate) use self::looks::{Looks, Seer};
+use self::model::{ModelState, Residency};
+pub(crate) use self::shell::Shell;
+use crate::aspire::{Circumstances, Demand, aspire};
+use crate::engine::{Absent, EngineOptions, RetryPolicy, SettingsReader};
+use crate::persist::{Operator, Persisted, Write};
+use crate::plan::{Action, Budget, Idle, Means, ModelView, choose, plan};
+use crate::state::Stage;
+use crate::status::{DrainReceipt, ModelStatus, Readiness, Status};
+use crate::table::Publisher;
+use crate::{LoadMode, TransitionPolicy};
+
+/// Fetches at a time.
+const MAX_FETCHES: usize = 8;
+
+/// What the reconciler goes by.
+#[derive(Clone)]
+pub(crate) struct Rules {
+    pub(crate) load_mode: LoadMode,
+    pub(crate) explicit_models: Vec<ModelName>,
+    pub(crate) explicit_follow: bool,
+    pub(crate) resurrect: bool,
+    pub(crate) transition: TransitionPolicy,
+    pub(crate) absent: Absent,
+    pub(crate) strict_ready: bool,
+    pub(crate) memory_budget_bytes: Option<u64>,
+    pub(crate) loader_threads: usize,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) keep_previous: Duration,
+    pub(crate) read_settings: SettingsReader,
+}
+
+impl Rules {
+    pub(crate) fn of(options: &EngineOptions) -> Rules {
+        Rules {
+            load_mode: options.load_mode,
+            explicit_models: options.explicit_models.clone(),
+            explicit_follow: options.explicit_follow,
+            resurrect: options.resurrect,
+            transition: options.transition,
+            absent: options.absent,
+            strict_ready: options.strict_ready,
+            memory_budget_bytes: options.memory_budget_bytes,
+            loader_threads: options.loader_threads.max(1),
+            drain_timeout: options.drain_timeout,
+            retry: options.retry,
+            keep_previous: options.keep_previous,
+            read_settings: Arc::clone(&options.read_settings),
+        }
+    }
+}
+
+/// Work for a loader thread that waits for one to be free.
+#[derive(Debug, Clone, Copy)]
+enum Job {
+    Verify(ResidencyId),
+    Load(ResidencyId),
+}
+
+/// The state of everything that is not a request.
+pub(crate) struct Reconciler {
+    rules: Rules,
+    publisher: Publisher,
+    models: BTreeMap<ModelName, ModelState>,
+    operators: BTreeMap<ModelName, Operator>,
+    /// Loads that were asked for, until the look that they wait for.
+    asked: BTreeMap<ModelName, u64>,
+    source: SourceView,
+    /// Which model a residency belongs to.
+    homes: HashMap<ResidencyId, ModelName>,
+    next_id: u64,
+    /// Models whose plan may have changed.
+    dirty: BTreeSet<ModelName>,
+    /// Models whose route or status may have changed since the last snapshot.
+    touched: BTreeSet<ModelName>,
+    /// Models that wait for a fetch slot.
+    waiting_for_slot: BTreeSet<ModelName>,
+    /// Models that wait for memory.
+    waiting_for_memory: BTreeSet<ModelName>,
+    budget: Budget,
+    fetching: usize,
+    loading: usize,
+    jobs: VecDeque<Job>,
+    trims: loads::Trims,
+    receipts: Arc<VecDeque<(ResidencyId, DrainReceipt)>>,
+    statuses: BTreeMap<ModelName, ModelStatus>,
+    /// Effects that must come after the publish, and those that need not.
+    drains: Vec<Effect>,
+    effects: Vec<Effect>,
+    write: u64,
+    drain: u64,
+    /// The first set was decided once.
+    decided: bool,
+    /// With the limit of the last drains.
+    stopping: Option<Duration>,
+    exists: Arc<BTreeMap<ModelName, Arc<bascule_registry::ListedModel>>>,
+}
+
+impl Reconciler {
+    /// The state after a restart: what served is aspired before the first look.
+    pub(crate) fn new(rules: Rules, describe: String, persisted: Persisted, publisher: Publisher) -> Reconciler {
+        let Persisted { mut operator, served } = persisted;
+        if rules.load_mode == LoadMode::Explicit {
+            for model in &rules.explicit_models {
+                operator.entry(model.clone()).or_insert(Operator::On);
+            }
+        }
+        let budget = Budget { limit: rules.memory_budget_bytes, ..Budget::default() };
+        let models: BTreeMap<ModelName, ModelState> =
+            served.into_iter().map(|(name, served)| (name.clone(), ModelState::restored(name, served))).collect();
+        let names: BTreeSet<ModelName> = models.keys().cloned().collect();
+        Reconciler {
+            rules,
+            publisher,
+            operators: operator,
+            asked: BTreeMap::new(),
+            source: SourceView::new(describe, !models.is_empty()),
+            models,
+            homes: HashMap::new(),
+            next_id: 1,
+            dirty: names.clone(),
+            touched: names,
+            waiting_for_slot: BTreeSet::new(),
+            waiting_for_memory: BTreeSet::new(),
+            budget,
+            fetching: 0,
+            loading: 0,
+            jobs: VecDeque::new(),
+            trims: loads::Trims::default(),
+            receipts: Arc::default(),
+            statuses: BTreeMap::new(),
+            drains: Vec::new(),
+            effects: Vec::new(),
+            write: 0,
+            drain: 0,
+            decided: false,
+            stopping: None,
+            exists: Arc::default(),
+        }
+    }
+
+    /// Takes one event in. What follows from it is decided by [`Reconciler::settle`].
+    pub(crate) fn handle(&mut self, event: Event, now: Now) {
+        match event {
+            Event::Looked { ticket, look } => self.looked(ticket, look, now),
+            Event::Fetched { id, result } => self.fetched(id, result, now),
+            Event::Verified { id, result } => self.verified(id, result, now),
+            Event::Warming { id } => self.warming(id),
+            Event::Loaded { id, result } => self.loaded(id, result, now),
+            Event::Drained { id, drained } => self.drained(id, &drained, now),
+            Event::Trimmed(trim) => self.trimmed(trim, now),
+            Event::Load { model, ticket, reply } => {
+                // Whoever asked may have gone: then nobody is to be told.
+                drop(reply.send(self.load_asked(model, ticket)));
+            }
+            Event::Unload { model, reply } => drop(reply.send(self.unload_asked(&model, now))),
+            Event::Wanted { model } => self.wanted(&model),
+            Event::Tick => self.tick(now),
+            Event::Shutdown { drain_timeout } => {
+                self.stopping = Some(drain_timeout);
+                self.dirty.extend(self.models.keys().cloned());
+            }
+        }
+    }
+
+    /// Decides on everything that was told: at most one publish of the table and exactly one snapshot. The effects are to be carried
+    /// out in order.
+    pub(crate) fn settle(&mut self, now: Now) -> (Vec<Effect>, Snapshot) {
+        self.drain += 1;
+        while let Some(name) = self.dirty.pop_first() {
+            self.settle_model(&name, now);
+            self.touched.insert(name);
+        }
+        self.hand_out_jobs();
+        self.publish();
+        self.effects.append(&mut self.drains);
+        self.trim_if_due(now);
+        self.update_readiness();
+        let snapshot = self.snapshot(now);
+        (std::mem::take(&mut self.effects), snapshot)
+    }
+
+    /// When [`Event::Tick`] should come, if nothing else does.
+    pub(crate) fn wake_at(&self) -> Option<Duration> {
+        let models = self.models.values().filter_map(|model| model.wake_at);
+        models.chain(self.trims.due()).min()
+    }
+
+    fn tick(&mut self, now: Now) {
+        let due = self.models.values().filter(|model| model.wake_at.is_some_and(|at| at <= now.at));
+        self.dirty.extend(due.map(|model| model.name.clone()));
+    }
+
+    fn demand(&self, model: &ModelState) -> Demand {
+        if self.stopping.is_some() {
+            return Demand::Off;
+        }
+        match (self.operators.get(&model.name), self.rules.load_mode) {
+            (Some(Operator::Off { .. }), _) => Demand::Off,
+            (_, LoadMode::Watch) | (Some(Operator::On), LoadMode::Explicit) => Demand::Wanted,
+            (None, LoadMode::Explicit) => Demand::NotLoaded,
+            (_, LoadMode::OnDemand) if model.wanted => Demand::Wanted,
+            (_, LoadMode::OnDemand) => Demand::Idle,
+        }
+    }
+
+    /// Plans and acts until nothing more can be done for this model without waiting.
+    fn settle_model(&mut self, name: &ModelName, now: Now) {
+        // Taken out, so that the model and the rest can both be changed.
+        let Some(mut model) = self.models.remove(name) else { return };
+        loop {
+            self.aspire(&mut model, now);
+            let views = model.views();
+            let view = ModelView { aspired: &model.aspired, transition: self.rules.transition, residencies: &views };
+            let means = Means { budget: self.budget, fetch_slots: MAX_FETCHES.saturating_sub(self.fetching) };
+            let plan = plan(&view, &means, || self.idle_models(), now.at);
+            let until =
+                model.aspired.until.and_then(|until| (until - now.utc).to_std().ok()).map(|left| now.at.saturating_add(left));
+            model.wake_at = [plan.wake_at, until].into_iter().flatten().min();
+            set(&mut self.waiting_for_slot, name, plan.waits_for_slot);
+            set(&mut self.waiting_for_memory, name, plan.waits_for_memory);
+            if plan.actions.is_empty() {
+                model.choice = choose(&model.aspired, self.rules.transition, &views);
+                break;
+            }
+            // What is evicted gives its memory back when its own turn comes; asked again before that, this plan would evict more.
+            let evicts = plan.actions.iter().any(|action| matches!(action, Action::Evict { .. }));
+            for action in plan.actions {
+                self.act(&mut model, action, now);
+            }
+            if evicts {
+                model.choice = choose(&model.aspired, self.rules.transition, &model.views());
+                break;
+            }
+        }
+        if model.exists.is_some() || !model.residencies.is_empty() {
+            self.models.insert(name.clone(), model);
+        } else {
+            self.forget(&model);
+        }
+    }
+
+    fn aspire(&self, model: &mut ModelState, now: Now) {
+        let Some(exists) = model.exists.clone() else {
+            model.aspired = crate::aspire::Aspired::default();
+            return;
+        };
+        model.settings.refresh(&exists, model.aspired.versions.keys(), &self.rules.read_settings);
+        let ready = model.ready();
+        let settings = model.settings.model();
+        let aspired = aspire(&Circumstances {
+            model: &exists,
+            policy: &settings.version_policy,
+            strategy: settings.rollout,
+            transition: self.rules.transition,
+            demand: self.demand(model),
+            ready: &ready,
+            serving: model.serving,
+            keep_previous: self.rules.keep_previous,
+            now: now.utc,
+        });
+        model.serving = aspired.stable.or(model.serving);
+        model.aspired = aspired;
+        model.settings.refresh(&exists, model.aspired.versions.keys(), &self.rules.read_settings);
+    }
+
+    fn act(&mut self, model: &mut ModelState, action: Action, now: Now) {
+        match action {
+            Action::Begin { version } => self.begin(model, version),
+            Action::Fetch { id } => self.fetch(model, id, now),
+            Action::Load { id, bytes } => self.load(model, id, bytes),
+            Action::Refuse { id, cause } => {
+                self.fail(model, id, crate::loader::LoadFailure::new(crate::state::FailedStep::Memory, cause), now);
+            }
+            Action::Unload { id } => self.unload(model, id),
+            Action::Abandon { id } => self.abandon(model, id),
+            Action::Evict { model: evicted } => self.evict(&evicted),
+        }
+    }
+
+    /// Models that could give way to another; the one that is being settled is not among them.
+    fn idle_models(&self) -> Vec<Idle> {
+        if self.rules.load_mode != LoadMode::OnDemand {
+            return Vec::new();
+        }
+        let idle = self.models.values().filter(|model| model.wanted && !model.residencies.is_empty() && model.is_idle());
+        idle.map(|model| Idle {
+            model: model.name.clone(),
+            last_use: model.last_use.second(),
+            reserved_bytes: model.residencies.values().map(|residency| residency.reserved_bytes).sum(),
+        })
+        .collect()
+    }
+
+    fn evict(&mut self, name: &ModelName) {
+        if let Some(model) = self.models.get_mut(name) {
+            tracing::info!(model = %name, "evicted, its memory is needed");
+            model.wanted = false;
+            self.dirty.insert(name.clone());
+        }
+    }
+
+    /// Whether nothing is left to wait for after a shutdown. Loads that can't be stopped are not waited for by this: the process
+    /// ends without them.
+    fn is_stopped(&self) -> bool {
+        let moving = |residency: &Residency| residency.stage() != Stage::Failed;
+        self.stopping.is_some() && !self.models.values().flat_map(|model| model.residencies.values()).any(moving)
+    }
+
+    fn update_readiness(&mut self) {
+        self.decided = self.decided || (self.source.is_decided() && self.models.values().all(ModelState::is_decided));
+    }
+
+    fn readiness(&self) -> Readiness {
+        if self.stopping.is_some() {
+            return Readiness::Stopping;
+        }
+        let not_yet = |reason: String| Readiness::NotYet { reason };
+        if !self.decided {
+            let undecided = self.models.values().find(|model| !model.is_decided());
+            return not_yet(match undecided {
+                Some(model) => format!("model '{}' is being loaded", model.name),
+                None => self.source.waiting_for(),
+            });
+        }
+        let failing = |status: &&ModelStatus| {
+            let failed = status.versions.iter().any(|version| version.stage == Stage::Failed.name());
+            failed || status.standing == report::NOT_READY
+        };
+        match self.statuses.values().find(failing).filter(|_| self.rules.strict_ready) {
+            Some(status) => not_yet(format!("model '{}' is not ready", status.name)),
+            None => Readiness::Ready,
+        }
+    }
+
+    fn persist(&mut self, what: Write) {
+        self.write += 1;
+        self.effects.push(Effect::Persist { write: self.write, what });
+    }
+
+    /// What is shown before anything was decided.
+    pub(crate) fn empty_snapshot(&mut self) -> Snapshot {
+        let touched = std::mem::take(&mut self.touched);
+        let snapshot = self.snapshot(Now { at: Duration::ZERO, utc: chrono::DateTime::UNIX_EPOCH });
+        self.touched = touched;
+        snapshot
+    }
+
+    fn snapshot(&mut self, now: Now) -> Snapshot {
+        for name in std::mem::take(&mut self.touched) {
+            match self.models.get(&name) {
+                Some(model) => drop(self.statuses.insert(name, self.model_status(model, now))),
+                None => drop(self.statuses.remove(&name)),
+            }
+        }
+        let readiness = self.readiness();
+        let status = Status {
+            models: self.statuses.values().cloned().collect(),
+            registry: self.source.status(),
+            memory: report::memory(&self.budget),
+            generation: self.publisher.table().generation(),
+            ready: readiness.is_ready(),
+            receipts: self.receipts.iter().rev().take(report::RECEIPTS).rev().map(|(_, receipt)| receipt.clone()).collect(),
+        };
+        Snapshot {
+            drain: self.drain,
+            status: Arc::new(status),
+            readiness,
+            looked: self.source.looked(),
+            look_error: self.source.last_error().map(str::to_owned),
+            models: Arc::clone(&self.exists),
+            residents: Arc::new(self.homes.keys().copied().collect()),
+            receipts: Arc::clone(&self.receipts),
+            write: self.write,
+            stopped: self.is_stopped(),
+        }
+    }
+}
+
+/// Puts a name into a set or takes it out.
+fn set(names: &mut BTreeSet<ModelName>, name: &ModelName, member: bool) {
+    if member {
+        names.insert(name.clone());
+    } else {
+        names.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod bench;
+#[cfg(test)]
+mod tests;

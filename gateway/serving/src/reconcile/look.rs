@@ -1,0 +1,182 @@
+//! What looks at the source bring: what exists is folded in, and models that follow it are marked for a new plan.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bascule_registry::{Listing, ModelName};
+use chrono::{DateTime, Utc};
+
+use super::Reconciler;
+use super::event::{Look, Now};
+use super::model::ModelState;
+use crate::LoadMode;
+use crate::aspire::{Removal, adopt_decisions, fold};
+use crate::engine::Absent;
+use crate::persist::{Operator, Write};
+use crate::status::RegistryStatus;
+
+/// How looking at the source goes.
+#[derive(Debug)]
+pub(super) struct SourceView {
+    describe: String,
+    /// Something was served before the restart: the first look may fail.
+    restored: bool,
+    looked: u64,
+    listed: bool,
+    failed: bool,
+    /// The last listing that could be believed named a model.
+    nonempty: bool,
+    last_good: Option<DateTime<Utc>>,
+    last_error: Option<String>,
+    problems: Vec<String>,
+}
+
+impl SourceView {
+    pub(super) fn new(describe: String, restored: bool) -> SourceView {
+        SourceView {
+            describe,
+            restored,
+            looked: 0,
+            listed: false,
+            failed: false,
+            nonempty: restored,
+            last_good: None,
+            last_error: None,
+            problems: Vec::new(),
+        }
+    }
+
+    pub(super) fn status(&self) -> RegistryStatus {
+        RegistryStatus {
+            describe: self.describe.clone(),
+            last_good_look: self.last_good,
+            last_error: self.last_error.clone(),
+            problems: self.problems.clone(),
+        }
+    }
+
+    /// Whether it is known what should be loaded: from a look, or from before the restart where the look failed.
+    pub(super) fn is_decided(&self) -> bool {
+        self.listed || (self.failed && self.restored)
+    }
+
+    pub(super) fn waiting_for(&self) -> String {
+        match &self.last_error {
+            Some(error) => format!("{} can't be read: {error}", self.describe),
+            None => format!("{} is being read", self.describe),
+        }
+    }
+
+    pub(super) fn looked(&self) -> u64 {
+        self.looked
+    }
+
+    pub(super) fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+}
+
+/// When a model becomes what its source says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follow {
+    /// As its mode has it, and the listing may take so much away.
+    AsRuled(Removal),
+    /// The operator said so.
+    Now,
+}
+
+impl Reconciler {
+    /// Takes in what a look brought.
+    pub(super) fn looked(&mut self, ticket: u64, look: Look, now: Now) {
+        if matches!(look, Look::Slow) {
+            self.source.failed = true;
+            return;
+        }
+        self.source.looked = self.source.looked.max(ticket);
+        match look {
+            Look::Listed(listing) => self.listed(&listing, now),
+            Look::Unchanged => self.source.last_good = Some(now.utc),
+            Look::Failed(error) => {
+                if self.source.last_error.as_ref() != Some(&error) {
+                    tracing::warn!(error, "the source can't be read; what serves is not touched");
+                }
+                self.source.failed = true;
+                self.source.last_error = Some(error);
+                return self.answer_loads();
+            }
+            Look::Slow => {}
+        }
+        self.source.listed = true;
+        self.source.last_error = None;
+        self.answer_loads();
+    }
+
+    fn listed(&mut self, listing: &Listing, now: Now) {
+        self.source.last_good = Some(now.utc);
+        self.source.problems.clone_from(&listing.problems);
+        let empty = listing.models.is_empty();
+        let removal = match self.rules.absent {
+            // An empty answer after a full one is more likely a mistake than a wish.
+            _ if !listing.complete || (empty && self.source.nonempty) => Removal::Nothing,
+            Absent::Keep => Removal::NotResident,
+            Absent::Unload => Removal::All,
+        };
+        self.source.nonempty |= !empty;
+        let names: BTreeSet<ModelName> = self.models.keys().chain(listing.models.keys()).cloned().collect();
+        for name in names {
+            let mut model = self.models.remove(&name).unwrap_or_else(|| ModelState::new(name.clone()));
+            self.fold_in(&mut model, listing, removal);
+            self.models.insert(name, model);
+        }
+        let newest = |model: &ModelState| model.listed.clone().or_else(|| model.exists.clone());
+        self.exists = Arc::new(self.models.values().filter_map(|model| Some((model.name.clone(), newest(model)?))).collect());
+    }
+
+    fn fold_in(&mut self, model: &mut ModelState, listing: &Listing, removal: Removal) {
+        let before = model.listed.as_ref().or(model.exists.as_ref());
+        model.listed = fold(before, listing.models.get(&model.name), removal, |generation| model.is_resident(generation));
+        self.resurrect(model);
+        self.follow(model, Follow::AsRuled(removal));
+    }
+
+    /// Lets the model be what its source says. One that follows only when it is told to keeps its versions, unless it is told now.
+    pub(super) fn follow(&mut self, model: &mut ModelState, how: Follow) {
+        let next = match (&model.exists, &model.listed, how) {
+            (Some(own), Some(listed), Follow::AsRuled(_)) if self.stands_still(model) => Some(adopt_decisions(own, listed)),
+            (Some(own), None, Follow::AsRuled(removal)) if self.stands_still(model) => {
+                fold(Some(own), None, removal, |generation| model.is_resident(generation))
+            }
+            (own, None, Follow::Now) => own.clone(),
+            (_, listed, _) => listed.clone(),
+        };
+        let same = match (&model.exists, &next) {
+            (Some(before), Some(after)) => Arc::ptr_eq(before, after) || before == after,
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            model.exists = next;
+            self.dirty.insert(model.name.clone());
+        }
+    }
+
+    /// Whether a model does not follow what is new: it was loaded by hand, and is to be again for that.
+    fn stands_still(&self, model: &ModelState) -> bool {
+        let by_hand = matches!(self.operators.get(&model.name), Some(Operator::On));
+        self.rules.load_mode == LoadMode::Explicit && !self.rules.explicit_follow && by_hand
+    }
+
+    /// A new version brings back what the operator unloaded, where that is wanted.
+    fn resurrect(&mut self, model: &ModelState) {
+        let Some(Operator::Off { known, .. }) = self.operators.get(&model.name) else { return };
+        let Some(listed) = &model.listed else { return };
+        let is_new =
+            |(version, generation): (&u64, &Arc<bascule_registry::Generation>)| known.get(version) != Some(&generation.digest);
+        if self.rules.resurrect && listed.versions.iter().any(is_new) {
+            tracing::info!(model = %model.name, "a new version brings back what was unloaded");
+            self.operators.remove(&model.name);
+            self.persist(Write::Operator(model.name.clone(), None));
+            self.dirty.insert(model.name.clone());
+        }
+    }
+}

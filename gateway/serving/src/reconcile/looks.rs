@@ -1,0 +1,210 @@
+//! Looking at the source: one look at a time, on a task of its own, so that a slow source holds up nobody.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bascule_registry::{Layout, ListedModel, Listing, ModelName, Rollout, VersionSource};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::event::{Event, Look};
+use crate::engine::EngineOptions;
+use crate::error::with_causes;
+use crate::journal::JournalStore;
+
+/// After this long, whoever waits for the first look is told that it is slow.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// Between two looks, at the least, whatever the settings say.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Between two looks at a source that fails, at the most.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Wishes for a look. Many while one look is under way are one wish.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    asked: Mutex<Asked>,
+    wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    ticket: u64,
+    /// Models whose journal has changed, although the source may say that nothing has.
+    about: BTreeSet<ModelName>,
+}
+
+impl Looks {
+    /// Asks for a look. One that begins after this call has this ticket or a later one.
+    pub(crate) fn ask(&self) -> u64 {
+        self.ask_with(|_| ())
+    }
+
+    /// The same, and the model's journal is read again.
+    pub(crate) fn ask_about(&self, model: ModelName) -> u64 {
+        self.ask_with(|asked| {
+            asked.about.insert(model);
+        })
+    }
+
+    fn ask_with(&self, change: impl FnOnce(&mut Asked)) -> u64 {
+        let mut asked = self.lock();
+        change(&mut asked);
+        asked.ticket += 1;
+        let ticket = asked.ticket;
+        drop(asked);
+        self.wake.notify_one();
+        ticket
+    }
+
+    fn take(&self) -> (u64, BTreeSet<ModelName>) {
+        let mut asked = self.lock();
+        (asked.ticket, std::mem::take(&mut asked.about))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task that looks.
+pub(crate) struct Seer {
+    source: Arc<dyn VersionSource>,
+    journal: Arc<dyn JournalStore>,
+    looks: Arc<Looks>,
+    mailbox: mpsc::WeakSender<Event>,
+    interval: Duration,
+    chance: u64,
+    /// The last listing, as the source gave it.
+    listing: Option<Listing>,
+    /// The reconciler has not been told of it yet.
+    unreported: bool,
+    /// Journals of models whose source holds none.
+    rollouts: BTreeMap<ModelName, Rollout>,
+    /// Those that are to be read again.
+    stale: BTreeSet<ModelName>,
+    failures: u32,
+}
+
+impl Seer {
+    pub(crate) fn new(options: &EngineOptions, looks: Arc<Looks>, mailbox: mpsc::WeakSender<Event>) -> Seer {
+        Seer {
+            source: Arc::clone(&options.source),
+            journal: Arc::clone(&options.journal),
+            looks,
+            mailbox,
+            interval: options.poll_interval.max(MIN_INTERVAL),
+            chance: RandomState::new().build_hasher().finish(),
+            listing: None,
+            unreported: false,
+            rollouts: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            failures: 0,
+        }
+    }
+
+    /// Looks until the engine has ended.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let (ticket, about) = self.looks.take();
+            self.stale.extend(about);
+            let look = self.look_patiently(ticket).await;
+            if !self.tell(ticket, look).await {
+                return;
+            }
+            let at = Instant::now() + self.pause();
+            // An error means that the pause is over, which is one of the two reasons to look.
+            drop(timeout_at(at, self.looks.wake.notified()).await);
+        }
+    }
+
+    async fn tell(&self, ticket: u64, look: Look) -> bool {
+        match self.mailbox.upgrade() {
+            Some(mailbox) => mailbox.send(Event::Looked { ticket, look }).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Until the next look, half a tenth more or less by chance; longer while the source fails.
+    fn pause(&mut self) -> Duration {
+        // Knuth's linear congruential generator: replicas need to spread and nothing more.
+        self.chance = self.chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let spread = 0.95 + 0.1 * (self.chance >> 11) as f64 / (1u64 << 53) as f64;
+        let backoff = self.interval.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF.max(self.interval));
+        let settling = self.listing.as_ref().and_then(|listing| listing.recheck_after).filter(|_| self.failures == 0);
+        backoff.mul_f64(spread).min(settling.unwrap_or(Duration::MAX))
+    }
+
+    async fn look_patiently(&mut self, ticket: u64) -> Look {
+        let mailbox = self.mailbox.clone();
+        let mut look = std::pin::pin!(self.look());
+        match timeout(SLOW, &mut look).await {
+            Ok(look) => look,
+            Err(_) => {
+                if let Some(mailbox) = mailbox.upgrade() {
+                    // The engine may have ended: the look's own report will find out.
+                    drop(mailbox.send(Event::Looked { ticket, look: Look::Slow }).await);
+                }
+                look.await
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Look {
+        let cursor = self.listing.as_ref().map(|listing| listing.cursor.clone());
+        match self.source.list(cursor.as_ref()).await {
+            Ok(Some(listing)) => {
+                self.listing = Some(listing);
+                self.unreported = true;
+            }
+            Ok(None) => {
+                if let Some(listing) = &mut self.listing {
+                    listing.recheck_after = None;
+                }
+                if !self.unreported && self.stale.is_empty() {
+                    self.failures = 0;
+                    return Look::Unchanged;
+                }
+            }
+            Err(error) => {
+                self.failures += 1;
+                return Look::Failed(with_causes(&error));
+            }
+        }
+        match self.with_journals().await {
+            Ok(listing) => {
+                self.failures = 0;
+                self.unreported = false;
+                Look::Listed(Box::new(listing))
+            }
+            Err(error) => {
+                self.failures += 1;
+                Look::Failed(error)
+            }
+        }
+    }
+
+    /// The listing, with the journals of models whose source holds none.
+    async fn with_journals(&mut self) -> Result<Listing, String> {
+        let Some(mut listing) = self.listing.clone() else { return Err("nothing was listed".to_owned()) };
+        self.rollouts.retain(|name, _| listing.models.contains_key(name));
+        for model in listing.models.values_mut().filter(|model| model.layout == Layout::Plain) {
+            if self.stale.contains(&model.name) || !self.rollouts.contains_key(&model.name) {
+                let rollout = self.journal.rollout(&model.name).await.map_err(|error| with_causes(&error))?;
+                self.rollouts.insert(model.name.clone(), rollout);
+            }
+            if let Some(rollout) = self.rollouts.get(&model.name).filter(|rollout| model.rollout != **rollout) {
+                let mut decided = ListedModel::clone(model);
+                decided.aliases.extend(rollout.aliases.clone());
+                decided.rollout = rollout.clone();
+                *model = Arc::new(decided);
+            }
+        }
+        self.stale.clear();
+        Ok(listing)
+    }
+}

@@ -1,0 +1,210 @@
+//! The task around the reconciler: it reads the mailbox and the clock, and carries out what was decided.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bascule_registry::{Cache, Clock, Generation, ModelName, NoProgress, VersionKey, VersionSource};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
+
+use super::Reconciler;
+use super::event::{Effect, Event, Files, Now, ResidencyId, Snapshot};
+use crate::drain::drain;
+use crate::engine::EngineOptions;
+use crate::error::with_causes;
+use crate::loader::{self, LoadFailure, Runtimes};
+use crate::memory;
+use crate::persist::Writer;
+use crate::state::FailedStep;
+
+/// Events that are taken in before the table is published and the snapshot replaced.
+const MAX_EVENTS: usize = 256;
+
+/// Everything that carries out what the reconciler decides.
+pub(crate) struct Shell {
+    reconciler: Reconciler,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    source: Arc<dyn VersionSource>,
+    cache: Cache,
+    cache_max_bytes: u64,
+    runtimes: Arc<Runtimes>,
+    clock: Arc<dyn Clock>,
+    mailbox: mpsc::WeakSender<Event>,
+    writer: Arc<Writer>,
+    on_retired: Arc<dyn Fn(&VersionKey) + Send + Sync>,
+    wanted: Arc<Mutex<HashSet<ModelName>>>,
+    fetches: HashMap<ResidencyId, AbortHandle>,
+}
+
+impl Shell {
+    pub(crate) fn new(
+        mut reconciler: Reconciler,
+        options: &EngineOptions,
+        runtimes: Arc<Runtimes>,
+        mailbox: mpsc::WeakSender<Event>,
+        writer: Arc<Writer>,
+        wanted: Arc<Mutex<HashSet<ModelName>>>,
+    ) -> (Shell, watch::Receiver<Arc<Snapshot>>) {
+        let first = Arc::new(reconciler.empty_snapshot());
+        let (snapshots, receiver) = watch::channel(first);
+        let shell = Shell {
+            reconciler,
+            snapshots,
+            source: Arc::clone(&options.source),
+            cache: options.cache.clone(),
+            cache_max_bytes: options.cache_max_bytes,
+            runtimes,
+            clock: Arc::clone(&options.clock),
+            mailbox,
+            writer,
+            on_retired: Arc::clone(&options.on_retired),
+            wanted,
+            fetches: HashMap::new(),
+        };
+        (shell, receiver)
+    }
+
+    /// Works until every handle on the engine is gone.
+    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        self.settle(Vec::new());
+        loop {
+            let first = match self.reconciler.wake_at() {
+                None => events.recv().await,
+                Some(at) => {
+                    let until = Instant::now() + at.saturating_sub(self.clock.elapsed());
+                    match timeout_at(until, events.recv()).await {
+                        Ok(event) => event,
+                        Err(_) => Some(Event::Tick),
+                    }
+                }
+            };
+            let Some(first) = first else { return };
+            let mut batch = vec![first];
+            while batch.len() < MAX_EVENTS {
+                let Ok(event) = events.try_recv() else { break };
+                batch.push(event);
+            }
+            self.settle(batch);
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { at: self.clock.elapsed(), utc: self.clock.now() }
+    }
+
+    /// Takes the events in, publishes once, replaces the snapshot, and carries out what follows.
+    fn settle(&mut self, events: Vec<Event>) {
+        let now = self.now();
+        let mut answered = Vec::new();
+        for event in events {
+            match &event {
+                Event::Wanted { model } => answered.push(model.clone()),
+                Event::Fetched { id, .. } => drop(self.fetches.remove(id)),
+                _ => {}
+            }
+            self.reconciler.handle(event, now);
+        }
+        let (effects, snapshot) = self.reconciler.settle(now);
+        self.snapshots.send_replace(Arc::new(snapshot));
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        if !answered.is_empty() {
+            let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            for model in answered {
+                wanted.remove(&model);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Fetch { id, generation } => self.fetch(id, generation),
+            Effect::CancelFetch { id } => {
+                if let Some(fetch) = self.fetches.remove(&id) {
+                    fetch.abort();
+                }
+            }
+            Effect::Verify { id, job } => {
+                let runtimes = Arc::clone(&self.runtimes);
+                let work = move |_: &mpsc::WeakSender<Event>| Event::Verified { id, result: loader::verify(&runtimes, &job) };
+                self.on_thread("loader", work, |failure| Event::Verified { id, result: Err(failure) });
+            }
+            Effect::Load { id, job } => {
+                let clock = Arc::clone(&self.clock);
+                let work = move |mailbox: &mpsc::WeakSender<Event>| {
+                    let warming = mailbox.clone();
+                    let on_warming = move || tell(&warming, Event::Warming { id });
+                    Event::Loaded { id, result: loader::load(*job, on_warming, || clock.now()) }
+                };
+                self.on_thread("loader", work, |failure| Event::Loaded { id, result: Err(failure) });
+            }
+            Effect::Drain { id, servable, timeout } => {
+                let mailbox = self.mailbox.clone();
+                tokio::spawn(async move {
+                    let drained = drain(servable, timeout).await;
+                    post(&mailbox, Event::Drained { id, drained }).await;
+                });
+            }
+            Effect::Trim => self.on_thread(
+                "memory trim",
+                |_| {
+                    memory::lower_priority();
+                    Event::Trimmed(memory::trim())
+                },
+                |_| Event::Trimmed(None),
+            ),
+            Effect::Persist { write, what } => self.writer.write(write, what),
+            Effect::Retired { key } => (self.on_retired)(&key),
+        }
+    }
+
+    fn fetch(&mut self, id: ResidencyId, generation: Arc<Generation>) {
+        let (cache, source, mailbox, max_bytes) =
+            (self.cache.clone(), Arc::clone(&self.source), self.mailbox.clone(), self.cache_max_bytes);
+        let task = tokio::spawn(async move {
+            let fetched = cache.ensure(source.as_ref(), &generation, &NoProgress).await;
+            let result = fetched.map(Files::leased).map_err(|error| with_causes(&error));
+            post(&mailbox, Event::Fetched { id, result }).await;
+            // What nobody uses any more makes room; the runtime may be on its way out, then nothing needs room.
+            drop(tokio::task::spawn_blocking(move || cache.evict_unleased(max_bytes)).await);
+        });
+        self.fetches.insert(id, task.abort_handle());
+    }
+
+    /// Does work that blocks on a thread of its own. How many there are at a time is the reconciler's to say.
+    fn on_thread(
+        &self,
+        name: &str,
+        work: impl FnOnce(&mpsc::WeakSender<Event>) -> Event + Send + 'static,
+        otherwise: impl FnOnce(LoadFailure) -> Event,
+    ) {
+        let mailbox = self.mailbox.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let started = thread.spawn(move || {
+            let event = work(&mailbox);
+            tell(&mailbox, event);
+        });
+        if let Err(error) = started {
+            tracing::error!(name, %error, "cannot start a thread");
+            let event = otherwise(LoadFailure::new(FailedStep::Loading, format!("cannot start a thread: {error}")));
+            let mailbox = self.mailbox.clone();
+            tokio::spawn(async move { post(&mailbox, event).await });
+        }
+    }
+}
+
+/// Tells the reconciler from a thread that may block. Where the engine has ended, nobody needs to know.
+fn tell(mailbox: &mpsc::WeakSender<Event>, event: Event) {
+    if let Some(mailbox) = mailbox.upgrade() {
+        drop(mailbox.blocking_send(event));
+    }
+}
+
+/// Tells the reconciler from a task. Where the engine has ended, nobody needs to know.
+async fn post(mailbox: &mpsc::WeakSender<Event>, event: Event) {
+    if let Some(mailbox) = mailbox.upgrade() {
+        drop(mailbox.send(event).await);
+    }
+}

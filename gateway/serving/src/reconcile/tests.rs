@@ -1,0 +1,564 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bascule_registry::Rollout;
+use bascule_runtime_fake::FakeModel;
+
+use super::bench::{Bench, at_minute, rules};
+use super::*;
+use crate::testing::{constant, listing, name};
+use crate::{CommandError, InferError, Standing};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn bench() -> Bench {
+    Bench::new(rules())
+}
+
+fn broken() -> FakeModel {
+    FakeModel { fail_load: Some("no luck".to_owned()), ..constant(0.0) }
+}
+
+#[test]
+fn a_new_version_takes_over_and_the_old_one_gives_its_memory_back() {
+    let mut bench = bench();
+    bench.publish("m", 1, &FakeModel { bytes: 1000, ..constant(1.0) });
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "1 ready*");
+    bench.publish("m", 2, &FakeModel { bytes: 500, ..constant(2.0) });
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "1 unloaded, 2 ready*");
+    assert_eq!((bench.live_sessions(), bench.snapshot.status.memory.reserved_bytes), (1, 500));
+    let [receipt] = bench.snapshot.status.receipts.as_slice() else { panic!("{:?}", bench.snapshot.status.receipts) };
+    assert_eq!((receipt.version, receipt.reserved_bytes, receipt.trimmed, receipt.rss_after), (1, 1000, true, Some(1)));
+    assert_eq!(bench.retired.iter().map(|key| key.version).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn every_step_of_a_swap_leaves_a_version_that_answers() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    bench.publish("m", 2, &constant(2.0));
+    bench.look();
+    let mut seen = vec![bench.stages("m")];
+    while !bench.work.is_empty() {
+        let effect = bench.work.remove(0);
+        bench.perform(effect);
+        seen.push(bench.stages("m"));
+        assert!(bench.stable("m").is_some(), "{seen:?}");
+    }
+    let expected =
+        ["1 ready*, 2 fetching", "1 ready*, 2 verifying", "1 ready*, 2 loading", "1 draining, 2 ready*", "1 unloaded, 2 ready*"];
+    seen.dedup();
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn new_content_of_the_same_number_is_a_swap() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    let before = bench.router.table().route("m").unwrap().stable.clone().unwrap();
+    let generation = bench.publish("m", 1, &constant(1.5));
+    bench.look();
+    assert_eq!(bench.stages("m"), "1 ready*, 1 fetching");
+    bench.run();
+    let after = bench.router.table().route("m").unwrap().stable.clone().unwrap();
+    assert_eq!((bench.stages("m").as_str(), after.digest()), ("1 ready*", &generation.digest));
+    assert_ne!(before.digest(), after.digest());
+    assert!(bench.retired.is_empty(), "version 1 is still there");
+}
+
+#[test]
+fn what_fails_is_reported_and_tried_again_and_what_serves_stays() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    bench.publish("m", 2, &broken());
+    bench.look_and_run();
+    assert_eq!((bench.stages("m").as_str(), bench.cause("m", 2).as_str()), ("1 ready*, 2 failed", "loading: model.json: no luck"));
+    for attempts in 2..6 {
+        bench.wait(31 * SECOND);
+        bench.run();
+        let version = bench.status("m").version(2).unwrap().clone();
+        assert_eq!((version.attempts, bench.stable("m")), (attempts, Some(1)));
+    }
+    // Mended under the same number.
+    bench.publish("m", 2, &constant(2.0));
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "1 unloaded, 2 ready*");
+    assert_eq!(bench.live_sessions(), 1);
+}
+
+#[test]
+fn a_source_that_fails_lies_or_is_empty_takes_nothing_away() {
+    let mut bench = bench();
+    bench.publish("a", 1, &constant(1.0));
+    bench.publish("b", 1, &constant(1.0));
+    bench.look_and_run();
+    for look in [
+        Look::Failed("gone".to_owned()),
+        Look::Slow,
+        Look::Unchanged,
+        Look::Listed(Box::new(listing(true, []))),
+        Look::Listed(Box::new(listing(false, []))),
+        Look::Listed(Box::new(listing(false, [bench.source[&name("a")].clone()]))),
+    ] {
+        let what = format!("{look:?}").chars().take(60).collect::<String>();
+        bench.looked(look);
+        bench.run();
+        assert_eq!((bench.stages("a").as_str(), bench.stages("b").as_str()), ("1 ready*", "1 ready*"), "{what}");
+    }
+    bench.looked(Look::Failed("gone".to_owned()));
+    assert_eq!(bench.snapshot.status.registry.last_error.as_deref(), Some("gone"));
+    bench.look();
+    assert_eq!(bench.snapshot.status.registry.last_error, None);
+}
+
+#[test]
+fn a_deleted_directory_stays_served_or_not_as_the_user_likes() {
+    for (absent, expected) in [(Absent::Keep, "1 ready*"), (Absent::Unload, "unknown")] {
+        let mut bench = Bench::new(Rules { absent, ..rules() });
+        bench.publish("a", 1, &constant(1.0));
+        bench.publish("b", 1, &constant(1.0));
+        bench.look_and_run();
+        bench.source.remove("a");
+        bench.look_and_run();
+        assert_eq!(bench.stages("a"), expected, "{absent:?}");
+        assert_eq!(bench.stages("b"), "1 ready*");
+        // The next version of what was deleted takes over as ever.
+        bench.publish("a", 2, &constant(2.0));
+        bench.look_and_run();
+        assert_eq!(bench.stable("a"), Some(2));
+    }
+}
+
+#[test]
+fn a_deleted_version_stays_until_another_takes_over() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.publish("m", 2, &constant(2.0));
+    bench.look_and_run();
+    bench.source.get_mut("m").unwrap().versions.remove(&2);
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "2 ready*");
+    bench.publish("m", 3, &constant(3.0));
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "2 unloaded, 3 ready*");
+    bench.look_and_run();
+    assert_eq!(bench.snapshot.models["m"].versions.keys().copied().collect::<Vec<_>>(), [1, 3]);
+}
+
+#[test]
+fn a_tombstone_takes_a_version_away_at_once() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.publish("m", 2, &constant(2.0));
+    bench.look_and_run();
+    let versions = &mut bench.source.get_mut("m").unwrap().versions;
+    Arc::make_mut(versions.get_mut(&2).unwrap()).tombstoned = true;
+    bench.look();
+    assert_eq!(bench.stable("m"), None, "nothing yanked answers");
+    bench.run();
+    assert_eq!(bench.stages("m"), "1 ready*, 2 unloaded");
+}
+
+#[test]
+fn an_unload_lasts_until_a_load_and_over_restarts_and_publishes() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    assert_eq!(bench.unload("m").leaving.len(), 1);
+    assert_eq!(bench.router.table().route("m").unwrap().standing, Standing::Unloaded);
+    bench.run();
+    bench.publish("m", 2, &constant(2.0));
+    bench.look_and_run();
+    bench.restart();
+    bench.look_and_run();
+    assert_eq!((bench.stages("m").as_str(), bench.live_sessions()), ("", 0));
+    assert_eq!(bench.status("m").held.as_deref(), Some("held: unloaded by operator"));
+    bench.load("m").unwrap();
+    bench.look_and_run();
+    assert_eq!((bench.stages("m").as_str(), bench.status("m").held.as_deref()), ("2 ready*", None));
+    bench.restart();
+    bench.run();
+    assert_eq!(bench.stages("m"), "2 ready*", "and a restart brings it back without a look");
+    assert!(bench.unload("nobody").leaving.is_empty());
+    assert!(!bench.disk.operator.contains_key("nobody"), "names from outside are not kept");
+}
+
+#[test]
+fn a_new_version_brings_back_what_was_unloaded_where_that_is_wanted() {
+    let mut bench = Bench::new(Rules { resurrect: true, ..rules() });
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    bench.unload("m");
+    bench.look_and_run();
+    assert_eq!(bench.stable("m"), None, "the same content is nothing new");
+    bench.publish("m", 2, &constant(2.0));
+    bench.look_and_run();
+    assert_eq!(bench.stable("m"), Some(2));
+    assert!(bench.disk.operator.is_empty());
+}
+
+#[test]
+fn explicit_models_are_loaded_by_hand_and_stand_still() {
+    let mut bench = Bench::new(Rules { load_mode: LoadMode::Explicit, explicit_models: vec![name("a")], ..rules() });
+    bench.publish("a", 1, &constant(1.0));
+    bench.publish("b", 1, &constant(1.0));
+    bench.look_and_run();
+    assert_eq!((bench.stages("a").as_str(), bench.stages("b").as_str()), ("1 ready*", ""));
+    assert_eq!(bench.router.table().route("b").unwrap().standing, Standing::Unloaded);
+    bench.publish("a", 2, &constant(2.0));
+    bench.configure("a", "latest=2");
+    bench.look_and_run();
+    assert_eq!(bench.stages("a"), "1 ready*", "neither versions nor settings are followed");
+    bench.load("a").unwrap();
+    bench.load("b").unwrap();
+    bench.look_and_run();
+    assert_eq!((bench.stages("a").as_str(), bench.stages("b").as_str()), ("1 ready, 2 ready*", "1 ready*"));
+    bench.restart();
+    bench.look_and_run();
+    assert_eq!((bench.stable("a"), bench.stable("b")), (Some(2), Some(1)), "what was loaded by hand is loaded after a restart");
+    let versions = &mut bench.source.get_mut("a").unwrap().versions;
+    Arc::make_mut(versions.get_mut(&2).unwrap()).tombstoned = true;
+    bench.look_and_run();
+    assert_eq!(bench.stable("a"), Some(1), "a tombstone counts at once");
+}
+
+#[test]
+fn explicit_models_follow_where_that_is_wanted() {
+    let mut bench = Bench::new(Rules { load_mode: LoadMode::Explicit, explicit_follow: true, ..rules() });
+    bench.publish("m", 1, &constant(1.0));
+    bench.load("m").unwrap();
+    bench.look_and_run();
+    bench.publish("m", 2, &constant(2.0));
+    bench.look_and_run();
+    assert_eq!(bench.stable("m"), Some(2));
+}
+
+#[test]
+fn a_load_that_comes_after_its_look_is_answered_by_it() {
+    let mut bench = Bench::new(Rules { load_mode: LoadMode::Explicit, ..rules() });
+    bench.publish("m", 1, &constant(1.0));
+    bench.look();
+    bench.ticket -= 1;
+    bench.load("m").unwrap();
+    bench.run();
+    assert_eq!(bench.stages("m"), "1 ready*");
+    assert_eq!(bench.disk.operator[&name("m")], Operator::On);
+}
+
+#[test]
+fn a_load_of_what_failed_does_not_wait_for_the_retry() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.look();
+    let Effect::Fetch { id, .. } = bench.work.remove(0) else { panic!() };
+    bench.fail_fetch(id);
+    assert_eq!(bench.cause("m", 1), "fetching: the source is gone");
+    bench.load("m").unwrap();
+    assert_eq!(bench.stages("m"), "1 fetching");
+    bench.run();
+    assert_eq!(bench.stages("m"), "1 ready*");
+}
+
+fn on_demand(budget: Option<u64>) -> Bench {
+    Bench::new(Rules { load_mode: LoadMode::OnDemand, memory_budget_bytes: budget, ..rules() })
+}
+
+fn want(bench: &mut Bench, model: &str) {
+    bench.router.route(model).unwrap();
+    bench.tell(Event::Wanted { model: name(model) });
+    bench.run();
+}
+
+#[test]
+fn a_thousand_models_on_demand_cost_what_those_in_use_do() {
+    let mut bench = on_demand(None);
+    for model in 0..1000 {
+        bench.publish(&format!("m{model}"), 1, &constant(1.0));
+    }
+    bench.look();
+    assert!(bench.work.is_empty() && bench.reconciler.wake_at().is_none(), "nothing moves and nothing will");
+    for model in 0..50 {
+        want(&mut bench, &format!("m{model}"));
+    }
+    assert_eq!((bench.live_sessions(), bench.snapshot.residents.len()), (50, 50));
+    assert_eq!(bench.router.table().route("m999").unwrap().standing, Standing::OnDemand);
+    assert_eq!(bench.disk.served.len(), 50);
+}
+
+#[test]
+fn models_on_demand_give_way_least_recently_used_first() {
+    // Room for two of three: each takes its 10 000 bytes and, as an estimate, its file.
+    let mut bench = on_demand(Some(25_000));
+    for model in ["a", "b", "c"] {
+        bench.publish(model, 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
+    }
+    bench.look();
+    want(&mut bench, "a");
+    want(&mut bench, "b");
+    assert_eq!(bench.snapshot.status.memory.reserved_bytes, 20_000);
+    want(&mut bench, "c");
+    // All were used within one second: then the first by name goes.
+    assert_eq!(["a", "b", "c"].map(|model| bench.stable(model)), [None, Some(1), Some(1)]);
+    assert_eq!(bench.router.table().route("a").unwrap().standing, Standing::OnDemand);
+    assert!(matches!(bench.router.route("a").unwrap().servable(&crate::VersionChoice::Split), Err(InferError::NotReady { .. })));
+    want(&mut bench, "a");
+    assert_eq!(bench.stable("a"), Some(1));
+    assert_eq!((bench.live_sessions(), bench.snapshot.status.memory.reserved_bytes), (2, 20_000));
+}
+
+#[test]
+fn after_a_restart_models_on_demand_wait_for_their_request() {
+    let mut bench = on_demand(None);
+    bench.publish("m", 1, &constant(1.0));
+    bench.look();
+    want(&mut bench, "m");
+    bench.restart();
+    bench.looked(Look::Failed("gone".to_owned()));
+    assert!(bench.work.is_empty());
+    assert_eq!(bench.router.table().route("m").unwrap().standing, Standing::OnDemand);
+    want(&mut bench, "m");
+    assert_eq!(bench.stable("m"), Some(1));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_arithmetic_and_comes_when_it_fits() {
+    let mut bench = Bench::new(Rules { memory_budget_bytes: Some(25_000), ..rules() });
+    for model in ["a", "b", "c"] {
+        bench.publish(model, 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
+    }
+    bench.look_and_run();
+    let ready = |bench: &Bench| ["a", "b", "c"].map(|model| bench.stable(model).is_some());
+    assert_eq!(ready(&bench), [true, true, false]);
+    let cause = bench.cause("c", 1);
+    assert!(
+        cause.starts_with("memory: it needs 10") && cause.ends_with("of 25000 bytes 20000 are reserved: 5000 are left"),
+        "{cause}"
+    );
+    bench.unload("a");
+    bench.run();
+    assert_eq!(ready(&bench), [false, true, true], "without waiting for the retry");
+}
+
+#[test]
+fn where_memory_counts_more_the_old_version_leaves_before_the_new_one_comes() {
+    let transition = TransitionPolicy::ResourcePreserving;
+    let mut bench = Bench::new(Rules { memory_budget_bytes: Some(15_000), transition, ..rules() });
+    bench.publish("m", 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
+    bench.look_and_run();
+    bench.publish("m", 2, &FakeModel { bytes: 10_000, ..constant(2.0) });
+    bench.look();
+    assert_eq!((bench.stages("m").as_str(), bench.stable("m")), ("1 draining, 2 pending", None));
+    bench.run();
+    assert_eq!(bench.stages("m"), "1 unloaded, 2 ready*");
+}
+
+#[test]
+fn a_candidate_gets_its_share_and_a_promotion_keeps_the_old_one_for_a_while() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    let mut second = bench.publish("m", 2, &constant(2.0));
+    Arc::make_mut(&mut second.manifest).hold = true;
+    bench.source.get_mut("m").unwrap().versions.insert(2, Arc::new(second));
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "1 ready*, 2 ready");
+    let decide = |bench: &mut Bench, rollout: Rollout| {
+        bench.source.get_mut("m").unwrap().rollout = rollout;
+        bench.look_and_run();
+    };
+    decide(&mut bench, Rollout { id: "r".to_owned(), candidate: Some((2, 1000)), released: [2].into(), ..Rollout::default() });
+    assert_eq!(bench.stages("m"), "1 ready*, 2 ready+");
+    let shares: Vec<u32> = bench.status("m").versions.iter().map(|version| version.traffic_bp).collect();
+    assert_eq!(shares, [9000, 1000]);
+    let table = bench.router.table();
+    let route = table.route("m").unwrap();
+    assert_eq!((route.seed, route.aliases["stable"], route.aliases["candidate"]), (crate::rollout_seed("r"), 1, 2));
+    bench.at = Duration::from_secs(3600);
+    let stable = Rollout { stable: Some(2), stable_since: at_minute(60), previous_stable: Some(1), ..Rollout::default() };
+    decide(&mut bench, stable);
+    assert_eq!(bench.stages("m"), "1 ready, 2 ready*", "the previous one is there for a rollback");
+    bench.wait(600 * SECOND);
+    bench.run();
+    assert_eq!(bench.stages("m"), "1 unloaded, 2 ready*");
+}
+
+#[test]
+fn settings_apply_at_once_where_they_can_and_by_a_swap_where_they_must() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.publish("m", 2, &constant(2.0));
+    bench.look_and_run();
+    bench.configure("m", "latest=2");
+    bench.look_and_run();
+    assert_eq!(
+        (bench.stages("m").as_str(), bench.runtime.log().counts().loaded),
+        ("1 ready, 2 ready*", 2),
+        "version 2 was not loaded anew"
+    );
+    bench.configure("m", "latest=2 instances=2");
+    bench.look();
+    assert_eq!(bench.stable("m"), Some(2));
+    bench.run();
+    assert_eq!((bench.stages("m").as_str(), bench.live_sessions()), ("1 ready, 2 ready*", 4));
+}
+
+#[test]
+fn settings_that_cannot_be_read_leave_the_last_good_ones() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.configure("m", "instances=2");
+    bench.look_and_run();
+    bench.configure("m", "nonsense");
+    bench.look_and_run();
+    assert_eq!((bench.stages("m").as_str(), bench.live_sessions()), ("1 ready*", 2));
+    assert_eq!(bench.status("m").problems, ["settings: 'nonsense' is no setting"]);
+    bench.publish("n", 1, &constant(1.0));
+    bench.configure("n", "nonsense");
+    bench.look_and_run();
+    assert_eq!(bench.cause("n", 1), "settings: 'nonsense' is no setting");
+    bench.configure("n", "");
+    bench.look_and_run();
+    assert_eq!(bench.stages("n"), "1 ready*", "at once where they are mended");
+}
+
+#[test]
+fn a_restart_serves_what_was_served_without_its_source() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.publish("m", 2, &constant(2.0));
+    bench.configure("m", "latest=2");
+    bench.look_and_run();
+    bench.restart();
+    assert_eq!(bench.snapshot.readiness, Readiness::NotYet { reason: "model 'm' is being loaded".to_owned() });
+    bench.run();
+    assert_eq!(bench.stages("m"), "1 ready, 2 ready*");
+    assert!(!bench.snapshot.readiness.is_ready(), "whether there is more is not known yet");
+    bench.looked(Look::Failed("gone".to_owned()));
+    assert!(bench.snapshot.readiness.is_ready());
+}
+
+#[test]
+fn a_restart_serves_what_was_served_although_the_source_has_something_broken_now() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    bench.publish("m", 1, &broken());
+    bench.restart();
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "1 ready*, 1 failed", "the old content answers, the new one is reported");
+    let mut bench = Bench::new(rules());
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    bench.publish("m", 2, &broken());
+    bench.restart();
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "1 ready*, 2 failed");
+}
+
+#[test]
+fn ready_is_decided_once_and_a_failed_model_is_no_reason() {
+    let mut bench = bench();
+    bench.settle();
+    assert_eq!(bench.snapshot.readiness, Readiness::NotYet { reason: "the bench is being read".to_owned() });
+    bench.looked(Look::Failed("gone".to_owned()));
+    assert_eq!(bench.snapshot.readiness, Readiness::NotYet { reason: "the bench can't be read: gone".to_owned() });
+    bench.publish("good", 1, &constant(1.0));
+    bench.publish("bad", 1, &broken());
+    bench.look();
+    assert!(!bench.snapshot.readiness.is_ready());
+    bench.run();
+    assert!(bench.snapshot.readiness.is_ready());
+    bench.publish("good", 2, &broken());
+    bench.look();
+    assert!(bench.snapshot.readiness.is_ready(), "what comes later changes nothing");
+}
+
+#[test]
+fn strictly_ready_is_every_model() {
+    let mut bench = Bench::new(Rules { strict_ready: true, ..rules() });
+    bench.publish("bad", 1, &broken());
+    bench.look_and_run();
+    assert_eq!(bench.snapshot.readiness, Readiness::NotYet { reason: "model 'bad' is not ready".to_owned() });
+    bench.publish("bad", 1, &constant(1.0));
+    bench.look_and_run();
+    assert!(bench.snapshot.readiness.is_ready());
+}
+
+#[test]
+fn an_empty_source_is_ready() {
+    let mut bench = bench();
+    bench.look();
+    assert!(bench.snapshot.readiness.is_ready());
+}
+
+#[test]
+fn memory_goes_back_at_most_once_in_a_while() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    for version in 2..5 {
+        bench.publish("m", version, &constant(1.0));
+        bench.look_and_run();
+    }
+    let trimmed = |bench: &Bench| bench.snapshot.status.receipts.iter().map(|receipt| receipt.trimmed).collect::<Vec<_>>();
+    assert_eq!(trimmed(&bench), [true, false, false]);
+    assert_eq!(bench.reconciler.wake_at(), Some(30 * SECOND), "what was drained since is trimmed later");
+    bench.wait(30 * SECOND);
+    assert!(matches!(bench.work.as_slice(), [Effect::Trim]), "{:?}", bench.work);
+    bench.run();
+    assert_eq!(bench.reconciler.wake_at(), None);
+}
+
+#[test]
+fn fetches_and_loads_are_bounded_and_all_get_their_turn() {
+    let mut bench = bench();
+    for model in 0..30 {
+        bench.publish(&format!("m{model}"), 1, &constant(1.0));
+    }
+    bench.look();
+    let fetching = |bench: &Bench| bench.work.iter().filter(|work| matches!(work, Effect::Fetch { .. })).count();
+    let loading =
+        |bench: &Bench| bench.work.iter().filter(|work| matches!(work, Effect::Verify { .. } | Effect::Load { .. })).count();
+    assert_eq!(fetching(&bench), MAX_FETCHES);
+    while !bench.work.is_empty() {
+        let effect = bench.work.remove(0);
+        bench.perform(effect);
+        assert!(fetching(&bench) <= MAX_FETCHES && loading(&bench) <= 2);
+    }
+    assert_eq!(bench.live_sessions(), 30);
+}
+
+#[test]
+fn a_fetch_that_nobody_wants_any_more_is_given_up() {
+    let mut bench = bench();
+    bench.publish("m", 1, &constant(1.0));
+    bench.look();
+    bench.publish("m", 2, &constant(2.0));
+    bench.look();
+    assert!(matches!(bench.work.as_slice(), [Effect::Fetch { generation, .. }] if generation.key.version == 2), "{:?}", bench.work);
+    bench.run();
+    assert_eq!((bench.stages("m").as_str(), bench.reconciler.fetching), ("2 ready*", 0));
+}
+
+#[test]
+fn a_shutdown_drains_everything_and_forgets_nothing() {
+    let mut bench = bench();
+    bench.publish("a", 1, &constant(1.0));
+    bench.publish("b", 1, &broken());
+    bench.look_and_run();
+    bench.publish("c", 1, &constant(1.0));
+    bench.look();
+    let served = bench.disk.served.clone();
+    bench.tell(Event::Shutdown { drain_timeout: SECOND });
+    assert_eq!((&bench.snapshot.readiness, bench.snapshot.stopped), (&Readiness::Stopping, false));
+    assert_eq!(bench.load("a"), Err(CommandError::Stopping));
+    bench.run();
+    assert!(bench.snapshot.stopped);
+    assert_eq!((bench.live_sessions(), bench.snapshot.status.memory.reserved_bytes), (0, 0));
+    assert_eq!(bench.disk.served, served);
+}

@@ -1,0 +1,387 @@
+//! A loaded version: what it takes and gives, its queue, its instances.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bascule_handoff::{Pool, Refusal};
+use bascule_registry::{Digest, Generation, VersionNumber};
+use bascule_runtime_api::{Device, Footprint, Session, Signature, TensorSpec};
+use chrono::{DateTime, Utc};
+use tokio::sync::{oneshot, watch};
+
+use crate::batch::{Answer, BatchRule, Inputs, Pending, Ticket, WaitingRequests, queue_timed_out};
+use crate::instance::{self, Cost, Interrupters};
+use crate::meters::Meters;
+use crate::settings::DEFAULT_MAX_BATCH_SIZE;
+use crate::stats::Stats;
+use crate::{InferError, Inline, ModelSettings};
+
+/// Everything about a version that its sessions don't say.
+#[derive(Debug, Clone)]
+pub struct ServableSpec {
+    /// The version and its content.
+    pub generation: Arc<Generation>,
+    /// The model's settings, as they apply to this version.
+    pub settings: Arc<ModelSettings>,
+    /// The runtime's name, for example `onnxruntime`.
+    pub runtime: &'static str,
+    /// The runtime library's version.
+    pub runtime_version: String,
+    /// Memory of all sessions together.
+    pub footprint: Footprint,
+    /// When loading ended.
+    pub loaded_at: DateTime<Utc>,
+}
+
+/// A loaded version. Dropping the last handle frees nothing heavy: sessions are dropped by the threads that own them.
+pub struct Servable {
+    spec: ServableSpec,
+    signature: Signature,
+    device: Device,
+    batching: Batching,
+    pool: Pool<Box<dyn Session>, WaitingRequests>,
+    cost: Arc<Cost>,
+    interrupters: Interrupters,
+    stats: Arc<Stats>,
+    meters: Arc<Meters>,
+    closed: watch::Receiver<bool>,
+}
+
+/// How requests become rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Batching {
+    /// Whether shapes have a leading axis of independent rows.
+    pub(crate) axis: bool,
+    /// Rows that one request may bring; `None` for any number.
+    pub(crate) max_request_rows: Option<u32>,
+    /// Rows that a run of several requests may have.
+    pub(crate) max_rows: u32,
+}
+
+impl Batching {
+    pub(crate) fn new(signature: &Signature, settings: &ModelSettings) -> Batching {
+        let axis = match settings.max_batch_size {
+            Some(rows) => rows > 0,
+            None => signature.batch_axis == Some(0),
+        };
+        let max_rows = settings.max_batch_size.unwrap_or(DEFAULT_MAX_BATCH_SIZE).max(1);
+        Batching {
+            axis,
+            max_request_rows: settings.max_batch_size.filter(|_| axis),
+            max_rows: if axis && settings.dynamic_batching { max_rows } else { 1 },
+        }
+    }
+}
+
+/// Why a servable did not answer.
+pub(crate) enum Miss {
+    /// It is on its way out: another version is to be asked.
+    Closed,
+    /// It has an answer, and that is an error.
+    Error(InferError),
+}
+
+impl Servable {
+    /// Starts one owner thread a session. All sessions are of one version.
+    ///
+    /// # Errors
+    /// Where there is no session, or a thread can't be started; sessions are then dropped on the calling thread.
+    pub fn start(spec: ServableSpec, sessions: Vec<Box<dyn Session>>) -> std::io::Result<Arc<Servable>> {
+        let Some(first) = sessions.first() else {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "a version needs one session at the least"));
+        };
+        let signature = first.signature().clone();
+        let device = first.device();
+        let batching = Batching::new(&signature, &spec.settings);
+        let interrupters = Interrupters::of(&sessions);
+        let levels = usize::try_from(spec.settings.priority_levels).unwrap_or(1);
+        let (pool, owners) = Pool::new(sessions, WaitingRequests::new(levels), spec.settings.queue_capacity);
+        let rule = BatchRule {
+            max_rows: batching.max_rows,
+            max_delay: spec.settings.max_queue_delay,
+            preferred: {
+                let mut sizes = spec.settings.preferred_batch_sizes.clone();
+                sizes.sort_unstable();
+                sizes
+            },
+        };
+        let stats = Arc::new(Stats::default());
+        let meters = Arc::new(Meters::new(&spec.generation.key));
+        let cost = Arc::new(Cost::default());
+        let context = instance::Context {
+            rule,
+            stats: Arc::clone(&stats),
+            meters: Arc::clone(&meters),
+            cost: Arc::clone(&cost),
+            interrupters: interrupters.clone(),
+            batched: batching.axis,
+        };
+        let closed = match instance::start(owners, &context, spec.generation.key.model.as_ref()) {
+            Ok(closed) => closed,
+            Err(error) => {
+                pool.close();
+                return Err(error);
+            }
+        };
+        Ok(Arc::new(Servable { spec, signature, device, batching, pool, cost, interrupters, stats, meters, closed }))
+    }
+
+    /// The version's number.
+    pub fn version(&self) -> VersionNumber {
+        self.spec.generation.key.version
+    }
+
+    /// The model's name.
+    pub fn model(&self) -> &str {
+        self.spec.generation.key.model.as_ref()
+    }
+
+    /// What identifies the content.
+    pub fn digest(&self) -> &Digest {
+        &self.spec.generation.digest
+    }
+
+    /// Everything that was said when it was loaded.
+    pub fn spec(&self) -> &ServableSpec {
+        &self.spec
+    }
+
+    /// What it takes and gives.
+    pub fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    /// The device that really runs.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Whether shapes have a leading axis of independent rows.
+    pub fn is_batched(&self) -> bool {
+        self.batching.axis
+    }
+
+    /// Rows in one run at the most; 0 where shapes have no batch axis.
+    pub fn max_batch_size(&self) -> u32 {
+        if self.batching.axis { self.spec.settings.max_batch_size.unwrap_or(DEFAULT_MAX_BATCH_SIZE) } else { 0 }
+    }
+
+    /// Rows that one request may bring; `None` for any number.
+    pub(crate) fn max_request_rows(&self) -> Option<u32> {
+        self.batching.max_request_rows
+    }
+
+    /// Class names of an output.
+    pub fn labels(&self, output: &str) -> Option<&[String]> {
+        self.spec.settings.labels.get(output).map(Vec::as_slice)
+    }
+
+    /// Counts and times.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Requests that wait.
+    pub fn queued(&self) -> usize {
+        self.pool.queued()
+    }
+
+    /// Sessions.
+    pub fn instances(&self) -> usize {
+        self.pool.slots()
+    }
+
+    /// Takes no more requests; what waits is still run. Returns at once. Call it only after the table no longer names this version.
+    pub fn close(&self) {
+        self.pool.close();
+    }
+
+    /// Stops the runs that are under way, for a drain that takes too long.
+    pub fn interrupt(&self) {
+        self.interrupters.interrupt();
+    }
+
+    /// Waits until every instance has ended and every session was dropped by its owner.
+    pub async fn closed(&self) {
+        let mut closed = self.closed.clone();
+        // An error means that the last owner thread is gone, which is what is waited for.
+        drop(closed.wait_for(|closed| *closed).await);
+    }
+
+    /// Runs a checked request, inline or through the queue.
+    pub(crate) async fn run(&self, inputs: Inputs, rows: u32, priority: u64, deadline: Option<Instant>) -> Result<Answer, Miss> {
+        let entered = Instant::now();
+        let _in_flight = InFlight::enter(&self.stats, &self.meters);
+        let result = match self.run_inline(&inputs, rows, deadline) {
+            Some(result) => result.map_err(Miss::Error),
+            None => self.enqueue(inputs, rows, priority, deadline, entered).await,
+        };
+        let total = entered.elapsed();
+        match &result {
+            Ok(answer) => {
+                self.stats.succeeded(total, answer.queued, &answer.times);
+                self.meters.succeeded(total, answer.queued, &answer.times);
+            }
+            Err(Miss::Error(error)) => {
+                self.stats.failed(total);
+                self.meters.failed(error.code());
+            }
+            Err(Miss::Closed) => {}
+        }
+        result
+    }
+
+    /// Runs on this thread where that is allowed and an instance is free.
+    fn run_inline(&self, inputs: &Inputs, rows: u32, deadline: Option<Instant>) -> Option<Result<Answer, InferError>> {
+        let allowed = match self.spec.settings.inline {
+            Inline::Never => false,
+            Inline::Always => true,
+            Inline::Auto => self.cost.is_short(instance::input_bytes(inputs)),
+        };
+        if !allowed || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return None;
+        }
+        let mut claim = self.pool.claim()?;
+        claim.with_session(|session| {
+            instance::run_one(session.as_mut(), inputs, rows, deadline, &self.stats, &self.meters, &self.cost)
+        })
+    }
+
+    async fn enqueue(
+        &self,
+        inputs: Inputs,
+        rows: u32,
+        priority: u64,
+        deadline: Option<Instant>,
+        queued_at: Instant,
+    ) -> Result<Answer, Miss> {
+        if deadline.is_some_and(|deadline| deadline <= queued_at) {
+            return Err(Miss::Error(InferError::DeadlineExceeded));
+        }
+        let settings = &self.spec.settings;
+        let queue_limit = settings.queue_timeout.map(|timeout| queued_at + timeout);
+        let (reply, answer) = oneshot::channel();
+        let ticket = Arc::new(Ticket::default());
+        let pending = Pending {
+            inputs,
+            rows,
+            priority: self.level(priority),
+            queued_at,
+            deadline,
+            expires_at: [deadline, queue_limit].into_iter().flatten().min(),
+            ticket: Arc::clone(&ticket),
+            reply,
+        };
+        match self.pool.submit(pending) {
+            Ok(()) => {}
+            Err((_, Refusal::Closed)) => return Err(Miss::Closed),
+            Err((_, Refusal::Full)) => {
+                return Err(Miss::Error(InferError::Overloaded {
+                    what: format!("the queue of model '{}' ({} requests)", self.model(), self.pool.capacity()),
+                    retry_after: crate::table::RETRY_AFTER,
+                }));
+            }
+        }
+        let waiting = Abandon(Some(ticket));
+        let result = wait(answer, &waiting, deadline, queue_limit).await;
+        match result {
+            Some(result) => {
+                waiting.disarm();
+                result.map_err(Miss::Error)
+            }
+            None => Err(Miss::Error(InferError::Internal { message: "an instance ended without answering".to_owned() })),
+        }
+    }
+
+    fn level(&self, priority: u64) -> usize {
+        let priority = if priority == 0 { u64::from(self.spec.settings.default_priority) } else { priority };
+        usize::try_from(priority.saturating_sub(1)).unwrap_or(usize::MAX)
+    }
+}
+
+/// Waits for the answer until the deadline, or until the queue's own limit while still queued; `None` where no answer can come.
+async fn wait(
+    mut answer: oneshot::Receiver<Result<Answer, InferError>>,
+    waiting: &Abandon,
+    deadline: Option<Instant>,
+    queue_limit: Option<Instant>,
+) -> Option<Result<Answer, InferError>> {
+    if let Some(limit) = queue_limit.filter(|limit| deadline.is_none_or(|deadline| *limit < deadline)) {
+        match tokio::time::timeout_at(limit.into(), &mut answer).await {
+            Ok(result) => return result.ok(),
+            Err(_) if !waiting.is_taken() => return Some(Err(queue_timed_out())),
+            Err(_) => {}
+        }
+    }
+    match deadline {
+        None => answer.await.ok(),
+        Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(result) => result.ok(),
+            Err(_) => {
+                waiting.abandon();
+                Some(Err(InferError::DeadlineExceeded))
+            }
+        },
+    }
+}
+
+/// Tells the run, where one is under way, when its caller goes away: also when this future is dropped.
+struct Abandon(Option<Arc<Ticket>>);
+
+impl Abandon {
+    fn is_taken(&self) -> bool {
+        self.0.as_ref().is_some_and(|ticket| ticket.is_taken())
+    }
+
+    fn abandon(&self) {
+        if let Some(ticket) = &self.0 {
+            ticket.abandon();
+        }
+    }
+
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}
+
+struct InFlight<'a>(&'a Stats, &'a Meters);
+
+impl<'a> InFlight<'a> {
+    fn enter(stats: &'a Stats, meters: &'a Meters) -> InFlight<'a> {
+        stats.enter();
+        meters.in_flight(1.0);
+        InFlight(stats, meters)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+        self.1.in_flight(-1.0);
+    }
+}
+
+impl fmt::Debug for Servable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Servable").field("key", &self.spec.generation.key).field("digest", &self.spec.generation.digest).finish()
+    }
+}
+
+impl Drop for Servable {
+    fn drop(&mut self) {
+        // A servable that never made it into a table still has owners to release.
+        self.pool.close();
+    }
+}
+
+/// The spec of an input, by name, with its place.
+pub(crate) fn find<'a>(specs: &'a [TensorSpec], name: &str) -> Option<(usize, &'a TensorSpec)> {
+    specs.iter().enumerate().find(|(_, spec)| spec.name == name)
+}

@@ -1,0 +1,124 @@
+//! How a command fails: what it says on standard error, and its exit code.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use crate::config::ConfigError;
+
+/// Why a command was not carried out.
+#[derive(Debug)]
+pub(super) struct Failure {
+    errors: Vec<anyhow::Error>,
+    hint: Option<String>,
+    code: u8,
+}
+
+const REFUSED: u8 = 1;
+const USAGE: u8 = 2;
+const UNREACHABLE: u8 = 3;
+
+impl Failure {
+    /// Refused, or failed.
+    pub(super) fn new(error: impl Into<String>) -> Failure {
+        anyhow::Error::msg(error.into()).into()
+    }
+
+    /// The command line makes no sense.
+    pub(super) fn usage(error: impl Into<String>) -> Failure {
+        Failure { code: USAGE, ..Failure::new(error) }
+    }
+
+    /// Nobody answers there.
+    pub(super) fn unreachable(error: anyhow::Error) -> Failure {
+        Failure { code: UNREACHABLE, ..error.into() }
+    }
+
+    /// Several things are wrong.
+    pub(super) fn several(errors: impl IntoIterator<Item = String>) -> Failure {
+        Failure { errors: errors.into_iter().map(anyhow::Error::msg).collect(), hint: None, code: REFUSED }
+    }
+
+    /// What to do about it.
+    pub(super) fn hint(self, hint: impl Into<String>) -> Failure {
+        Failure { hint: Some(hint.into()), ..self }
+    }
+
+    /// What to do about it, where that is known.
+    pub(super) fn maybe_hint(self, hint: Option<String>) -> Failure {
+        Failure { hint: hint.or(self.hint.clone()), ..self }
+    }
+
+    /// What is said on standard error.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        for error in &self.errors {
+            text += &format!("error: {error}\n");
+            // An error that repeats its cause says it once.
+            let mut last = error.to_string();
+            for cause in error.chain().skip(1).map(ToString::to_string) {
+                if !last.contains(&cause) {
+                    text += &format!("caused by: {cause}\n");
+                }
+                last = cause;
+            }
+        }
+        if let Some(hint) = &self.hint {
+            text += &format!("hint: {hint}\n");
+        }
+        text
+    }
+
+    /// The errors with their causes, in one line.
+    pub(super) fn summary(&self) -> String {
+        let texts: Vec<String> = self.errors.iter().map(|error| format!("{error:#}")).collect();
+        texts.join("; ")
+    }
+
+    /// Says it, and gives the exit code.
+    pub(super) fn report(&self) -> ExitCode {
+        // Where standard error is closed, the exit code has to do.
+        drop(std::io::stderr().write_all(self.text().as_bytes()));
+        ExitCode::from(self.code)
+    }
+
+    #[cfg(test)]
+    pub(super) fn code(&self) -> u8 {
+        self.code
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure { errors: vec![error], hint: None, code: REFUSED }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        let hint = "`bascule check` prints every setting, its value and where it comes from";
+        Failure::several(error.problems.iter().map(ToString::to_string)).hint(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn errors_causes_and_hints_have_a_line_each() {
+        let cause: anyhow::Result<()> = Err(anyhow::anyhow!("disk full").context("can't write y"));
+        let error = cause.context("nothing was published").unwrap_err();
+        let failure = Failure::from(error).hint("make room");
+        assert_eq!(
+            failure.text(),
+            "error: nothing was published\ncaused by: can't write y\ncaused by: disk full\nhint: make room\n"
+        );
+        assert_eq!(failure.code(), 1);
+        assert_eq!(Failure::several(["a".into(), "b".into()]).text(), "error: a\nerror: b\n");
+        assert_eq!(Failure::usage("x").code(), 2);
+        assert_eq!(Failure::unreachable(anyhow::anyhow!("x")).code(), 3);
+        assert_eq!(Failure::new("x").hint("a").maybe_hint(None).text(), "error: x\nhint: a\n");
+    }
+}

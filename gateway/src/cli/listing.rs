@@ -1,0 +1,27 @@
+//! One look at a registry, without a gateway.
+
+use anyhow::Context as _;
+use bascule_registry::Listing;
+
+use crate::compose::Source;
+use crate::config::Config;
+
+use super::failure::Failure;
+
+/// Looks that wait for files to settle, at the most.
+const MAX_LOOKS: usize = 5;
+
+/// Everything that exists. Plain versions count once their files have settled, so this may take twice the settle interval.
+pub(super) async fn list(config: &Config) -> Result<Listing, Failure> {
+    let source = Source::open(config)?.versions();
+    let first = source.list(None).await.map_err(anyhow::Error::new)?;
+    let mut listing = first.with_context(|| format!("{} can't be listed", source.describe()))?;
+    for _ in 0..MAX_LOOKS {
+        let Some(pause) = listing.recheck_after else { break };
+        tokio::time::sleep(pause).await;
+        if let Some(later) = source.list(Some(&listing.cursor)).await.map_err(anyhow::Error::new)? {
+            listing = later;
+        }
+    }
+    Ok(listing)
+}

@@ -1,0 +1,228 @@
+//! `bascule publish`: writes a version into a registry; the last step of a training job.
+
+mod progress;
+mod signature;
+mod wait;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use bascule_registry::{
+    Lineage, ModelName, PublishError, PublishRequest, Published, Registry, VersionNumber, collect_files, parse_version,
+};
+use clap::Args;
+use serde_json::json;
+
+use crate::compose;
+use crate::config::env::{Environment, GATEWAY_VARIABLE};
+use crate::config::{Config, Place};
+
+use super::args::{ConfigArgs, DEFAULT_GATEWAY, measure, pair};
+use super::failure::Failure;
+use super::output::{bytes, note, print, print_json};
+use super::{Outcome, in_background};
+use progress::Bar;
+use wait::{Quorum, wait_for};
+
+/// Publish a model file, or a folder with one, as a new version.
+///
+/// The files are written first, the manifest last: a publish that is killed half way leaves nothing that is served. A version that
+/// exists is refused. No gateway is needed, but for --wait.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bascule publish digits model.onnx --run-id run-42 --metric accuracy=0.979 --wait")]
+pub(super) struct Publish {
+    /// The model; made with its first version.
+    model: ModelName,
+    /// A model file, or a folder whose files belong to one version.
+    path: PathBuf,
+    /// The version [default: the one after the highest].
+    #[arg(long, value_parser = |text: &str| parse_version(text).map_err(|error| error.to_string()))]
+    version: Option<VersionNumber>,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The format [default: by the file's name].
+    #[arg(long)]
+    format: Option<String>,
+    /// The file of a folder that the runtime opens [default: model.onnx, or the only one that can be].
+    #[arg(long, value_name = "FILE")]
+    entrypoint: Option<String>,
+    /// The file of golden samples in a folder [default: golden.json, where it is there].
+    #[arg(long, value_name = "FILE")]
+    golden: Option<String>,
+    /// The training run that made it.
+    #[arg(long)]
+    run_id: Option<String>,
+    /// The code that made it: a commit, an image.
+    #[arg(long)]
+    code: Option<String>,
+    /// The data that it was trained on.
+    #[arg(long)]
+    data: Option<String>,
+    /// The version that it continues.
+    #[arg(long)]
+    parent: Option<String>,
+    /// What its training measured; may be repeated.
+    #[arg(long = "metric", value_name = "NAME=NUMBER", value_parser = measure)]
+    metrics: Vec<(String, f64)>,
+    /// A mark of your own; may be repeated.
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = pair)]
+    tags: Vec<(String, String)>,
+    /// Load it, but give it no traffic until a rollout says so.
+    #[arg(long)]
+    hold: bool,
+    /// Wait until a gateway serves it; with several, until any or all do.
+    #[arg(long, value_name = "any|all", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
+    wait: Option<Quorum>,
+    /// How long to wait.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    wait_timeout: Duration,
+    /// The admin API of a gateway to wait for; may be repeated.
+    #[arg(long = "gateway", value_name = "URL", env = GATEWAY_VARIABLE, default_value = DEFAULT_GATEWAY, value_delimiter = ',')]
+    gateways: Vec<String>,
+    /// Print what was published as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Publish {
+    pub(super) fn run(self, environment: &Environment) -> Outcome {
+        let effective = self.config.load([], environment)?;
+        // Before anything else runs: see there.
+        let request = self.request(&effective.config, environment)?;
+        let registry = compose::open_registry(&effective.config.registry.url, true)?;
+        in_background(self.publish(registry, request, &effective.config.registry.url))
+    }
+
+    async fn publish(&self, registry: Registry, request: PublishRequest, place: &Place) -> Outcome {
+        let bar = Bar::new(request.files.iter().filter_map(|(_, path)| path.metadata().ok()).map(|meta| meta.len()).sum());
+        let published = registry.publish(request, &bar).await;
+        bar.finish();
+        let published = published.map_err(refused)?;
+        if !self.json {
+            print(&said(&published, registry.describe()))?;
+        }
+        let waited = match self.wait {
+            Some(quorum) => wait_for(&self.gateways, quorum, &published, self.wait_timeout).await,
+            None => Ok(Vec::new()),
+        };
+        if self.json {
+            print_json(&json!({
+                "model": published.key.model, "version": published.key.version, "digest": published.digest.to_string(),
+                "bytes": published.bytes, "reused_bytes": published.reused_bytes, "registry": place.0,
+                "served_by": waited.as_ref().ok(),
+            }))?;
+        }
+        for gateway in waited? {
+            if !self.json {
+                print(&format!("{} is served by {gateway}", published.key))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn request(&self, config: &Config, environment: &Environment) -> Result<PublishRequest, Failure> {
+        let unreadable = || format!("can't read {}", self.path.display());
+        let files = collect_files(&self.path).with_context(unreadable)?;
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        let entrypoint = entrypoint(&names, self.entrypoint.as_deref())?;
+        let format = match &self.format {
+            Some(format) => format.clone(),
+            None => guessed_format(&entrypoint)?.to_owned(),
+        };
+        let root = if self.path.is_dir() { self.path.as_path() } else { self.path.parent().unwrap_or(Path::new("")) };
+        let signature = signature::read(config, root, &entrypoint, &format);
+        if let Err(reason) = &signature {
+            note(format!("note: the manifest gets no signature: {reason}"));
+        }
+        let golden = self.golden.clone().or_else(|| names.contains(&"golden.json").then(|| "golden.json".to_owned()));
+        Ok(PublishRequest {
+            version: self.version,
+            signature: signature.ok(),
+            golden,
+            lineage: Lineage {
+                run_id: self.run_id.clone(),
+                code: self.code.clone(),
+                data: self.data.clone(),
+                parent: self.parent.clone(),
+                ..Lineage::default()
+            },
+            metrics: self.metrics.iter().cloned().collect(),
+            tags: self.tags.iter().cloned().collect(),
+            publisher: environment.user(),
+            hold: self.hold,
+            ..PublishRequest::new(self.model.clone(), format, entrypoint, files)
+        })
+    }
+}
+
+fn refused(error: PublishError) -> Failure {
+    let hint = error.hint();
+    Failure::from(anyhow::Error::new(error).context("nothing was published")).maybe_hint(hint)
+}
+
+fn said(published: &Published, registry: &str) -> String {
+    let reused = match published.reused_bytes {
+        0 => String::new(),
+        reused => format!(", {} of it was there already", bytes(reused)),
+    };
+    format!("published {} to {registry}: {}{reused}, sha256 {}", published.key, bytes(published.bytes), published.digest)
+}
+
+/// File name endings by format.
+const FORMATS: [(&str, &str); 3] = [(".onnx", "onnx"), (".pt", "torchscript"), (".fake.json", "fake")];
+
+fn guessed_format(entrypoint: &str) -> Result<&'static str, Failure> {
+    let known = FORMATS.into_iter().find(|(ending, _)| entrypoint.ends_with(ending));
+    known.map(|(_, format)| format).ok_or_else(|| {
+        Failure::new(format!("the format of {entrypoint} can't be told from its name"))
+            .hint("name it, for example with --format onnx")
+    })
+}
+
+/// The file that the runtime opens.
+fn entrypoint(files: &[&str], named: Option<&str>) -> Result<String, Failure> {
+    if let Some(named) = named {
+        return match files.contains(&named) {
+            true => Ok(named.to_owned()),
+            false => Err(anyhow!("--entrypoint: there is no file {named:?} among {}", files.join(", ")).into()),
+        };
+    }
+    if let Some(usual) = files.iter().find(|file| FORMATS.iter().any(|(ending, _)| **file == format!("model{ending}"))) {
+        return Ok((*usual).to_owned());
+    }
+    let models: Vec<&&str> = files.iter().filter(|file| FORMATS.iter().any(|(ending, _)| file.ends_with(ending))).collect();
+    match (models.as_slice(), files) {
+        ([only], _) => Ok((**only).to_owned()),
+        // A single file of any name: --format says what it is.
+        ([], [only]) => Ok((*only).to_owned()),
+        ([], []) => Err(Failure::new("the folder holds no files")),
+        _ => Err(Failure::new(format!("which of {} is the model?", files.join(", "))).hint("name it with --entrypoint")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_file_is_found_or_asked_for() {
+        let check = |files: &[&str], named| entrypoint(files, named).map_err(|failure| failure.text());
+        assert_eq!(check(&["net.onnx"], None), Ok("net.onnx".into()));
+        assert_eq!(check(&["golden.json", "model.onnx", "other.onnx"], None), Ok("model.onnx".into()));
+        assert_eq!(check(&["golden.json", "net.onnx", "weights.bin"], None), Ok("net.onnx".into()));
+        assert_eq!(check(&["anything"], None), Ok("anything".into()));
+        assert_eq!(check(&["a.onnx", "b.onnx"], Some("b.onnx")), Ok("b.onnx".into()));
+        assert!(check(&["a.onnx", "b.onnx"], None).unwrap_err().contains("--entrypoint"));
+        assert!(check(&["a.onnx"], Some("c.onnx")).unwrap_err().contains("\"c.onnx\""));
+        assert!(check(&["a.txt", "b.txt"], None).is_err());
+        assert!(check(&[], None).is_err());
+    }
+
+    #[test]
+    fn formats_are_told_by_their_endings() {
+        assert_eq!(guessed_format("x/model.onnx").unwrap(), "onnx");
+        assert_eq!(guessed_format("model.pt").unwrap(), "torchscript");
+        assert!(guessed_format("model.bin").unwrap_err().text().contains("--format onnx"));
+    }
+}

@@ -1,0 +1,191 @@
+//! `bascule serve`: runs a gateway until it is told to stop.
+
+mod example;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::compose;
+use crate::config::env::Environment;
+use crate::config::{Effective, changes};
+use crate::server::Server;
+use crate::state_dir::StateDirError;
+
+use super::Outcome;
+use super::args::ConfigArgs;
+use super::failure::Failure;
+use super::logging::{self, LogLevel};
+use super::output::{note, print};
+
+/// Serve the models of a registry or repository over HTTP and gRPC.
+///
+/// Without any argument ./models is served on 127.0.0.1: HTTP 8000, gRPC 8001, admin and metrics 8002. SIGTERM and SIGINT stop the
+/// gateway after what is in flight; a second one stops it at once. SIGHUP reads the configuration again.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bascule serve --registry ./models --http 127.0.0.1:8000 --set load.mode=on_demand")]
+pub(super) struct Serve {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Where HTTP listens; port 0 takes any free one [default: 127.0.0.1:8000].
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<String>,
+    /// Where gRPC listens [default: 127.0.0.1:8001].
+    #[arg(long, value_name = "ADDRESS")]
+    grpc: Option<String>,
+    /// Where the admin API and the metrics listen [default: 127.0.0.1:8002].
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+    /// The cache, and what must survive a restart [default: ./.bascule].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// What makes models load: watch, explicit or on_demand [default: watch].
+    #[arg(long, value_name = "MODE")]
+    load_mode: Option<String>,
+}
+
+impl Serve {
+    fn load(&self, environment: &Environment) -> Result<Effective, Failure> {
+        let flags = [
+            ("server.http", "--http", self.http.clone()),
+            ("server.grpc", "--grpc", self.grpc.clone()),
+            ("server.admin", "--admin", self.admin.clone()),
+            ("state.dir", "--state-dir", self.state_dir.as_ref().map(|path| path.display().to_string())),
+            ("load.mode", "--load-mode", self.load_mode.clone()),
+        ];
+        self.config.load(flags, environment)
+    }
+
+    pub(super) fn run(self, environment: &Environment) -> Outcome {
+        let effective = self.load(environment)?;
+        let level = logging::start(&effective.config)?;
+        for warning in &effective.warnings {
+            tracing::warn!("{warning}");
+        }
+        // Before the first thread: see there.
+        let runtimes = compose::runtimes(&effective.config);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("bascule-io")
+            .enable_all()
+            .build()
+            .context("can't start the asynchronous runtime")?;
+        runtime.block_on(async {
+            // From here on no signal is lost, however early it comes.
+            let mut signals = Signals::listen()?;
+            let server = Server::start(&effective, runtimes).await.map_err(not_started)?;
+            let addresses = server.addresses;
+            print(&format!("bascule: http {} grpc {} admin {}", addresses.http, addresses.grpc, addresses.admin))?;
+            tracing::info!(http = %addresses.http, grpc = %addresses.grpc, admin = %addresses.admin, registry = %effective.config.registry.url.0, "listening");
+            let hint = tokio::spawn(example::print_when_ready(server.serving.clone(), addresses.http));
+            self.until_stopped(&mut signals, effective, &level, environment).await;
+            hint.abort();
+            stop(server, signals).await
+        })
+    }
+
+    /// Waits for a signal to stop; the others are obeyed meanwhile.
+    async fn until_stopped(&self, signals: &mut Signals, mut effective: Effective, level: &LogLevel, environment: &Environment) {
+        loop {
+            match signals.next().await {
+                Told::Stop(signal) => {
+                    tracing::info!(signal, "stopping");
+                    return;
+                }
+                Told::Reload => self.reload(&mut effective, level, environment),
+            }
+        }
+    }
+
+    /// Applies what may change while the gateway runs, and refuses the rest by name.
+    fn reload(&self, effective: &mut Effective, level: &LogLevel, environment: &Environment) {
+        let read = match self.load(environment) {
+            Ok(read) => read,
+            Err(failure) => {
+                tracing::error!(problems = failure.text().trim_end(), "the configuration is not reloaded: nothing changes");
+                return;
+            }
+        };
+        let changes = changes(&effective.entries, &read.entries);
+        for change in &changes.refused {
+            tracing::warn!(setting = change.name, old = change.old, new = change.new, "needs a restart: the old value stays");
+        }
+        for change in &changes.live {
+            if let Err(error) = level.change(&read.config.log_level) {
+                tracing::error!(setting = change.name, error = format!("{error:#}"), "can't be changed");
+                continue;
+            }
+            tracing::info!(setting = change.name, old = change.old, new = change.new, "changed");
+            if let Some(entry) = effective.entries.iter_mut().find(|entry| entry.name == change.name) {
+                entry.value.clone_from(&change.new);
+            }
+        }
+        tracing::info!(changed = changes.live.len(), refused = changes.refused.len(), "configuration read again");
+    }
+}
+
+/// What can be done about a gateway that does not start.
+fn not_started(error: anyhow::Error) -> Failure {
+    let in_use = |error: &(dyn std::error::Error + 'static)| {
+        error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+    };
+    let hint = match error.downcast_ref::<StateDirError>() {
+        Some(StateDirError::InUse { .. }) => "a second gateway needs a state directory of its own: --state-dir",
+        Some(StateDirError::Unusable { .. }) => "give it to the user that runs the gateway, or name another with --state-dir",
+        None if error.chain().any(in_use) => "end what listens there, or take another port: --http, --grpc, --admin",
+        None => "`bascule doctor` looks at everything that a gateway needs",
+    };
+    Failure::from(error).hint(hint)
+}
+
+async fn stop(server: Server, mut signals: Signals) -> Outcome {
+    let second = async {
+        loop {
+            if let Told::Stop(signal) = signals.next().await {
+                return signal;
+            }
+        }
+    };
+    tokio::select! {
+        () = server.stop() => {
+            note("bascule: stopped");
+            Ok(())
+        }
+        signal = second => Err(Failure::new(format!("stopped at once by a second {signal}: what was in flight is lost"))),
+    }
+}
+
+/// The signals that a gateway obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+/// What a signal says.
+enum Told {
+    /// Stop, by the name of the signal.
+    Stop(&'static str),
+    /// Read the configuration again.
+    Reload,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals, Failure> {
+        let listen = |kind| signal(kind).context("can't listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
+            _ = self.hangup.recv() => Told::Reload,
+        }
+    }
+}

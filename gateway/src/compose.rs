@@ -1,0 +1,191 @@
+//! Puts the program together: the only file that names concrete runtimes and sources.
+
+mod journals;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
+use bascule_runtime_api::Runtime;
+use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
+use bascule_serving::{EngineOptions, JournalStore, SettingsReader};
+
+use crate::config::{Config, Place, model_settings};
+use crate::state_dir::StateDir;
+use journals::Journals;
+
+/// The folders, relative to that of the program, in which ONNX Runtime is looked for: beside an installed program, and where
+/// `make deps` puts it for one that was built in this repository.
+const LIBRARY_FOLDERS: [&str; 3] = ["lib", "../lib", "../../.deps/onnxruntime/lib"];
+
+/// Where ONNX Runtime is looked for when no file is set.
+pub fn library_folders() -> Vec<PathBuf> {
+    let program = std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
+    let folder = program.parent().unwrap_or(Path::new("."));
+    LIBRARY_FOLDERS.iter().map(|relative| tidy(&folder.join(relative))).collect()
+}
+
+/// Takes `..` out where that is safe: the folder is that of a program that runs, without symbolic links.
+fn tidy(path: &Path) -> PathBuf {
+    let mut tidied = PathBuf::new();
+    for part in path.components() {
+        if part == std::path::Component::ParentDir {
+            tidied.pop();
+        } else {
+            tidied.push(part);
+        }
+    }
+    tidied
+}
+
+/// Every runtime of this build. To be called before the program starts threads, because a runtime may set environment variables.
+pub fn runtimes(config: &Config) -> Vec<Arc<dyn Runtime>> {
+    let onnx = OnnxConfig {
+        library: config.onnxruntime_library.clone(),
+        search: library_folders(),
+        shared_threads: config.onnxruntime_threads as usize,
+    };
+    vec![Arc::new(OnnxRuntime::new(onnx))]
+}
+
+/// Reads the settings beside models, for these runtimes.
+pub fn settings_reader(runtimes: &[Arc<dyn Runtime>]) -> SettingsReader {
+    model_settings::reader(runtimes.iter().map(|runtime| runtime.name()).collect())
+}
+
+/// A registry or repository as a source of versions.
+#[derive(Clone)]
+pub struct Source {
+    directory: Arc<DirectorySource>,
+}
+
+impl Source {
+    /// Opens the place that is served. It need not exist yet.
+    ///
+    /// # Errors
+    /// A kind of place that this build can't read.
+    pub fn open(config: &Config) -> Result<Source> {
+        let root = local_path(&config.registry.url)?;
+        let options = DirectoryOptions { settle_interval: config.registry.settle_interval, ..DirectoryOptions::default() };
+        Ok(Source { directory: Arc::new(DirectorySource::new(root, options)) })
+    }
+
+    /// As the engine takes it.
+    pub fn versions(&self) -> Arc<dyn VersionSource> {
+        Arc::<DirectorySource>::clone(&self.directory)
+    }
+
+    /// Calls `hint` whenever something may have changed, for as long as the returned future is polled. Where nothing can be watched,
+    /// it tries again after `pause`.
+    pub async fn watch(self, pause: std::time::Duration, hint: impl Fn()) {
+        loop {
+            match self.directory.watch() {
+                Ok(mut watch) => {
+                    // What changed before the watch began.
+                    hint();
+                    while watch.changed().await.is_some() {
+                        hint();
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "the registry can't be watched, only polled"),
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// The directory that a place names.
+///
+/// # Errors
+/// A kind of place that this build can't read.
+pub fn local_path(place: &Place) -> Result<PathBuf> {
+    if !place.is_url() {
+        return Ok(PathBuf::from(&place.0));
+    }
+    let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
+    if url.scheme() != "file" {
+        bail!("registries at {}:// are not served by this release, only directories", url.scheme());
+    }
+    url.to_file_path().map_err(|()| anyhow::anyhow!("registry {} names no path on this machine", place.0))
+}
+
+/// Opens a registry to publish to or to write a journal in; `create` makes the directory where it is not there. Blocks.
+///
+/// # Errors
+/// Where it is not there, or of a kind that this build can't write.
+pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
+    let open = if create { Registry::open_or_create } else { Registry::open };
+    open(&place.0).with_context(|| format!("can't open registry {}", place.0))
+}
+
+/// Everything that the engine needs. Blocks.
+///
+/// # Errors
+/// Where the registry is of an unknown kind, or the state directory can't be used.
+pub fn engine_options(
+    config: &Config,
+    source: &Source,
+    runtimes: Vec<Arc<dyn Runtime>>,
+    state: &StateDir,
+    on_retired: impl Fn(&VersionKey) + Send + Sync + 'static,
+) -> Result<EngineOptions> {
+    let cache = Cache::open(state.cache_dir())?;
+    let journal = journal(config, state)?;
+    let defaults = EngineOptions::new(source.versions(), journal, cache, state.path().to_owned());
+    Ok(EngineOptions {
+        read_settings: settings_reader(&runtimes),
+        runtimes,
+        load_mode: config.load.mode,
+        explicit_models: config.load.models.clone(),
+        explicit_follow: config.load.explicit_follow,
+        resurrect: config.load.resurrect,
+        transition: config.load.transition,
+        absent: config.registry.absent,
+        poll_interval: config.registry.poll_interval,
+        strict_ready: config.strict_ready,
+        memory_budget_bytes: config.load.memory_budget.map(|budget| budget.0),
+        on_demand_wait: config.load.on_demand_wait,
+        loader_threads: config.load.loader_threads as usize,
+        drain_timeout: config.server.drain_timeout,
+        on_retired: Arc::new(on_retired),
+        ..defaults
+    })
+}
+
+/// Where rollout decisions go: into the registry that is served, for models in its own layout; for plain models beside it.
+fn journal(config: &Config, state: &StateDir) -> Result<Arc<dyn JournalStore>> {
+    let beside = match &config.journal {
+        Some(place) => {
+            let dir = local_path(place).context("rollout.journal")?;
+            std::fs::create_dir_all(&dir).with_context(|| format!("rollout.journal: can't make {}", dir.display()))?;
+            dir
+        }
+        None => state.journal_dir()?,
+    };
+    let beside = LocalJournal::open(&beside)?;
+    Ok(Arc::new(Journals::new(config.registry.url.clone(), beside)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_directories_are_served() {
+        let check = |place: &str| local_path(&Place(place.to_owned())).map_err(|error| error.to_string());
+        assert_eq!(check("./models"), Ok("./models".into()));
+        assert_eq!(check("file:///srv/my%20models"), Ok("/srv/my models".into()));
+        assert_eq!(check("s3://bucket/x"), Err("registries at s3:// are not served by this release, only directories".into()));
+        assert!(check("file://server/share").is_err());
+    }
+
+    #[test]
+    fn the_library_is_looked_for_beside_the_program() {
+        let folders = library_folders();
+        assert_eq!(folders.len(), 3);
+        assert!(folders.iter().all(|folder| folder.is_absolute() && !folder.to_string_lossy().contains("..")), "{folders:?}");
+        assert!(folders[2].ends_with(".deps/onnxruntime/lib"));
+        assert_eq!(tidy(Path::new("/a/b/../c/../../d")), PathBuf::from("/d"));
+    }
+}

@@ -1,0 +1,52 @@
+//! Which journal a decision goes to.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Op, Registry, Rollout};
+use bascule_serving::JournalStore;
+use uuid::Uuid;
+
+use crate::config::Place;
+
+/// The registry's own journals for models in its layout, which every replica sees; one beside it for plain models.
+pub(super) struct Journals {
+    registry: Place,
+    beside: LocalJournal,
+}
+
+impl Journals {
+    pub(super) fn new(registry: Place, beside: LocalJournal) -> Journals {
+        Journals { registry, beside }
+    }
+
+    /// Opened for each decision: the directory may have been away when the program started, or have become another since.
+    async fn registry(&self) -> Result<Registry, JournalError> {
+        let location = self.registry.0.clone();
+        let unavailable = |source| JournalError::Unavailable { place: format!("registry {}", self.registry.0), source };
+        let opened = tokio::task::spawn_blocking(move || Registry::open(&location)).await;
+        opened.map_err(|error| unavailable(Arc::new(error)))?.map_err(|error| unavailable(Arc::new(error)))
+    }
+}
+
+#[async_trait]
+impl JournalStore for Journals {
+    async fn append(
+        &self,
+        model: &ModelName,
+        layout: Layout,
+        op: Op,
+        by: &str,
+        reason: &str,
+        id: Uuid,
+    ) -> Result<u64, JournalError> {
+        match layout {
+            Layout::Registry => self.registry().await?.append(model, op, by, reason, id).await,
+            Layout::Plain => self.beside.append(model, op, by, reason, id).await,
+        }
+    }
+
+    async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        self.beside.rollout(model).await
+    }
+}

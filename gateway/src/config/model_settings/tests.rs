@@ -1,0 +1,69 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bascule_registry::{Layout, ModelName, Rollout};
+
+use super::*;
+
+fn listed(files: &[(&str, &str)]) -> ListedModel {
+    ListedModel {
+        name: ModelName::new("m").unwrap(),
+        layout: Layout::Plain,
+        versions: BTreeMap::new(),
+        unsettled: BTreeSet::new(),
+        settings: files.iter().map(|(name, content)| ((*name).to_owned(), Arc::from(content.as_bytes()))).collect(),
+        rollout: Rollout::default(),
+        aliases: BTreeMap::new(),
+        problems: Vec::new(),
+    }
+}
+
+fn check(files: &[(&str, &str)]) -> Result<ModelSettings, String> {
+    read(&listed(files), None, &["onnxruntime"]).map_err(|error| error.to_string())
+}
+
+#[test]
+fn model_toml_wins_key_by_key_and_says_so() {
+    let pbtxt = "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 5 } instance_group [ { count: 2 } ]";
+    let settings = check(&[("config.pbtxt", pbtxt), ("model.toml", "max_queue_delay = \"1ms\"\n")]).unwrap();
+    assert_eq!((settings.max_batch_size, settings.max_queue_delay, settings.instances), (Some(8), Duration::from_millis(1), 2));
+    assert_eq!(settings.warnings, ["model.toml and config.pbtxt are both there: what model.toml says wins"]);
+    assert_eq!(check(&[]).unwrap(), ModelSettings::default());
+}
+
+#[test]
+fn labels_are_read_from_beside_the_model() {
+    let pbtxt = "input [ { name: \"x\" data_type: TYPE_FP32 dims: [ 1 ] } ] \
+                 output [ { name: \"y\" data_type: TYPE_FP32 dims: [ 2 ] label_filename: \"labels.txt\" } ]";
+    let settings = check(&[("config.pbtxt", pbtxt), ("labels.txt", "cat\r\ndog\n")]).unwrap();
+    assert_eq!(settings.labels["y"], ["cat", "dog"]);
+    assert_eq!(check(&[("config.pbtxt", pbtxt)]).unwrap_err(), "label file \"labels.txt\" of output 'y' is not beside the model");
+}
+
+#[test]
+fn contradictions_and_limits_hold_whichever_file_they_come_from() {
+    let cases = [
+        ("instances = 0", "instances: expected 1 to 1024, got 0"),
+        ("priority_levels = 4000000000", "priority_levels: expected at most 64, got 4000000000"),
+        ("default_priority = 2", "default_priority: expected 1 to 1, got 2"),
+        ("queue_capacity = 0", "queue_capacity: expected 1 to 1048576, got 0"),
+        ("max_batch_size = 4\npreferred_batch_sizes = [8]", "preferred_batch_sizes: expected 1 to max_batch_size, got 8"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(check(&[("model.toml", text)]).unwrap_err(), expected);
+    }
+    assert_eq!(
+        check(&[("config.pbtxt", "max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 8 ] }")]).unwrap_err(),
+        "preferred_batch_sizes: expected 1 to max_batch_size, got 8"
+    );
+}
+
+#[test]
+fn problems_of_both_files_are_reported_together() {
+    let problems = check(&[("config.pbtxt", "name: \"n\""), ("model.toml", "instances = -1\n")]).unwrap_err();
+    assert_eq!(
+        problems,
+        "config.pbtxt: `name`: expected \"m\", the name of the directory, got \"n\"; \
+         model.toml:1: `instances`: expected a whole number from 0 to 4294967295, got -1"
+    );
+}

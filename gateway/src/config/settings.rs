@@ -1,0 +1,321 @@
+//! Every setting of `bascule.toml`: one line each, and the checked whole.
+//!
+//! Settings of a model are not here: they lie beside the model ([`super::model_toml`]).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bascule_frontend::codec::NanStyle;
+use bascule_registry::ModelName;
+use bascule_serving::{Absent, LoadMode, TransitionPolicy};
+
+use super::key::{AnyKey, Key};
+use super::layers::Layers;
+use super::value::{ByteCount, Place, words};
+
+const MIB: u64 = 1 << 20;
+
+/// What the binding to ONNX Runtime says about each session is for its developers.
+const DEFAULT_LEVEL: &str = "info,ort=warn";
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn not_zero(duration: &Duration) -> Result<(), &'static str> {
+    if duration.is_zero() { Err("expected more than no time at all") } else { Ok(()) }
+}
+
+fn at_least_one(number: &u32) -> Result<(), &'static str> {
+    if *number == 0 { Err("expected 1 or more") } else { Ok(()) }
+}
+
+fn some_bytes(size: &ByteCount) -> Result<(), &'static str> {
+    if size.0 == 0 { Err("expected 1 byte or more") } else { Ok(()) }
+}
+
+fn header_bytes(size: &ByteCount) -> Result<(), &'static str> {
+    if (8 << 10..=16 * MIB).contains(&size.0) { Ok(()) } else { Err("expected 8KiB to 16MiB") }
+}
+
+const HTTP: Key<SocketAddr> = Key::new("server.http", || local(8000), "where HTTP listens");
+const GRPC: Key<SocketAddr> = Key::new("server.grpc", || local(8001), "where gRPC listens");
+const ADMIN: Key<SocketAddr> = Key::new("server.admin", || local(8002), "where the admin API and the metrics listen");
+const DRAIN_TIMEOUT: Key<Duration> =
+    Key::new("server.drain_timeout", || Duration::from_secs(30), "how long what is in flight may take at a shutdown or a swap");
+const MAX_BODY_BYTES: Key<ByteCount> =
+    Key::new("server.max_body_bytes", || ByteCount(64 * MIB), "largest body of a request, as sent and decompressed")
+        .checked(some_bytes);
+const MAX_BUFFERED_BYTES: Key<ByteCount> =
+    Key::new("server.max_buffered_bytes", || ByteCount(1024 * MIB), "what all bodies under way may take together, for each port")
+        .checked(some_bytes);
+const MAX_HEADER_BYTES: Key<ByteCount> =
+    Key::new("server.max_header_bytes", || ByteCount(64 << 10), "largest head of a request").checked(header_bytes);
+const MAX_CONNECTIONS: Key<u32> =
+    Key::new("server.max_connections", || 4096, "connections at once, for each data port; more wait to be accepted")
+        .checked(at_least_one);
+const HEADER_TIMEOUT: Key<Duration> =
+    Key::new("server.header_timeout", || Duration::from_secs(10), "how long a client may take to send a head").checked(not_zero);
+const BODY_STALL_TIMEOUT: Key<Duration> =
+    Key::new("server.body_stall_timeout", || Duration::from_secs(10), "how long a body may pause").checked(not_zero);
+const BODY_TIMEOUT: Key<Duration> =
+    Key::new("server.body_timeout", || Duration::from_secs(120), "how long a whole body may take over HTTP").checked(not_zero);
+const WRITE_TIMEOUT: Key<Duration> =
+    Key::new("server.write_timeout", || Duration::from_secs(30), "how long a client may read nothing of an answer over HTTP")
+        .checked(not_zero);
+const IDLE_TIMEOUT: Key<Duration> =
+    Key::new("server.idle_timeout", || Duration::from_secs(75), "how long an HTTP connection without a request is kept")
+        .checked(not_zero);
+const ALLOW_REMOTE: Key<bool> = Key::new(
+    "admin.allow_remote",
+    || false,
+    "allow the admin API on an address other than loopback: whoever reaches it can change what is served",
+);
+const REGISTRY: Key<Place> = Key::new("registry.url", || Place("./models".to_owned()), "the registry or repository that is served");
+const POLL_INTERVAL: Key<Duration> =
+    Key::new("registry.poll_interval", || Duration::from_secs(2), "time between two looks at the registry").checked(not_zero);
+const SETTLE_INTERVAL: Key<Duration> = Key::new(
+    "registry.settle_interval",
+    || Duration::from_secs(1),
+    "how long files of a plain version must keep size and time before they count",
+);
+const ABSENT: Key<Absent> = Key::new("registry.absent", || Absent::Keep, "what happens to a version whose directory is deleted");
+const JOURNAL: Key<Option<Place>> =
+    Key::new("rollout.journal", || None, "the registry that holds rollout journals, where the one that is served can't");
+const LOAD_MODE: Key<LoadMode> = Key::new("load.mode", || LoadMode::Watch, "what makes models load");
+const LOAD_MODELS: Key<Vec<ModelName>> = Key::new("load.models", Vec::new, "models that explicit mode loads at the start");
+const EXPLICIT_FOLLOW: Key<bool> =
+    Key::new("load.explicit_follow", || false, "explicit mode follows new versions without a load command");
+const RESURRECT: Key<bool> = Key::new("load.resurrect", || false, "a new version loads a model that the operator had unloaded");
+const TRANSITION: Key<TransitionPolicy> = Key::new(
+    "load.transition",
+    || TransitionPolicy::AvailabilityPreserving,
+    "whether the new version is loaded before the old one leaves",
+);
+const ON_DEMAND_WAIT: Key<Duration> =
+    Key::new("load.on_demand_wait", || Duration::from_secs(10), "how long a request waits for the model that it makes load");
+const MEMORY_BUDGET: Key<Option<ByteCount>> =
+    Key::new("load.memory_budget", || None, "memory that all loaded versions may take together; unset for no limit");
+const LOADER_THREADS: Key<u32> = Key::new("load.loader_threads", || 2, "versions that load side by side").checked(at_least_one);
+const STRICT: Key<bool> = Key::new("ready.strict", || false, "a failed model makes the server unready");
+const LIBRARY: Key<Option<PathBuf>> = Key::new("onnxruntime.library", || None, "your own libonnxruntime.so");
+const THREADS: Key<u32> = Key::new("onnxruntime.threads", || 0, "threads that sessions without their own share; 0 for none");
+const FORMAT: Key<LogFormat> = Key::new("log.format", || LogFormat::Text, "how log lines look");
+const LEVEL: Key<String> = Key::new(
+    "log.level",
+    || DEFAULT_LEVEL.to_owned(),
+    "what is logged: a level, or directives such as \"info,bascule_serving=debug\"",
+)
+.live()
+.checked(directives);
+const STATE_DIR: Key<PathBuf> =
+    Key::new("state.dir", || PathBuf::from("./.bascule"), "the cache, and what must survive a restart; one process at a time");
+const NAN: Key<NanStyle> = Key::new("json.nan", || NanStyle::Bare, "how NaN and Infinity are written in JSON answers");
+
+/// Every setting.
+pub(crate) static KEYS: &[&dyn AnyKey] = &[
+    &HTTP,
+    &GRPC,
+    &ADMIN,
+    &DRAIN_TIMEOUT,
+    &MAX_BODY_BYTES,
+    &MAX_BUFFERED_BYTES,
+    &MAX_HEADER_BYTES,
+    &MAX_CONNECTIONS,
+    &HEADER_TIMEOUT,
+    &BODY_STALL_TIMEOUT,
+    &BODY_TIMEOUT,
+    &WRITE_TIMEOUT,
+    &IDLE_TIMEOUT,
+    &ALLOW_REMOTE,
+    &REGISTRY,
+    &POLL_INTERVAL,
+    &SETTLE_INTERVAL,
+    &ABSENT,
+    &JOURNAL,
+    &LOAD_MODE,
+    &LOAD_MODELS,
+    &EXPLICIT_FOLLOW,
+    &RESURRECT,
+    &TRANSITION,
+    &ON_DEMAND_WAIT,
+    &MEMORY_BUDGET,
+    &LOADER_THREADS,
+    &STRICT,
+    &LIBRARY,
+    &THREADS,
+    &FORMAT,
+    &LEVEL,
+    &STATE_DIR,
+    &NAN,
+];
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+words!(LogFormat, "text" => LogFormat::Text, "json" => LogFormat::Json);
+words!(NanStyle, "bare" => NanStyle::Bare, "null" => NanStyle::Null);
+words!(LoadMode, "watch" => LoadMode::Watch, "explicit" => LoadMode::Explicit, "on_demand" => LoadMode::OnDemand);
+words!(
+    TransitionPolicy,
+    "availability_preserving" => TransitionPolicy::AvailabilityPreserving,
+    "resource_preserving" => TransitionPolicy::ResourcePreserving,
+);
+words!(Absent, "keep" => Absent::Keep, "unload" => Absent::Unload);
+
+fn directives(text: &String) -> Result<(), &'static str> {
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(()),
+        Err(_) => Err("expected a level such as \"info\", or directives such as \"info,bascule_serving=debug\""),
+    }
+}
+
+/// Everything that can be set, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `[server]` and `[admin]`.
+    pub server: ServerConfig,
+    /// `[registry]`.
+    pub registry: RegistryConfig,
+    /// `rollout.journal`.
+    pub journal: Option<Place>,
+    /// `[load]`.
+    pub load: LoadConfig,
+    /// `ready.strict`.
+    pub strict_ready: bool,
+    /// `onnxruntime.library`.
+    pub onnxruntime_library: Option<PathBuf>,
+    /// `onnxruntime.threads`.
+    pub onnxruntime_threads: u32,
+    /// `log.format`.
+    pub log_format: LogFormat,
+    /// `log.level`.
+    pub log_level: String,
+    /// `state.dir`.
+    pub state_dir: PathBuf,
+    /// `json.nan`.
+    pub nan: NanStyle,
+}
+
+/// Ports and their limits.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "each field is the setting of the same name, which has its help text above")]
+pub struct ServerConfig {
+    pub http: SocketAddr,
+    pub grpc: SocketAddr,
+    pub admin: SocketAddr,
+    pub allow_remote: bool,
+    pub drain_timeout: Duration,
+    pub max_body_bytes: ByteCount,
+    pub max_buffered_bytes: ByteCount,
+    pub max_header_bytes: ByteCount,
+    pub max_connections: u32,
+    pub header_timeout: Duration,
+    pub body_stall_timeout: Duration,
+    pub body_timeout: Duration,
+    pub write_timeout: Duration,
+    pub idle_timeout: Duration,
+}
+
+/// What exists, and how it is looked for.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "each field is the setting of the same name, which has its help text above")]
+pub struct RegistryConfig {
+    pub url: Place,
+    pub poll_interval: Duration,
+    pub settle_interval: Duration,
+    pub absent: Absent,
+}
+
+/// What is loaded.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "each field is the setting of the same name, which has its help text above")]
+pub struct LoadConfig {
+    pub mode: LoadMode,
+    pub models: Vec<ModelName>,
+    pub explicit_follow: bool,
+    pub resurrect: bool,
+    pub transition: TransitionPolicy,
+    pub on_demand_wait: Duration,
+    pub memory_budget: Option<ByteCount>,
+    pub loader_threads: u32,
+}
+
+impl Config {
+    /// Takes every setting out of the layers and checks how they go together.
+    pub(crate) fn take(layers: &mut Layers) -> Config {
+        let config = Config {
+            server: ServerConfig {
+                http: layers.take(&HTTP),
+                grpc: layers.take(&GRPC),
+                admin: layers.take(&ADMIN),
+                allow_remote: layers.take(&ALLOW_REMOTE),
+                drain_timeout: layers.take(&DRAIN_TIMEOUT),
+                max_body_bytes: layers.take(&MAX_BODY_BYTES),
+                max_buffered_bytes: layers.take(&MAX_BUFFERED_BYTES),
+                max_header_bytes: layers.take(&MAX_HEADER_BYTES),
+                max_connections: layers.take(&MAX_CONNECTIONS),
+                header_timeout: layers.take(&HEADER_TIMEOUT),
+                body_stall_timeout: layers.take(&BODY_STALL_TIMEOUT),
+                body_timeout: layers.take(&BODY_TIMEOUT),
+                write_timeout: layers.take(&WRITE_TIMEOUT),
+                idle_timeout: layers.take(&IDLE_TIMEOUT),
+            },
+            registry: RegistryConfig {
+                url: layers.take(&REGISTRY),
+                poll_interval: layers.take(&POLL_INTERVAL),
+                settle_interval: layers.take(&SETTLE_INTERVAL),
+                absent: layers.take(&ABSENT),
+            },
+            journal: layers.take(&JOURNAL),
+            load: LoadConfig {
+                mode: layers.take(&LOAD_MODE),
+                models: layers.take(&LOAD_MODELS),
+                explicit_follow: layers.take(&EXPLICIT_FOLLOW),
+                resurrect: layers.take(&RESURRECT),
+                transition: layers.take(&TRANSITION),
+                on_demand_wait: layers.take(&ON_DEMAND_WAIT),
+                memory_budget: layers.take(&MEMORY_BUDGET),
+                loader_threads: layers.take(&LOADER_THREADS),
+            },
+            strict_ready: layers.take(&STRICT),
+            onnxruntime_library: layers.take(&LIBRARY),
+            onnxruntime_threads: layers.take(&THREADS),
+            log_format: layers.take(&FORMAT),
+            log_level: layers.take(&LEVEL),
+            state_dir: layers.take(&STATE_DIR),
+            nan: layers.take(&NAN),
+        };
+        config.check_together(layers);
+        config
+    }
+
+    fn check_together(&self, layers: &mut Layers) {
+        let server = &self.server;
+        if !server.admin.ip().is_loopback() && !server.allow_remote {
+            let message = format!(
+                "`server.admin`: {} is not a loopback address, and whoever reaches the admin API can change what is served; set \
+                 `admin.allow_remote = true` to allow it",
+                server.admin
+            );
+            layers.refuse(layers.origin_of(&ADMIN), message);
+        }
+        let addresses = [(&HTTP, server.http), (&GRPC, server.grpc), (&ADMIN, server.admin)];
+        for (at, (key, address)) in addresses.iter().enumerate() {
+            if let Some((other, _)) = addresses[..at].iter().find(|(_, earlier)| address.port() != 0 && earlier == address) {
+                layers.refuse(layers.origin_of(key), format!("`{}`: {address} is that of `{}` too", key.name(), other.name()));
+            }
+        }
+        if !self.load.models.is_empty() && self.load.mode != LoadMode::Explicit {
+            let message = "`load.models` has a meaning only with `load.mode = \"explicit\"`";
+            layers.refuse(layers.origin_of(&LOAD_MODELS), message);
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Triton's `config.pbtxt` → the settings of a model.
+//!
+//! A field that means something here is honoured, a field that can't be served is an error, and every other field that the file sets is
+//! named in a warning: nothing is left out in silence. The file's syntax and schema are `bascule_proto`'s.
+
+use std::time::Duration;
+
+use bascule_proto::datatype::protocol_name;
+use bascule_proto::inference::model_config::SchedulingChoice;
+use bascule_proto::inference::model_instance_group::Kind;
+use bascule_proto::inference::model_queue_policy::TimeoutAction;
+use bascule_proto::inference::model_version_policy::PolicyChoice;
+use bascule_proto::inference::model_warmup::input::InputDataType;
+use bascule_proto::inference::{
+    ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup, ModelOutput, ModelQueuePolicy, ModelTensorReshape,
+    ModelVersionPolicy, ModelWarmup,
+};
+use bascule_proto::model_config::{parse_model_config, set_fields};
+use bascule_runtime_api::{DataType, Device, Signature, TensorSpec};
+use bascule_serving::{ModelSettings, VersionPolicy, WarmupInput, WarmupSample};
+
+use super::warmup::{self, Fill};
+
+/// The file's name.
+pub(crate) const FILE: &str = "config.pbtxt";
+
+/// The platform that Triton's ONNX models name.
+const PLATFORM: &str = "onnxruntime_onnx";
+
+/// Fields that are honoured. A field below one that is named here counts too where the name ends with a point.
+const HONOURED: [&str; 31] = [
+    "name",
+    "platform",
+    "backend",
+    "max_batch_size",
+    "version_policy.",
+    "input.name",
+    "input.data_type",
+    "input.dims",
+    "output.name",
+    "output.data_type",
+    "output.dims",
+    "output.label_filename",
+    "instance_group.name",
+    "instance_group.kind",
+    "instance_group.count",
+    "instance_group.gpus",
+    "default_model_filename",
+    "optimization.graph.level",
+    "dynamic_batching",
+    "dynamic_batching.preferred_batch_size",
+    "dynamic_batching.max_queue_delay_microseconds",
+    "dynamic_batching.priority_levels",
+    "dynamic_batching.default_priority_level",
+    "dynamic_batching.default_queue_policy",
+    "dynamic_batching.default_queue_policy.default_timeout_microseconds",
+    "dynamic_batching.default_queue_policy.max_queue_size",
+    // The `timeout` of a request always counts.
+    "dynamic_batching.default_queue_policy.allow_timeout_override",
+    // Each of these has its own word below where it is not honoured.
+    "parameters.string_value",
+    "parameters",
+    "model_warmup.",
+    "model_warmup",
+];
+
+/// Parameters of Triton's ONNX Runtime backend that our runtime takes under the same name.
+const RUNTIME_PARAMETERS: [&str; 7] = [
+    "intra_op_thread_count",
+    "inter_op_thread_count",
+    "execution_mode",
+    "enable_mem_arena",
+    "enable_mem_pattern",
+    "session.use_device_allocator_for_initializers",
+    "memory.enable_memory_arena_shrinkage",
+];
+
+/// What the file says, and what is wrong with it.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    /// The settings; right only where there are no problems.
+    pub(crate) settings: ModelSettings,
+    /// What can't be served.
+    pub(crate) problems: Vec<String>,
+}
+
+/// Reads the file of the model `name`. `backends` are the runtimes that exist.
+pub(crate) fn read(text: &str, name: &str, backends: &[&str]) -> Reading {
+    let mut reading = Reading::default();
+    match parse_model_config(text) {
+        Ok(config) => reading.take(&config, name, backends),
+        Err(error) => reading.refuse(format_args!("{error}")),
+    }
+    reading
+}
+
+impl Reading {
+    fn refuse(&mut self, problem: std::fmt::Arguments<'_>) {
+        self.problems.push(format!("{FILE}: {problem}"));
+    }
+
+    fn warn(&mut self, warning: std::fmt::Arguments<'_>) {
+        self.settings.warnings.push(format!("{FILE}: {warning}"));
+    }
+
+    fn take(&mut self, config: &ModelConfig, name: &str, backends: &[&str]) {
+        self.take_identity(config, name, backends);
+        self.take_batching(config);
+        self.take_signature(config);
+        let labelled = config.output.iter().filter(|output| !output.label_filename.is_empty());
+        self.settings.label_filenames = labelled.map(|output| (output.name.clone(), output.label_filename.clone())).collect();
+        self.take_instances(&config.instance_group);
+        self.take_version_policy(config.version_policy.as_ref());
+        self.take_parameters(config);
+        for (at, warmup) in config.model_warmup.iter().enumerate() {
+            self.take_warmup(at, warmup);
+        }
+        self.settings.entrypoint = Some(config.default_model_filename.clone()).filter(|name| !name.is_empty());
+        for set in set_fields(config) {
+            let honoured = |known: &str| set.field == known || (known.ends_with('.') && set.field.starts_with(known));
+            if !HONOURED.into_iter().any(honoured) {
+                self.warn(format_args!("`{}` is not honoured", set.path));
+            }
+        }
+    }
+
+    fn take_identity(&mut self, config: &ModelConfig, name: &str, backends: &[&str]) {
+        if !config.name.is_empty() && config.name != name {
+            self.refuse(format_args!("`name`: expected {name:?}, the name of the directory, got {:?}", config.name));
+        }
+        if !config.backend.is_empty() && !backends.contains(&config.backend.as_str()) {
+            self.refuse(format_args!("`backend`: expected one of {}, got {:?}", backends.join(", "), config.backend));
+        }
+        if !config.platform.is_empty() && config.platform != PLATFORM {
+            self.refuse(format_args!("`platform`: expected {PLATFORM:?}, got {:?}", config.platform));
+        }
+        if let Some(SchedulingChoice::EnsembleScheduling(_)) = config.scheduling_choice {
+            self.refuse(format_args!("`ensemble_scheduling`: ensembles are not served"));
+        }
+    }
+
+    fn take_batching(&mut self, config: &ModelConfig) {
+        // Triton completes a configuration that says nothing of the model's shape from the file; so does the engine.
+        let silent = config.max_batch_size == 0 && config.input.is_empty() && config.output.is_empty();
+        self.settings.max_batch_size = match u32::try_from(config.max_batch_size) {
+            Ok(_) if silent => None,
+            Ok(size) => Some(size),
+            Err(_) => {
+                self.refuse(format_args!("`max_batch_size`: expected 0 or more, got {}", config.max_batch_size));
+                None
+            }
+        };
+        match &config.scheduling_choice {
+            Some(SchedulingChoice::DynamicBatching(batching)) => self.take_dynamic_batching(batching),
+            _ => self.settings.dynamic_batching = silent,
+        }
+    }
+
+    fn take_dynamic_batching(&mut self, batching: &ModelDynamicBatching) {
+        self.settings.dynamic_batching = true;
+        self.settings.max_queue_delay = Duration::from_micros(batching.max_queue_delay_microseconds);
+        for size in &batching.preferred_batch_size {
+            match u32::try_from(*size) {
+                Ok(size) if size > 0 => self.settings.preferred_batch_sizes.push(size),
+                _ => self.refuse(format_args!("`dynamic_batching.preferred_batch_size`: expected 1 or more, got {size}")),
+            }
+        }
+        self.settings.priority_levels = self.number("dynamic_batching.priority_levels", batching.priority_levels);
+        let default = self.number("dynamic_batching.default_priority_level", batching.default_priority_level);
+        self.settings.default_priority = match (self.settings.priority_levels, default) {
+            (0, _) => 1,
+            (_, 0) => {
+                self.refuse(format_args!("`dynamic_batching.default_priority_level`: is needed where `priority_levels` is set"));
+                1
+            }
+            (_, default) => default,
+        };
+        if let Some(policy) = &batching.default_queue_policy {
+            self.take_queue_policy(policy);
+        }
+    }
+
+    fn number(&mut self, field: &str, number: u64) -> u32 {
+        u32::try_from(number).unwrap_or_else(|_| {
+            self.refuse(format_args!("`{field}`: expected at most {}, got {number}", u32::MAX));
+            0
+        })
+    }
+
+    fn take_queue_policy(&mut self, policy: &ModelQueuePolicy) {
+        if policy.max_queue_size > 0 {
+            self.settings.queue_capacity = policy.max_queue_size as usize;
+        }
+        if policy.default_timeout_microseconds > 0 {
+            // A timeout that only delays must not become one that refuses; the field itself is warned of with all the others.
+            if policy.timeout_action() == TimeoutAction::Reject {
+                self.settings.queue_timeout = Some(Duration::from_micros(policy.default_timeout_microseconds));
+            } else {
+                self.warn(format_args!(
+                    "`dynamic_batching.default_queue_policy.default_timeout_microseconds` is not honoured with DELAY"
+                ));
+            }
+        }
+    }
+
+    fn take_signature(&mut self, config: &ModelConfig) {
+        let batched = config.max_batch_size > 0;
+        let inputs: Vec<TensorSpec> =
+            config.input.iter().enumerate().filter_map(|(at, input)| self.spec(&input.described(at), batched)).collect();
+        let outputs: Vec<TensorSpec> =
+            config.output.iter().enumerate().filter_map(|(at, output)| self.spec(&output.described(at), batched)).collect();
+        if inputs.is_empty() {
+            if !outputs.is_empty() {
+                self.warn(format_args!("`output` is not compared with the model, because there is no `input`"));
+            }
+            return;
+        }
+        self.settings.declared = Some(Signature { inputs, outputs, batch_axis: batched.then_some(0) });
+    }
+
+    fn spec(&mut self, tensor: &Described<'_>, batched: bool) -> Option<TensorSpec> {
+        let path = &tensor.path;
+        if tensor.name.is_empty() {
+            self.refuse(format_args!("`{path}.name`: is needed"));
+            return None;
+        }
+        let Some(datatype) = datatype(tensor.data_type) else {
+            self.refuse(format_args!("`{path}.data_type`: is needed for {:?}", tensor.name));
+            return None;
+        };
+        // The shape of the model itself is the only one that is served; that there is another is warned of with all other fields.
+        let dims = tensor.reshape.map_or(tensor.dims, |reshape| &reshape.shape);
+        if tensor.dims.is_empty() || tensor.dims.iter().chain(dims).any(|dim| *dim == 0 || *dim < -1) {
+            self.refuse(format_args!("`{path}.dims`: expected sizes of 1 or more, or -1 for an open one, got {:?}", tensor.dims));
+            return None;
+        }
+        let batch = batched.then_some(-1);
+        Some(TensorSpec::new(tensor.name, datatype, batch.into_iter().chain(dims.iter().copied()).collect::<Vec<i64>>()))
+    }
+
+    fn take_instances(&mut self, groups: &[ModelInstanceGroup]) {
+        let Some(first) = groups.first() else { return };
+        self.settings.device = match first.kind() {
+            Kind::Gpu => Device::Cuda(first.gpus.first().and_then(|gpu| u32::try_from(*gpu).ok()).unwrap_or(0)),
+            Kind::Auto | Kind::Cpu | Kind::Model => Device::Cpu,
+        };
+        let device = self.settings.device;
+        let mut instances = 0u32;
+        for (at, group) in groups.iter().enumerate() {
+            match u32::try_from(group.count) {
+                // Triton's own default.
+                Ok(0) => instances = instances.saturating_add(1),
+                Ok(count) => instances = instances.saturating_add(count),
+                Err(_) => self.refuse(format_args!("`instance_group[{at}].count`: expected 0 or more, got {}", group.count)),
+            }
+            if group.kind() == Kind::Model {
+                self.warn(format_args!("`instance_group[{at}].kind`: KIND_MODEL is served as KIND_CPU"));
+            }
+            let other_device = (group.kind() == Kind::Gpu) != (first.kind() == Kind::Gpu)
+                || group.gpus.iter().any(|gpu| Some(gpu) != first.gpus.first());
+            if other_device {
+                self.warn(format_args!("`instance_group[{at}]`: all instances run on {device}, that of the first group"));
+            }
+        }
+        self.settings.instances = instances;
+    }
+
+    fn take_version_policy(&mut self, policy: Option<&ModelVersionPolicy>) {
+        self.settings.version_policy = match policy.and_then(|policy| policy.policy_choice.as_ref()) {
+            None => return,
+            Some(PolicyChoice::All(_)) => VersionPolicy::All,
+            Some(PolicyChoice::Latest(latest)) => VersionPolicy::Latest(latest.num_versions.max(1)),
+            Some(PolicyChoice::Specific(specific)) => {
+                let mut versions = Vec::new();
+                for number in &specific.versions {
+                    match warmup::version(*number) {
+                        Some(version) => versions.push(version),
+                        None => {
+                            self.refuse(format_args!("`version_policy.specific.versions`: expected versions from 1, got {number}"))
+                        }
+                    }
+                }
+                VersionPolicy::Specific(versions)
+            }
+        };
+    }
+
+    fn take_parameters(&mut self, config: &ModelConfig) {
+        let mut parameters: Vec<_> = config.parameters.iter().collect();
+        parameters.sort_by_key(|(name, _)| *name);
+        for (name, parameter) in parameters {
+            let value = parameter.string_value.clone();
+            if RUNTIME_PARAMETERS.contains(&name.as_str()) {
+                self.settings.runtime_options.insert(name.clone(), value.clone());
+            } else {
+                self.warn(format_args!("`parameters[{name:?}]` is shown and has no effect"));
+            }
+            self.settings.parameters.insert(name.clone(), value);
+        }
+        let level = config.optimization.as_ref().and_then(|optimization| optimization.graph.as_ref()).map(|graph| graph.level);
+        if let Some(level) = level.filter(|level| *level != 0) {
+            self.settings.runtime_options.insert("graph_optimization_level".to_owned(), level.to_string());
+        }
+    }
+
+    fn take_warmup(&mut self, at: usize, warmup: &ModelWarmup) {
+        let batched = self.settings.max_batch_size.is_some_and(|size| size > 0);
+        let mut inputs = Vec::new();
+        let mut named: Vec<_> = warmup.inputs.iter().collect();
+        named.sort_by_key(|(name, _)| *name);
+        for (name, input) in named {
+            let path = format!("model_warmup[{at}].inputs[{name:?}]");
+            let fill = match &input.input_data_type {
+                Some(InputDataType::RandomData(true)) => Fill::Random,
+                Some(InputDataType::InputDataFile(_)) => {
+                    self.warn(format_args!("`{path}.input_data_file` is not honoured, so this warm-up does not run"));
+                    return;
+                }
+                _ => Fill::Zero,
+            };
+            let Some(datatype) = datatype(input.data_type()) else {
+                self.refuse(format_args!("`{path}.data_type`: is needed"));
+                return;
+            };
+            let batch = batched.then(|| i64::from(warmup.batch_size.max(1)));
+            let shape: Vec<i64> = batch.into_iter().chain(input.dims.iter().copied()).collect();
+            match warmup::tensor(datatype, &shape, fill) {
+                Ok(tensor) => inputs.push(WarmupInput { name: name.clone(), tensor }),
+                Err(problem) => self.refuse(format_args!("`{path}.dims`: {problem}")),
+            }
+        }
+        self.settings.warmup.push(WarmupSample { name: warmup.name.clone(), inputs, count: warmup.count.max(1) });
+    }
+}
+
+/// What inputs and outputs have in common.
+struct Described<'a> {
+    path: String,
+    name: &'a str,
+    data_type: bascule_proto::inference::DataType,
+    dims: &'a [i64],
+    reshape: Option<&'a ModelTensorReshape>,
+}
+
+trait Describe {
+    fn described(&self, at: usize) -> Described<'_>;
+}
+
+impl Describe for ModelInput {
+    fn described(&self, at: usize) -> Described<'_> {
+        let path = format!("input[{at}]");
+        Described { path, name: &self.name, data_type: self.data_type(), dims: &self.dims, reshape: self.reshape.as_ref() }
+    }
+}
+
+impl Describe for ModelOutput {
+    fn described(&self, at: usize) -> Described<'_> {
+        let path = format!("output[{at}]");
+        Described { path, name: &self.name, data_type: self.data_type(), dims: &self.dims, reshape: self.reshape.as_ref() }
+    }
+}
+
+fn datatype(data_type: bascule_proto::inference::DataType) -> Option<DataType> {
+    protocol_name(data_type)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! A running gateway: the engine and the three ports over it, from start to end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bascule_frontend::admin::{AdminSettings, AdminSources};
+use bascule_frontend::grpc::GrpcSettings;
+use bascule_frontend::http::HttpSettings;
+use bascule_frontend::metrics::Metrics;
+use bascule_frontend::{admin, grpc, http};
+use bascule_runtime_api::Runtime;
+use bascule_serving::{Engine, Serving};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::compose::{self, Source};
+use crate::config::{Effective, ServerConfig};
+use crate::state_dir::StateDir;
+
+/// Where the gateway really listens: port 0 of the configuration has become a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// HTTP.
+    pub http: SocketAddr,
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// Admin API and metrics.
+    pub admin: SocketAddr,
+}
+
+/// A gateway that takes requests.
+pub struct Server {
+    /// The engine.
+    pub serving: Serving,
+    /// Where it listens.
+    pub addresses: Addresses,
+    shutdown: CancellationToken,
+    ports: JoinSet<()>,
+    drain_timeout: Duration,
+    _state: StateDir,
+}
+
+impl Server {
+    /// Takes the state directory and the ports, starts the engine, and serves. Models load afterwards.
+    ///
+    /// # Errors
+    /// Another process has the directory or a port; the registry is of an unknown kind.
+    pub async fn start(effective: &Effective, runtimes: Vec<Arc<dyn Runtime>>) -> Result<Server> {
+        let config = effective.config.clone();
+        let metrics = install_metrics();
+        let retired = metrics.clone();
+        let source = Source::open(&config)?;
+        let watched = source.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            let state = StateDir::open(&config.state_dir)?;
+            let on_retired = move |key: &bascule_registry::VersionKey| retired.retire(key.model.as_str(), key.version);
+            let options = compose::engine_options(&config, &source, runtimes, &state, on_retired)?;
+            anyhow::Ok((state, options))
+        });
+        let (state, options) = prepared.await.context("a blocking thread ended early")??;
+        let server = &effective.config.server;
+        let (http, grpc, admin) =
+            (bind("http", server.http).await?, bind("grpc", server.grpc).await?, bind("admin", server.admin).await?);
+        let addresses = Addresses { http: http.local_addr()?, grpc: grpc.local_addr()?, admin: admin.local_addr()? };
+        let serving = Engine::start(options).await?;
+        let shutdown = CancellationToken::new();
+        let mut ports = JoinSet::new();
+        ports.spawn(http::serve(http, serving.clone(), http_settings(effective), shutdown.clone()));
+        ports.spawn(grpc::serve(grpc, serving.clone(), grpc_settings(server), shutdown.clone()));
+        let sources = AdminSources { serving: serving.clone(), metrics, config: Arc::new(shown(effective, addresses)) };
+        let admin_served = admin::serve(admin, sources, admin_settings(server), shutdown.clone());
+        ports.spawn(async move {
+            if let Err(error) = admin_served.await {
+                tracing::error!(%error, "the admin port is not served");
+            }
+        });
+        ports.spawn(watch(watched, serving.clone(), effective.config.registry.poll_interval, shutdown.clone()));
+        Ok(Server { serving, addresses, shutdown, ports, drain_timeout: server.drain_timeout, _state: state })
+    }
+
+    /// Stops accepting, finishes what is in flight, then drains the engine. Each step takes the drain timeout at the most.
+    pub async fn stop(mut self) {
+        self.shutdown.cancel();
+        while self.ports.join_next().await.is_some() {}
+        self.serving.shutdown(self.drain_timeout).await;
+    }
+}
+
+/// A second gateway of one process, as tests may have, records into the first one's metrics and shows none.
+fn install_metrics() -> Metrics {
+    let metrics = Metrics::new();
+    if metrics.install().is_ok() {
+        bascule_serving::meters::describe();
+        http::meters::describe();
+        grpc::meters::describe();
+    }
+    metrics
+}
+
+async fn bind(port: &str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("can't listen on {address} (server.{port})"))
+}
+
+async fn watch(source: Source, serving: Serving, pause: Duration, shutdown: CancellationToken) {
+    shutdown.run_until_cancelled(source.watch(pause, || serving.kick())).await;
+}
+
+fn http_settings(effective: &Effective) -> HttpSettings {
+    let server = &effective.config.server;
+    HttpSettings {
+        max_body_bytes: size(server.max_body_bytes.0),
+        max_buffered_bytes: size(server.max_buffered_bytes.0),
+        max_header_bytes: size(server.max_header_bytes.0),
+        max_connections: server.max_connections as usize,
+        header_timeout: server.header_timeout,
+        body_stall_timeout: server.body_stall_timeout,
+        body_timeout: server.body_timeout,
+        write_timeout: server.write_timeout,
+        idle_timeout: server.idle_timeout,
+        drain_timeout: server.drain_timeout,
+        nan: effective.config.nan,
+        remote_repository_commands: server.allow_remote,
+        ..HttpSettings::default()
+    }
+}
+
+fn grpc_settings(server: &ServerConfig) -> GrpcSettings {
+    GrpcSettings {
+        max_request_bytes: size(server.max_body_bytes.0),
+        max_buffered_bytes: size(server.max_buffered_bytes.0),
+        max_header_bytes: u32::try_from(server.max_header_bytes.0).unwrap_or(u32::MAX),
+        max_connections: server.max_connections as usize,
+        handshake_timeout: server.header_timeout,
+        body_timeout: server.body_stall_timeout,
+        drain_timeout: server.drain_timeout,
+        remote_repository_commands: server.allow_remote,
+        ..GrpcSettings::default()
+    }
+}
+
+fn admin_settings(server: &ServerConfig) -> AdminSettings {
+    let defaults = AdminSettings::default();
+    AdminSettings { allow_remote: server.allow_remote, drain_timeout: defaults.drain_timeout.min(server.drain_timeout), ..defaults }
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// What `/admin/v1/config` answers.
+fn shown(effective: &Effective, addresses: Addresses) -> serde_json::Value {
+    json!({
+        "addresses": { "http": addresses.http, "grpc": addresses.grpc, "admin": addresses.admin },
+        "settings": effective.entries,
+        "file": effective.file,
+    })
+}

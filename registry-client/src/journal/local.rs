@@ -1,0 +1,78 @@
+//! A journal for registries that can hold none: a plain directory, or anything that is only read.
+
+use std::path::Path as FsPath;
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use uuid::Uuid;
+
+use super::{Entry, JournalEntries, JournalError, Op, Proposal, Rollout};
+use crate::clock::{Clock, SystemClock};
+use crate::name::ModelName;
+
+/// Journals of any number of models in a local directory, for one replica: `<dir>/<model>/<20 digits>.json`, with the same
+/// entries, fold and checkpoints as in a registry. Whether a version exists is not known here and not checked.
+pub struct LocalJournal {
+    store: Arc<dyn ObjectStore>,
+    clock: Arc<dyn Clock>,
+}
+
+impl LocalJournal {
+    /// Opens the directory, and makes it where it is not there.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`] where it can't be made or opened.
+    pub fn open(dir: &FsPath) -> Result<Self, JournalError> {
+        Self::with_clock(dir, Arc::new(SystemClock::default()))
+    }
+
+    /// The same with a clock that says when an entry was written.
+    ///
+    /// # Errors
+    /// As [`LocalJournal::open`].
+    pub fn with_clock(dir: &FsPath, clock: Arc<dyn Clock>) -> Result<Self, JournalError> {
+        let place = || format!("journal directory {}", dir.display());
+        std::fs::create_dir_all(dir).map_err(|error| JournalError::unavailable(place(), error))?;
+        let store = LocalFileSystem::new_with_prefix(dir).map_err(|error| JournalError::unavailable(place(), error))?;
+        Ok(Self { store: Arc::new(store.with_fsync(true)), clock })
+    }
+
+    /// Writes an entry after the model's last one and returns its number; the number that it has where its id is there.
+    ///
+    /// # Errors
+    /// [`JournalError::Refused`] and [`JournalError::Frozen`] as things stand; others where the disk fails.
+    pub async fn append(&self, model: &ModelName, op: Op, by: &str, reason: &str, id: Uuid) -> Result<u64, JournalError> {
+        let proposal = Proposal { op, by: by.into(), reason: reason.into(), id, evidence: None };
+        self.propose(model, &proposal).await
+    }
+
+    /// The same with evidence.
+    ///
+    /// # Errors
+    /// As [`LocalJournal::append`].
+    pub async fn propose(&self, model: &ModelName, proposal: &Proposal) -> Result<u64, JournalError> {
+        self.entries(model).append(proposal, self.clock.now()).await
+    }
+
+    /// All entries of a model; none where it has no journal.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`] where the disk fails.
+    pub async fn journal(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
+        self.entries(model).all().await
+    }
+
+    /// The state of a model's journal.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`] where the disk fails.
+    pub async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        self.entries(model).rollout().await
+    }
+
+    fn entries(&self, model: &ModelName) -> JournalEntries {
+        JournalEntries::new(Arc::clone(&self.store), Path::from(model.as_str()))
+    }
+}

@@ -1,0 +1,38 @@
+//! Which versions exist, and verified bytes on disk.
+//!
+//! A [`VersionSource`] lists versions and brings their files; [`DirectorySource`] and [`Registry`] are two. [`Registry`] also
+//! publishes, and holds the rollout [`journal`]. [`Cache`] keeps fetched versions on local disk, verified and complete or not
+//! at all. What comes from a registry is not trusted: names and manifests are checked once, where they come in.
+//!
+//! Deliberately absent: tensors and signatures (carried unread), which versions should be loaded, HTTP, threads of our own.
+
+#![warn(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
+
+mod cache;
+mod clock;
+pub mod conformance;
+mod digest;
+mod directory;
+pub mod durable;
+pub mod journal;
+mod listing;
+mod log;
+mod manifest;
+mod name;
+mod registry;
+mod source;
+#[cfg(test)]
+mod testing;
+mod transfer;
+
+pub use cache::{Cache, CacheError, Evicted, Lease};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use digest::{Digest, DigestError};
+pub use directory::{DirectoryOptions, DirectorySource, SETTLE_INTERVAL, Watch};
+pub use journal::{Entry, JournalError, LocalJournal, Op, Proposal, Rollout, Weight, WeightError};
+pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
+pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile};
+pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
+pub use registry::{PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, collect_files};
+pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, VersionSource};

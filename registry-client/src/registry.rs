@@ -1,0 +1,286 @@
+//! The registry in our own layout, over any object store with put-if-absent: what it holds, and the journal.
+//!
+//! A version exists once its manifest does; nothing before that is ever seen. Nothing that was committed is changed. Removing
+//! blobs that no manifest names is deliberately absent from this build.
+
+pub(crate) mod changes;
+pub(crate) mod contained;
+mod location;
+mod publish;
+mod reading;
+pub(crate) mod versions;
+
+use std::borrow::Cow;
+use std::path::{Path as FsPath, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use object_store::path::Path;
+use object_store::{Error as StoreError, ObjectStore};
+use uuid::Uuid;
+
+pub use publish::{PublishError, PublishRequest, Published, collect_files};
+
+use crate::clock::{Clock, SystemClock};
+use crate::journal::{Entry, JournalEntries, JournalError, Op, Proposal, Rollout};
+use crate::log::{NumberedLog, Put, put_if_absent};
+use crate::manifest::{Manifest, ManifestError};
+use crate::name::{ModelName, VersionKey, VersionNumber};
+use crate::source::Cause;
+use changes::What;
+
+/// How often all of a registry is read again, whatever its change log says.
+pub const REPAIR_INTERVAL: Duration = Duration::from_secs(600);
+
+/// A registry in our own layout.
+pub struct Registry {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    description: String,
+    clock: Arc<dyn Clock>,
+    repair_interval: Duration,
+    changes: NumberedLog,
+    /// Where to look for the end of the change log: right most of the time.
+    last_change: AtomicU64,
+    seen: tokio::sync::Mutex<Option<reading::Seen>>,
+}
+
+/// Why a registry can't be opened or read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RegistryError {
+    /// The place is not written as it should be.
+    #[error("registry location {location} {problem}")]
+    Location {
+        /// What was given, quoted.
+        location: String,
+        /// What is wrong.
+        problem: Cow<'static, str>,
+    },
+    /// A store that this build does not know.
+    #[error("registries at {scheme}:// are not supported in this build yet")]
+    NotSupported {
+        /// The scheme of the URL.
+        scheme: String,
+    },
+    /// The directory does not exist.
+    #[error("registry directory {} does not exist", dir.display())]
+    Missing {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// There is no such version.
+    #[error("{key} does not exist")]
+    NotFound {
+        /// The version.
+        key: VersionKey,
+    },
+    /// The stored manifest breaks a rule.
+    #[error("the manifest of {key} can't be used")]
+    Manifest {
+        /// The version.
+        key: VersionKey,
+        /// Which rule.
+        source: ManifestError,
+    },
+    /// The store can't hold a registry.
+    #[error("{store} can't be written as a registry: it lacks put-if-absent")]
+    NoPutIfAbsent {
+        /// The store.
+        store: String,
+    },
+    /// The store can't be reached or refuses: worth another try.
+    #[error("{place} can't be reached")]
+    Unavailable {
+        /// What was asked.
+        place: String,
+        /// Why.
+        source: Cause,
+    },
+}
+
+impl RegistryError {
+    pub(crate) fn unavailable(place: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Unavailable { place: place.into(), source: Arc::new(source) }
+    }
+
+    fn writing(store: &dyn ObjectStore, place: impl Into<String>, error: StoreError) -> Self {
+        if crate::log::lacks_put_if_absent(&error) {
+            return Self::NoPutIfAbsent { store: store.to_string() };
+        }
+        Self::unavailable(place, error)
+    }
+}
+
+impl Registry {
+    /// Opens a registry at a path, `file:///path` or, for tests, `memory://` (which is empty at each opening).
+    ///
+    /// # Errors
+    /// [`RegistryError::Missing`] where the directory is not there, [`RegistryError::NotSupported`] for other stores.
+    pub fn open(location: &str) -> Result<Self, RegistryError> {
+        let opened = location::open(location)?;
+        Ok(Self::over(opened.store, Path::default(), opened.description))
+    }
+
+    /// The same, and a directory that is not there is made. Blocks.
+    ///
+    /// # Errors
+    /// As [`Registry::open`]; and where the directory can't be made.
+    pub fn open_or_create(location: &str) -> Result<Self, RegistryError> {
+        if let Some(path) = location::local_path(location)? {
+            let place = || format!("directory {}", path.display());
+            crate::durable::create_dir(&path).map_err(|error| RegistryError::unavailable(place(), error))?;
+        }
+        Self::open(location)
+    }
+
+    /// A registry in a local directory, which has to exist.
+    ///
+    /// # Errors
+    /// As [`Registry::open`].
+    pub fn open_dir(dir: &FsPath) -> Result<Self, RegistryError> {
+        let opened = location::open_dir(dir)?;
+        Ok(Self::over(opened.store, Path::default(), opened.description))
+    }
+
+    /// A registry below a prefix of any store; the description is for people.
+    pub fn over(store: Arc<dyn ObjectStore>, prefix: Path, description: impl Into<String>) -> Self {
+        let changes = NumberedLog::new(Arc::clone(&store), prefix.clone().join("_changes"));
+        Self {
+            store,
+            prefix,
+            description: description.into(),
+            clock: Arc::new(SystemClock::default()),
+            repair_interval: REPAIR_INTERVAL,
+            changes,
+            last_change: AtomicU64::new(0),
+            seen: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Takes the time from this clock.
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Reads all of it again after this time instead of [`REPAIR_INTERVAL`].
+    pub fn with_repair_interval(mut self, interval: Duration) -> Self {
+        self.repair_interval = interval;
+        self
+    }
+
+    /// For people: `directory ./models`.
+    pub fn describe(&self) -> &str {
+        &self.description
+    }
+
+    /// The journal of a model; empty where it has none.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`].
+    pub async fn journal(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
+        self.entries(model).all().await
+    }
+
+    /// The fold of a model's journal.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`].
+    pub async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        self.entries(model).rollout().await
+    }
+
+    /// Writes a journal entry after the last one and returns its number. With an id that is there already nothing is written
+    /// and the number is that of the entry which has it.
+    ///
+    /// # Errors
+    /// [`JournalError::Refused`] where it makes no sense as things stand, [`JournalError::Version`] and
+    /// [`JournalError::Model`] where what it names does not exist. After [`JournalError::Unavailable`] retry with the same id.
+    pub async fn append(&self, model: &ModelName, op: Op, by: &str, reason: &str, id: Uuid) -> Result<u64, JournalError> {
+        let proposal = Proposal { op, by: by.into(), reason: reason.into(), id, evidence: None };
+        self.propose(model, &proposal).await
+    }
+
+    /// The same with evidence.
+    ///
+    /// # Errors
+    /// As [`Registry::append`].
+    pub async fn propose(&self, model: &ModelName, proposal: &Proposal) -> Result<u64, JournalError> {
+        self.check_exists(model, &proposal.op).await?;
+        let seq = self.entries(model).append(proposal, self.clock.now()).await?;
+        self.note_change(model, What::Journal, proposal.op.version()).await;
+        Ok(seq)
+    }
+
+    /// Yanks a version: it leaves service and is not loaded again. Its files stay. A second time changes nothing.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`] where there is no such version.
+    pub async fn tombstone(&self, key: &VersionKey, by: &str, reason: &str) -> Result<(), RegistryError> {
+        self.manifest_bytes(key).await?.ok_or_else(|| RegistryError::NotFound { key: key.clone() })?;
+        let content = serde_json::json!({"schema": 1, "at": self.clock.now(), "by": by, "reason": reason});
+        let path = self.tombstone_path(key);
+        let put = put_if_absent(self.store.as_ref(), &path, content.to_string().into()).await;
+        match put.map_err(|error| RegistryError::writing(self.store.as_ref(), path.to_string(), error))? {
+            Put::Done => self.note_change(&key.model, What::Tombstone, Some(key.version)).await,
+            Put::Taken => {}
+        }
+        Ok(())
+    }
+
+    /// The manifest of a version.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`], [`RegistryError::Manifest`] where it breaks a rule, [`RegistryError::Unavailable`].
+    pub async fn manifest(&self, key: &VersionKey) -> Result<Manifest, RegistryError> {
+        Ok(self.read_version(key).await?.manifest.as_ref().clone())
+    }
+
+    async fn check_exists(&self, model: &ModelName, op: &Op) -> Result<(), JournalError> {
+        let unreachable = |error: RegistryError| JournalError::unavailable(format!("model {model} of {}", self.description), error);
+        let problem = match self.shape(model).await.map_err(unreachable)? {
+            shape if shape.ours => None,
+            shape if !shape.numeric.is_empty() => Some("is in the plain layout: its journal is kept by the gateway that serves it"),
+            _ => Some("is not in this registry"),
+        };
+        if let Some(problem) = problem {
+            return Err(JournalError::Model { model: model.to_string(), problem });
+        }
+        let Some(version) = op.version().filter(|_| op.needs_version()) else { return Ok(()) };
+        let wrong = |problem| Err(JournalError::Version { model: model.to_string(), version, problem });
+        match self.read_version(&VersionKey::new(model.clone(), version)).await {
+            Ok(generation) if generation.tombstoned => wrong("is tombstoned"),
+            Ok(_) => Ok(()),
+            Err(RegistryError::NotFound { .. }) => wrong("does not exist"),
+            Err(error) => Err(unreachable(error)),
+        }
+    }
+
+    fn entries(&self, model: &ModelName) -> JournalEntries {
+        JournalEntries::new(Arc::clone(&self.store), self.model_path(model).join("rollout"))
+    }
+
+    fn model_path(&self, model: &ModelName) -> Path {
+        self.prefix.clone().join(model.as_str())
+    }
+
+    fn version_path(&self, model: &ModelName, version: VersionNumber) -> Path {
+        self.model_path(model).join("versions").join(version.to_string())
+    }
+
+    fn manifest_path(&self, key: &VersionKey) -> Path {
+        self.version_path(&key.model, key.version).join("manifest.json")
+    }
+
+    fn tombstone_path(&self, key: &VersionKey) -> Path {
+        self.version_path(&key.model, key.version).join("tombstone.json")
+    }
+
+    fn blob_path(&self, model: &ModelName, digest: &crate::digest::Digest) -> Path {
+        self.model_path(model).join("blobs").join(digest.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! Reading one model of a registry.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use object_store::path::Path;
+
+use super::{Registry, RegistryError};
+use crate::journal::Rollout;
+use crate::listing::{Generation, Layout, ListedModel};
+use crate::log::{Read, exists, read_small};
+use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, ManifestError};
+use crate::name::{ModelName, VersionKey, VersionNumber, parse_version, quoted};
+
+/// How many objects are read at a time.
+const READS: usize = 16;
+/// The largest settings file.
+pub(crate) const MAX_SETTINGS_BYTES: u64 = 1 << 20;
+/// The most settings files of one model.
+pub(crate) const MAX_SETTINGS_FILES: usize = 64;
+
+/// How a model's directory looks from outside.
+pub(crate) struct Shape {
+    /// It has `versions/`.
+    pub(crate) ours: bool,
+    /// Its numbered directories, which count only where it is not ours.
+    pub(crate) numeric: BTreeSet<VersionNumber>,
+    settings: Vec<(String, Path, u64)>,
+}
+
+/// Committed versions, and what is wrong with others.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Committed {
+    pub(crate) versions: BTreeMap<VersionNumber, Arc<Generation>>,
+    pub(crate) rollout: Rollout,
+    pub(crate) problems: Vec<String>,
+}
+
+impl Registry {
+    /// The versions of a model, tombstoned ones among them.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unavailable`]. A version whose manifest breaks a rule is left out.
+    pub async fn versions(&self, model: &ModelName) -> Result<BTreeMap<VersionNumber, Arc<Generation>>, RegistryError> {
+        Ok(self.committed(model).await?.versions)
+    }
+
+    pub(crate) async fn shape(&self, model: &ModelName) -> Result<Shape, RegistryError> {
+        let path = self.model_path(model);
+        let level = self.store.list_with_delimiter(Some(&path)).await;
+        let level = level.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
+        let mut shape = Shape { ours: false, numeric: BTreeSet::new(), settings: Vec::new() };
+        for dir in level.common_prefixes.iter().filter_map(|dir| dir.filename()) {
+            shape.ours |= dir == "versions";
+            shape.numeric.extend(parse_version(dir));
+        }
+        for object in level.objects {
+            if let Some(name) = object.location.filename().filter(|name| !name.starts_with('.')) {
+                shape.settings.push((name.to_owned(), object.location.clone(), object.size));
+            }
+        }
+        Ok(shape)
+    }
+
+    /// All of one model, where it has a version or a problem.
+    pub(super) async fn read_model(&self, name: &ModelName) -> Result<Option<ListedModel>, RegistryError> {
+        let shape = self.shape(name).await?;
+        if !shape.ours {
+            return Ok((!shape.numeric.is_empty()).then(|| plain_elsewhere(name)));
+        }
+        let committed = self.committed(name).await?;
+        let mut problems = shadowed(&shape.numeric);
+        let settings = self.read_settings(&shape, &mut problems).await?;
+        Ok(listed(name, committed, settings, problems))
+    }
+
+    async fn read_settings(&self, shape: &Shape, problems: &mut Vec<String>) -> Result<BTreeMap<String, Arc<[u8]>>, RegistryError> {
+        let mut settings = BTreeMap::new();
+        for (name, path, size) in &shape.settings {
+            if let Some(problem) = settings_problem(name, *size, settings.len()) {
+                problems.push(problem);
+                continue;
+            }
+            let content = read_small(self.store.as_ref(), path, MAX_SETTINGS_BYTES).await;
+            match content.map_err(|error| RegistryError::unavailable(path.to_string(), error))? {
+                Some(Read::Whole(content)) => drop(settings.insert(name.clone(), Arc::from(&content[..]))),
+                Some(Read::TooLarge(bytes)) => problems.extend(settings_problem(name, bytes, 0)),
+                None => {}
+            }
+        }
+        Ok(settings)
+    }
+
+    /// The committed versions and the rollout of a model.
+    pub(crate) async fn committed(&self, model: &ModelName) -> Result<Committed, RegistryError> {
+        let path = self.model_path(model).join("versions");
+        let level = self.store.list_with_delimiter(Some(&path)).await;
+        let level = level.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
+        let mut committed = Committed::default();
+        let mut numbers = Vec::new();
+        for name in level.common_prefixes.iter().filter_map(|dir| dir.filename()) {
+            match parse_version(name) {
+                Ok(number) => numbers.push(number),
+                Err(error) => committed.problems.push(format!("in versions/: {error}")),
+            }
+        }
+        let reads = futures::stream::iter(numbers).map(|number| self.read_version_of(model, number));
+        let mut reads = reads.buffered(READS);
+        while let Some((number, generation)) = reads.next().await {
+            match generation {
+                Ok(generation) => drop(committed.versions.insert(number, Arc::new(generation))),
+                Err(RegistryError::NotFound { .. }) => {}
+                Err(RegistryError::Manifest { source, .. }) => {
+                    committed.problems.push(format!("version {number}: {}", with_causes(&source)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let rollout =
+            self.rollout(model).await.map_err(|error| RegistryError::unavailable(format!("journal of {model}"), error))?;
+        committed.problems.extend(rollout.frozen.as_ref().map(|entry| {
+            format!("the journal is frozen at an entry that this build does not know ({entry}): upgrade this program")
+        }));
+        committed.rollout = rollout;
+        Ok(committed)
+    }
+
+    async fn read_version_of(
+        &self,
+        model: &ModelName,
+        number: VersionNumber,
+    ) -> (VersionNumber, Result<Generation, RegistryError>) {
+        (number, self.read_version(&VersionKey::new(model.clone(), number)).await)
+    }
+
+    pub(crate) async fn read_version(&self, key: &VersionKey) -> Result<Generation, RegistryError> {
+        let stored = self.manifest_bytes(key).await?.ok_or_else(|| RegistryError::NotFound { key: key.clone() })?;
+        let wrong = |source| RegistryError::Manifest { key: key.clone(), source };
+        let bytes = match stored {
+            Read::Whole(bytes) => bytes,
+            Read::TooLarge(bytes) => return Err(wrong(ManifestError::TooLarge(bytes))),
+        };
+        let (manifest, digest) = Manifest::parse(&bytes).map_err(wrong)?;
+        if manifest.key() != *key {
+            let problem = format!("name {}, but it lies under {key}", manifest.key());
+            return Err(wrong(ManifestError::Field { field: "model and version", problem }));
+        }
+        let path = self.tombstone_path(key);
+        let tombstoned = exists(self.store.as_ref(), &path).await;
+        let tombstoned = tombstoned.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
+        let bytes = manifest.bytes();
+        Ok(Generation { key: key.clone(), digest, bytes, layout: Layout::Registry, manifest: Arc::new(manifest), tombstoned })
+    }
+
+    pub(super) async fn manifest_bytes(&self, key: &VersionKey) -> Result<Option<Read>, RegistryError> {
+        let path = self.manifest_path(key);
+        read_small(self.store.as_ref(), &path, MAX_MANIFEST_BYTES)
+            .await
+            .map_err(|error| RegistryError::unavailable(path.to_string(), error))
+    }
+}
+
+/// A model in our layout; nothing where it has neither a version nor a problem.
+pub(crate) fn listed(
+    name: &ModelName,
+    committed: Committed,
+    settings: BTreeMap<String, Arc<[u8]>>,
+    mut problems: Vec<String>,
+) -> Option<ListedModel> {
+    let Committed { versions, mut rollout, problems: more } = committed;
+    problems.extend(more);
+    if versions.is_empty() && problems.is_empty() {
+        return None;
+    }
+    let held: Vec<_> = versions.iter().filter(|(number, generation)| rollout.holds(**number, generation.manifest.hold)).collect();
+    let held: Vec<_> = held.into_iter().map(|(number, _)| *number).collect();
+    rollout.held.extend(held);
+    let aliases = rollout.aliases.clone();
+    Some(ListedModel {
+        name: name.clone(),
+        layout: Layout::Registry,
+        versions,
+        unsettled: BTreeSet::new(),
+        settings,
+        rollout,
+        aliases,
+        problems,
+    })
+}
+
+/// A plain model where the plain layout is not read: it is shown, so that nobody looks for it in vain.
+fn plain_elsewhere(name: &ModelName) -> ListedModel {
+    ListedModel {
+        name: name.clone(),
+        layout: Layout::Plain,
+        versions: BTreeMap::new(),
+        unsettled: BTreeSet::new(),
+        settings: BTreeMap::new(),
+        rollout: Rollout::default(),
+        aliases: BTreeMap::new(),
+        problems: vec!["it is in the plain layout, which is read from local directories only".into()],
+    }
+}
+
+/// A warning where numbered directories lie beside `versions/`.
+pub(crate) fn shadowed(numeric: &BTreeSet<VersionNumber>) -> Vec<String> {
+    let Some(first) = numeric.first() else { return Vec::new() };
+    let rest = match numeric.len() {
+        1 => String::new(),
+        more => format!(" and {} more", more - 1),
+    };
+    vec![format!("directory `{first}`{rest} is ignored: a model with `versions/` has its versions there")]
+}
+
+/// Why a settings file is left out, if it is.
+pub(crate) fn settings_problem(name: &str, bytes: u64, taken: usize) -> Option<String> {
+    if bytes > MAX_SETTINGS_BYTES {
+        return Some(format!("file {} is ignored: it has {bytes} bytes, the limit is {MAX_SETTINGS_BYTES}", quoted(name)));
+    }
+    (taken >= MAX_SETTINGS_FILES).then(|| format!("file {} is ignored: there are more than {MAX_SETTINGS_FILES}", quoted(name)))
+}
+
+/// An error with what caused it, in one line for people.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,22 @@
+//! ONNX models, executed by ONNX Runtime.
+//!
+//! The library is opened at run time, once per process, and only after a look at its version: a missing, old or damaged one is a
+//! [`LoadError::Unavailable`](bascule_runtime_api::LoadError) that names every file looked for. Each load makes a session of its own,
+//! by default with one thread and no pool. Inputs are lent to the library where they are aligned; outputs are copied into buffers of
+//! ours, so that nothing of a session lives on after a run.
+//!
+//! Deliberately absent: GPU providers (a session for one is refused), models in memory, custom operator libraries.
+
+#![warn(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
+
+mod files;
+mod library;
+mod message;
+mod runtime;
+mod session;
+mod settings;
+mod signature;
+mod value;
+
+pub use runtime::{OnnxConfig, OnnxRuntime};

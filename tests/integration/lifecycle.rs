@@ -1,0 +1,159 @@
+//! Versions come, fail, are replaced and go, and the server stays ready.
+
+use bascule_onnx_writer::models::{constant, large};
+use serde_json::json;
+
+use crate::http::{call, get, post};
+use crate::sandbox::{Gateway, Sandbox};
+
+/// Asks model `m` with one row; status, and the value that every element of its answer has.
+pub fn ask(gateway: &Gateway, path: &str) -> (u16, f64) {
+    let body = json!({ "inputs": [{ "name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 0.5] }] });
+    let answer = post(gateway.http, path, &body);
+    let values = answer.json_or_null()["outputs"][0]["data"].clone();
+    (answer.status, values[0].as_f64().unwrap_or(f64::NAN))
+}
+
+#[test]
+fn a_new_version_takes_over_and_a_broken_one_is_reported_and_changes_nothing() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.plain("m", 1, &constant(1.0, 2));
+    let gateway = sandbox.serve().ready();
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0));
+    sandbox.plain("m", 2, &constant(2.0, 2));
+    gateway.wait_version("m", 2);
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["models"][0]["stable"] == 2);
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 2.0));
+    sandbox.write("m/3/model.onnx", b"<html>not a model</html>");
+    gateway.eventually_admin("/admin/v1/status", |_, status| {
+        let versions = status["models"][0]["versions"].as_array().cloned().unwrap_or_default();
+        versions.iter().any(|version| version["version"] == 3 && version["state"] == "UNAVAILABLE" && version["cause"].is_string())
+    });
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 2.0));
+    assert_eq!(ask(&gateway, "/v2/models/m/versions/3/infer").0, 503);
+    assert_eq!(get(gateway.http, "/v2/health/ready").status, 200, "a failed version never makes the server unready");
+    // The repaired file is the same version with other content.
+    sandbox.plain("m", 3, &constant(3.0, 2));
+    gateway.wait_version("m", 3);
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["models"][0]["stable"] == 3);
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 3.0));
+}
+
+#[test]
+fn a_deleted_directory_stays_served_and_so_does_everything_while_the_registry_is_away() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.plain("m", 1, &constant(1.0, 2));
+    let gateway = sandbox.serve().ready();
+    std::fs::remove_dir_all(sandbox.registry().join("m")).unwrap();
+    post(gateway.admin, "/admin/v1/kick", &json!({}));
+    sandbox.plain("other", 1, &constant(9.0, 2));
+    gateway.wait_version("other", 1);
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0));
+    std::fs::rename(sandbox.registry(), sandbox.path("away")).unwrap();
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["registry"]["last_error"].is_string());
+    assert_eq!(ask(&gateway, "/v2/models/other/infer"), (200, 9.0));
+    drop(gateway);
+    let gateway = sandbox.serve().ready();
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0), "a restart serves from local disk");
+    assert_eq!(ask(&gateway, "/v2/models/other/infer"), (200, 9.0));
+    std::fs::rename(sandbox.path("away"), sandbox.registry()).unwrap();
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["registry"]["last_error"].is_null());
+    assert_eq!(ask(&gateway, "/v2/models/other/infer"), (200, 9.0));
+}
+
+#[test]
+fn an_unloaded_model_stays_off_across_a_restart_until_it_is_loaded() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.plain("m", 1, &constant(1.0, 2));
+    let gateway = sandbox.serve().ready();
+    assert_eq!(post(gateway.http, "/v2/repository/models/m/unload", &json!({})).status, 200);
+    gateway.eventually("/v2/models/m", |status, _| status == 404);
+    assert_eq!(ask(&gateway, "/v2/models/m/infer").0, 404);
+    sandbox.plain("m", 2, &constant(2.0, 2));
+    gateway.eventually_admin("/admin/v1/status", |_, status| {
+        status["models"][0]["held"].as_str().is_some_and(|held| held.contains("unloaded by operator"))
+    });
+    drop(gateway);
+    let gateway = sandbox.serve().ready();
+    assert_eq!(ask(&gateway, "/v2/models/m/infer").0, 404);
+    assert_eq!(post(gateway.http, "/v2/repository/models/m/load", &json!({})).status, 200);
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 2.0), "load returns once the model is ready");
+    assert_eq!(post(gateway.http, "/v2/repository/models/nope/load", &json!({})).status, 404);
+    assert_eq!(post(gateway.http, "/v2/repository/models/nope/unload", &json!({})).status, 200);
+}
+
+#[test]
+fn explicit_mode_loads_what_it_is_told_and_follows_on_load() {
+    let Some(sandbox) = Sandbox::new().map(|sandbox| sandbox.set("load.mode=explicit")) else { return };
+    sandbox.plain("m", 1, &constant(1.0, 2));
+    let gateway = sandbox.serve().ready();
+    assert_eq!(ask(&gateway, "/v2/models/m/infer").0, 404);
+    assert_eq!(post(gateway.http, "/v2/repository/models/m/load", &json!({})).status, 200);
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0));
+    sandbox.plain("m", 2, &constant(2.0, 2));
+    gateway.eventually_admin("/admin/v1/status", |_, status| {
+        status["models"][0]["versions"].as_array().is_some_and(|all| !all.is_empty())
+    });
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0), "an explicit model does not follow by itself");
+    // Plain files count once they have kept still through two looks, so the first load may be too early to see them.
+    gateway.eventually("/v2/models/m/versions/2/ready", |status, _| {
+        post(gateway.http, "/v2/repository/models/m/load", &json!({}));
+        status == 200
+    });
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 2.0));
+}
+
+#[test]
+fn a_thousand_models_on_demand_load_only_what_is_asked_for_under_the_budget() {
+    // Fifty small models take a megabyte each by estimate; four large ones would need more than is left.
+    let budget = "load.memory_budget=96MiB";
+    let Some(sandbox) = Sandbox::new().map(|sandbox| sandbox.set("load.mode=on_demand").set(budget)) else { return };
+    for number in 0..1000 {
+        sandbox.plain(&format!("m{number:03}"), 1, &constant(f32::from(number as u16), 2));
+    }
+    for number in 0..4 {
+        sandbox.plain(&format!("large{number}"), 1, &large(16, None));
+    }
+    let gateway = sandbox.serve().ready();
+    for number in (0..1000).step_by(20) {
+        assert_eq!(ask(&gateway, &format!("/v2/models/m{number:03}/infer")), (200, f64::from(number)));
+    }
+    let loaded = |prefix: &str| {
+        let status = get(gateway.admin, "/admin/v1/status").json();
+        let models = status["models"].as_array().cloned().unwrap_or_default();
+        models
+            .iter()
+            .filter(|model| model["name"].as_str().is_some_and(|name| name.starts_with(prefix)) && model["stable"].is_u64())
+            .count()
+    };
+    assert_eq!(loaded("m"), 50);
+    for number in 0..4 {
+        let body = json!({ "inputs": [{ "name": "x", "shape": [1], "datatype": "INT64", "data": [7] }] });
+        let answer = post(gateway.http, &format!("/v2/models/large{number}/infer"), &body);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    assert!(loaded("large") < 4, "all large models fit into a budget that is too small for them");
+    assert_eq!(ask(&gateway, "/v2/models/m000/infer"), (200, 0.0), "what was evicted is loaded again");
+}
+
+#[test]
+fn sigterm_finishes_what_is_in_flight_and_idle_connections_hold_nothing_up() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.plain("m", 1, &constant(1.0, 2));
+    let mut gateway = sandbox.serve().ready();
+    let mut idle = crate::http::Connection::open(gateway.http).unwrap();
+    assert_eq!(idle.call("GET", "/v2/health/live", &[], &[]).status, 200);
+    let _grpc = std::net::TcpStream::connect(gateway.grpc).unwrap();
+    gateway.signal("TERM");
+    assert!(gateway.wait().success(), "{}", gateway.log());
+    assert_eq!(call(gateway.http, "GET", "/v2/health/live", &[], &[]).status, 0);
+}
+
+#[test]
+fn two_gateways_never_share_a_state_directory() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let _first = sandbox.serve();
+    let Err((status, log)) = sandbox.try_serve(&[]) else { panic!("a second gateway started on the same state directory") };
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("error:") && log.contains("hint:"), "{log}");
+}

@@ -1,0 +1,17 @@
+//! The program as its users see it: child processes, real ports, real clients, real models.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed expectation is a failed test")]
+#![allow(clippy::disallowed_methods, reason = "a test chooses the environment of what it starts")]
+#![allow(unreachable_pub, reason = "a test program has no users outside itself")]
+
+mod bad_input;
+mod clients;
+mod commands;
+mod crate_edges;
+mod http;
+mod killed;
+mod lifecycle;
+mod real_models;
+mod recorded;
+mod sandbox;
+mod swap;
