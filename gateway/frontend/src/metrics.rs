@@ -73,8 +73,8 @@ impl Metrics {
     }
 
     /// The unit is part of the name, as Prometheus has it.
-    fn describe(&self, name: KeyName, help: SharedString) {
-        self.store.write().unwrap_or_else(PoisonError::into_inner).describe(name, help);
+    fn describe(&self, name: KeyName, kind: Kind, help: SharedString) {
+        self.store.write().unwrap_or_else(PoisonError::into_inner).describe(name, kind, help);
     }
 
     /// The series of a key, registered where it is new.
@@ -91,15 +91,15 @@ impl Metrics {
 
 impl Recorder for Metrics {
     fn describe_counter(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
-        self.describe(name, help);
+        self.describe(name, Kind::Counter, help);
     }
 
     fn describe_gauge(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
-        self.describe(name, help);
+        self.describe(name, Kind::Gauge, help);
     }
 
     fn describe_histogram(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
-        self.describe(name, help);
+        self.describe(name, Kind::Histogram, help);
     }
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {

@@ -1,7 +1,9 @@
 //! What a restart needs: the operator's state and what is served, one small JSON file a model, each written atomically.
 //!
-//!     <state_dir>/operator/<model>.json    on or off
-//!     <state_dir>/served/<model>.json      versions, settings and rollout of what answers
+//! ```text
+//! <state_dir>/operator/<model>.json    on or off
+//! <state_dir>/served/<model>.json      versions, settings and rollout of what answers
+//! ```
 //!
 //! A file that can't be read is a warning and counts as absent: nothing here stops a start. A write that fails is tried again, and
 //! whoever waits for it is told.

@@ -293,6 +293,7 @@ impl Reconciler {
         model.serving = aspired.stable.or(model.serving);
         model.aspired = aspired;
         model.settings.refresh(&exists, model.aspired.versions.keys(), &self.rules.read_settings);
+        model.retry_mended_settings();
     }
 
     fn act(&mut self, model: &mut ModelState, action: Action, now: Now) {
@@ -305,7 +306,7 @@ impl Reconciler {
             }
             Action::Unload { id } => self.unload(model, id),
             Action::Abandon { id } => self.abandon(model, id),
-            Action::Evict { model: evicted } => self.evict(&evicted),
+            Action::Evict { model: evicted } => self.evict(&evicted, now),
         }
     }
 
@@ -323,12 +324,13 @@ impl Reconciler {
         .collect()
     }
 
-    fn evict(&mut self, name: &ModelName) {
-        if let Some(model) = self.models.get_mut(name) {
-            tracing::info!(model = %name, "evicted, its memory is needed");
-            model.wanted = false;
-            self.dirty.insert(name.clone());
-        }
+    fn evict(&mut self, name: &ModelName, now: Now) {
+        let Some(model) = self.models.get_mut(name) else { return };
+        tracing::info!(model = %name, "evicted, its memory is needed");
+        model.wanted = false;
+        // At once, so that the next plan counts what this one frees. It is idle: it only lets go, and evicts nobody.
+        self.settle_model(name, now);
+        self.touched.insert(name.clone());
     }
 
     /// Whether nothing is left to wait for after a shutdown. Loads that can't be stopped are not waited for by this: the process
@@ -419,5 +421,7 @@ fn set(names: &mut BTreeSet<ModelName>, name: &ModelName, member: bool) {
 
 #[cfg(test)]
 mod bench;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

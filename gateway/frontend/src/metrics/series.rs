@@ -168,15 +168,22 @@ struct Retired {
 /// Every series by its key.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
-    help: HashMap<KeyName, SharedString>,
+    /// Kind and help of what was described.
+    described: HashMap<KeyName, (Kind, SharedString)>,
     entries: HashMap<Key, Entry>,
     /// Oldest first.
     retired: Vec<Retired>,
 }
 
 impl Store {
-    pub(crate) fn describe(&mut self, name: KeyName, help: SharedString) {
-        self.help.insert(name, help);
+    pub(crate) fn describe(&mut self, name: KeyName, kind: Kind, help: SharedString) {
+        self.described.insert(name, (kind, help));
+    }
+
+    /// Names that were described, whether or not anything was recorded.
+    #[cfg(test)]
+    pub(crate) fn described(&self) -> Vec<(KeyName, Kind)> {
+        self.described.iter().map(|(name, (kind, _))| (name.clone(), *kind)).collect()
     }
 
     pub(crate) fn find(&self, key: &Key) -> Option<Series> {
@@ -184,8 +191,8 @@ impl Store {
     }
 
     pub(crate) fn register(&mut self, key: &Key, kind: Kind) -> Series {
-        // The name keeps its first kind, whatever the labels.
-        let kind = self.kind(key.name()).unwrap_or(kind);
+        // A name has one kind, whatever the labels: as described, else its first.
+        let kind = self.described.get(key.name()).map(|(kind, _)| *kind).or_else(|| self.kind(key.name())).unwrap_or(kind);
         let entry = self.entries.entry(key.to_retained()).or_insert_with(|| {
             let value = |name| key.labels().find(|label| label.key() == name).map(|label| label.value().to_owned());
             let pairs: Vec<(&str, &str)> = key.labels().map(|label| (label.key(), label.value())).collect();
@@ -207,7 +214,7 @@ impl Store {
         let family = |(name, mut entries): (&str, Vec<&Entry>)| {
             entries.sort_by(|a, b| a.labels.cmp(&b.labels));
             let kind = entries.first()?.series.kind();
-            let help = self.help.get(name).map_or_else(String::new, |help| help.to_string());
+            let help = self.described.get(name).map_or_else(String::new, |(_, help)| help.to_string());
             let samples = entries.iter().flat_map(|entry| entry.series.samples(&entry.labels)).collect();
             Some(Family { name: name.to_owned(), kind, help, samples })
         };

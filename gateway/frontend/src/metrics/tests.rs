@@ -259,12 +259,18 @@ fn every_name_of_the_gateway_keeps_prometheus_rules() {
     let recorded = with_local_recorder(&metrics, || {
         bascule_serving::meters::describe();
         crate::grpc::meters::describe();
+        crate::http::meters::describe();
         let servable = sandbox::servable("m", 1, &sandbox::constant(1.0), ModelSettings::default(), "fake");
         (crate::grpc::meters::Meters::new(), servable)
     });
+    let described = metrics.store.read().unwrap().described();
+    assert!(described.len() > 10, "{described:?}");
+    for (name, kind) in described {
+        metrics.series(&Key::from_name(name), kind);
+    }
     let text = metrics.render(&families(&status(), DateTime::UNIX_EPOCH));
     assert_eq!(faults(&text), Vec::<String>::new());
-    let outcomes = text.lines().filter(|line| line.starts_with("bascule_requests_total{")).count();
+    let outcomes = text.lines().filter(|line| line.starts_with("bascule_requests_total{model")).count();
     assert_eq!(outcomes, ErrorCode::ALL.len() + 1);
     drop(recorded);
 }

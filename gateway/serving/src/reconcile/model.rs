@@ -13,7 +13,7 @@ use crate::aspire::Aspired;
 use crate::loader::Verified;
 use crate::persist::Served;
 use crate::plan::{Choice, Phase, ResidencyView};
-use crate::state::{Failure, Stage, VersionState};
+use crate::state::{FailedStep, Failure, Stage, VersionState};
 use crate::table::{LastUse, Route};
 use crate::{ModelSettings, Servable};
 
@@ -200,6 +200,19 @@ impl ModelState {
         let Some(aspired) = self.aspired.versions.get(&residency.version()) else { return false };
         let settings = self.settings.version(residency.version());
         aspired.digest == residency.generation.digest && settings.is_none_or(|settings| settings.loads_like(&residency.settings))
+    }
+
+    /// What failed for its settings does not wait for the next try where they can be read by now.
+    pub(super) fn retry_mended_settings(&mut self) {
+        for residency in self.residencies.values_mut() {
+            let version = residency.version();
+            if let VersionState::Failed(failure) = &mut residency.state
+                && failure.step == FailedStep::Settings
+                && self.settings.version(version).is_some()
+            {
+                failure.retry_at = Duration::ZERO;
+            }
+        }
     }
 
     /// Whether each version that should be loaded is, or has failed once.

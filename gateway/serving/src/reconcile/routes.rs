@@ -110,7 +110,7 @@ impl Reconciler {
                 layout: exists.layout,
                 stable: stable_version(Some(route)),
                 versions: route.versions().iter().map(|servable| Arc::clone(&servable.spec().generation)).collect(),
-                settings: exists.settings.iter().map(|(name, bytes)| (name.clone(), Content::of(bytes))).collect(),
+                settings: model.settings.good_files().iter().map(|(name, bytes)| (name.clone(), Content::of(bytes))).collect(),
                 rollout: exists.rollout.clone(),
                 aliases: exists.aliases.clone(),
             })),

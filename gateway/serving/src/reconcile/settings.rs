@@ -8,10 +8,15 @@ use bascule_registry::{ListedModel, VersionNumber};
 use crate::ModelSettings;
 use crate::engine::SettingsReader;
 
+/// Small files by name.
+type Files = BTreeMap<String, Arc<[u8]>>;
+
 /// Settings of a model and of its versions.
 #[derive(Debug, Default)]
 pub(super) struct SettingsCache {
-    read: Option<BTreeMap<String, Arc<[u8]>>>,
+    read: Option<Files>,
+    /// The last files of which everything could be read.
+    good: Files,
     /// Of the model as a whole; the defaults before the first good ones.
     model: Arc<ModelSettings>,
     error: Option<String>,
@@ -61,6 +66,14 @@ impl SettingsCache {
             }
         }
         self.versions.retain(|version, _| listed.versions.contains_key(version));
+        if self.error.is_none() && self.versions.values().all(|entry| entry.error.is_none()) {
+            self.good.clone_from(&listed.settings);
+        }
+    }
+
+    /// The last files of which everything could be read: what a restart should find.
+    pub(super) fn good_files(&self) -> &BTreeMap<String, Arc<[u8]>> {
+        &self.good
     }
 
     /// Of the model as a whole: version policy and rollout strategy.
