@@ -221,15 +221,4 @@ async fn prepare(options: &EngineOptions) -> Result<(Persisted, Arc<Runtimes>), 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_to_the_limit() {
-        let policy = RetryPolicy { first: Duration::from_secs(1), max: Duration::from_secs(60), factor: 2.0 };
-        let waits: Vec<u64> = [0, 1, 2, 3, 6, 7, 8, 1000, u32::MAX].map(|failures| policy.delay(failures).as_secs()).to_vec();
-        assert_eq!(waits, [1, 1, 2, 4, 32, 60, 60, 60, 60]);
-        let nonsense = RetryPolicy { factor: f64::NAN, ..policy };
-        assert_eq!(nonsense.delay(5), Duration::from_secs(1));
-    }
-}
+mod tests;

@@ -366,6 +366,12 @@ impl Reconciler {
         }
     }
 
+    /// Models that were to be loaded at the start and that no source has.
+    fn missing(&self) -> impl Iterator<Item = &ModelName> {
+        let explicit = self.rules.load_mode == LoadMode::Explicit;
+        self.rules.explicit_models.iter().filter(move |name| explicit && !self.models.contains_key(*name))
+    }
+
     fn persist(&mut self, what: Write) {
         self.write += 1;
         self.effects.push(Effect::Persist { write: self.write, what });
@@ -389,7 +395,7 @@ impl Reconciler {
         let readiness = self.readiness();
         let status = Status {
             models: self.statuses.values().cloned().collect(),
-            registry: self.source.status(),
+            registry: self.source.status(self.missing()),
             memory: report::memory(&self.budget),
             generation: self.publisher.table().generation(),
             ready: readiness.is_ready(),

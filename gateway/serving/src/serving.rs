@@ -104,7 +104,7 @@ impl From<JournalError> for CommandError {
 /// [`Serving::shutdown`] first.
 #[derive(Clone)]
 pub struct Serving {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 pub(crate) struct Shared {
@@ -117,6 +117,13 @@ pub(crate) struct Shared {
     /// Models whose wish is in the mailbox, so that many requests post one.
     pub(crate) wanted: Arc<Mutex<HashSet<ModelName>>>,
     pub(crate) on_demand_wait: Duration,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Whoever looks at the source notices that nobody is left to tell.
+        self.looks.ask();
+    }
 }
 
 impl std::fmt::Debug for Serving {

@@ -1,16 +1,20 @@
 //! What the tests of several modules need: versions, models and listings that nothing stands behind.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use bascule_registry::{
-    Digest, Generation, Layout, Lineage, ListedModel, Listing, MANIFEST_SCHEMA, Manifest, ManifestFile, ModelName, Rollout,
-    VersionKey, VersionNumber,
+    Cursor, Digest, FetchError, Fetched, FetchedFile, Generation, Layout, Lineage, ListedModel, Listing, MANIFEST_SCHEMA, Manifest,
+    ManifestFile, ModelName, Progress, Rollout, SourceError, VersionKey, VersionNumber, VersionSource,
 };
 use bascule_runtime_api::{DataType, TensorSpec};
 use bascule_runtime_fake::{FakeModel, FakeOp};
 use chrono::{DateTime, Duration, Utc};
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 pub(crate) const FORMAT: &str = "fake";
 pub(crate) const ENTRYPOINT: &str = "model.json";
@@ -87,4 +91,64 @@ pub(crate) fn folder(model: &FakeModel) -> TempDir {
     let dir = TempDir::new().unwrap();
     std::fs::write(dir.path().join(ENTRYPOINT), serde_json::to_vec(model).unwrap()).unwrap();
     dir
+}
+
+/// A source in memory. What it says and brings can be made to fail.
+#[derive(Default)]
+pub(crate) struct MemorySource {
+    held: Mutex<Held>,
+    /// Looks and fetches fail while this is on.
+    pub(crate) down: AtomicBool,
+    /// Fetches wait while this is on.
+    pub(crate) stuck: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Held {
+    models: BTreeMap<ModelName, ListedModel>,
+    contents: BTreeMap<Digest, String>,
+}
+
+impl MemorySource {
+    /// Writes a version; the same number again is new content.
+    pub(crate) fn publish(&self, model: &str, version: VersionNumber, content: &FakeModel) {
+        let model = name(model);
+        let text = serde_json::to_string(content).unwrap();
+        let generation = generation(&model, version, &text);
+        let mut held = self.held.lock().unwrap();
+        held.contents.insert(generation.digest, text);
+        held.models.entry(model.clone()).or_insert_with(|| listed(&model, [])).versions.insert(version, Arc::new(generation));
+    }
+
+    pub(crate) fn change(&self, model: &str, change: impl FnOnce(&mut ListedModel)) {
+        change(self.held.lock().unwrap().models.get_mut(model).unwrap());
+    }
+
+    fn is_down(&self) -> Result<(), std::io::Error> {
+        if self.down.load(Ordering::SeqCst) { Err(std::io::Error::other("unplugged")) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl VersionSource for MemorySource {
+    fn describe(&self) -> String {
+        "memory".to_owned()
+    }
+
+    async fn list(&self, since: Option<&Cursor>) -> Result<Option<Listing>, SourceError> {
+        self.is_down().map_err(|error| SourceError::Unavailable { place: "memory".to_owned(), source: Arc::new(error) })?;
+        let listing = listing(true, self.held.lock().unwrap().models.values().cloned());
+        Ok((since != Some(&listing.cursor)).then_some(listing))
+    }
+
+    async fn fetch(&self, generation: &Generation, dest: &Path, _: &dyn Progress) -> Result<Fetched, FetchError> {
+        let mut stuck = self.stuck.subscribe();
+        stuck.wait_for(|stuck| !stuck).await.unwrap();
+        self.is_down().map_err(|error| FetchError::Unavailable { place: "memory".to_owned(), source: Arc::new(error) })?;
+        let text = self.held.lock().unwrap().contents.get(&generation.digest).cloned();
+        let text = text.ok_or_else(|| FetchError::NotFound { what: generation.key.to_string() })?;
+        std::fs::write(dest.join(ENTRYPOINT), &text).unwrap();
+        let file = FetchedFile { path: ENTRYPOINT.to_owned(), sha256: Digest::of(text.as_bytes()), bytes: text.len() as u64 };
+        Ok(Fetched { files: vec![file] })
+    }
 }

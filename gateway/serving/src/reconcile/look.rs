@@ -46,12 +46,14 @@ impl SourceView {
         }
     }
 
-    pub(super) fn status(&self) -> RegistryStatus {
+    /// `missing` are models that should be there; before a look that is not known.
+    pub(super) fn status<'a>(&self, missing: impl Iterator<Item = &'a ModelName>) -> RegistryStatus {
+        let missing = missing.filter(|_| self.listed).map(|name| format!("model '{name}' is to be loaded and does not exist"));
         RegistryStatus {
             describe: self.describe.clone(),
             last_good_look: self.last_good,
             last_error: self.last_error.clone(),
-            problems: self.problems.clone(),
+            problems: self.problems.iter().cloned().chain(missing).collect(),
         }
     }
 

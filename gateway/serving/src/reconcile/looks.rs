@@ -110,6 +110,9 @@ impl Seer {
     /// Looks until the engine has ended.
     pub(crate) async fn run(mut self) {
         loop {
+            if self.mailbox.strong_count() == 0 {
+                return;
+            }
             let (ticket, about) = self.looks.take();
             self.stale.extend(about);
             let look = self.look_patiently(ticket).await;
