@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
 use bascule_runtime_api::Runtime;
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
-use bascule_serving::{EngineOptions, JournalStore, SettingsReader};
+use bascule_serving::{EngineOptions, JournalStore, LiveOptions, SettingsReader};
 
 use crate::config::{Config, Place, model_settings};
 use crate::state_dir::StateDir;
@@ -138,6 +138,16 @@ pub fn engine_options(
         runtimes,
         load_mode: config.load.mode,
         explicit_models: config.load.models.clone(),
+        live: live_options(config),
+        drain_timeout: config.server.drain_timeout,
+        on_retired: Arc::new(on_retired),
+        ..defaults
+    })
+}
+
+/// What of the engine's options may change while it runs: the settings that say so.
+pub fn live_options(config: &Config) -> LiveOptions {
+    LiveOptions {
         explicit_follow: config.load.explicit_follow,
         resurrect: config.load.resurrect,
         transition: config.load.transition,
@@ -147,10 +157,7 @@ pub fn engine_options(
         memory_budget_bytes: config.load.memory_budget.map(|budget| budget.0),
         on_demand_wait: config.load.on_demand_wait,
         loader_threads: config.load.loader_threads as usize,
-        drain_timeout: config.server.drain_timeout,
-        on_retired: Arc::new(on_retired),
-        ..defaults
-    })
+    }
 }
 
 /// Where rollout decisions go: into the registry that is served, for models in its own layout; for plain models beside it.

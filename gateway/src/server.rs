@@ -14,6 +14,7 @@ use bascule_runtime_api::Runtime;
 use bascule_serving::{Engine, Serving};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +42,7 @@ pub struct Server {
     shutdown: CancellationToken,
     ports: JoinSet<()>,
     drain_timeout: Duration,
+    shown: watch::Sender<Arc<serde_json::Value>>,
     _state: StateDir,
 }
 
@@ -71,7 +73,8 @@ impl Server {
         let mut ports = JoinSet::new();
         ports.spawn(http::serve(http, serving.clone(), http_settings(effective), shutdown.clone()));
         ports.spawn(grpc::serve(grpc, serving.clone(), grpc_settings(server), shutdown.clone()));
-        let sources = AdminSources { serving: serving.clone(), metrics, config: Arc::new(shown(effective, addresses)) };
+        let (shown, config) = watch::channel(Arc::new(shown(effective, addresses)));
+        let sources = AdminSources { serving: serving.clone(), metrics, config };
         let admin_served = admin::serve(admin, sources, admin_settings(server), shutdown.clone());
         ports.spawn(async move {
             if let Err(error) = admin_served.await {
@@ -79,7 +82,17 @@ impl Server {
             }
         });
         ports.spawn(watch(watched, serving.clone(), effective.config.registry.poll_interval, shutdown.clone()));
-        Ok(Server { serving, addresses, shutdown, ports, drain_timeout: server.drain_timeout, _state: state })
+        Ok(Server { serving, addresses, shutdown, ports, drain_timeout: server.drain_timeout, shown, _state: state })
+    }
+
+    /// Goes by what may change while a gateway runs, and shows all that applies now.
+    ///
+    /// # Errors
+    /// The engine is on its way out.
+    pub async fn change(&self, effective: &Effective) -> Result<()> {
+        self.serving.change(compose::live_options(&effective.config)).await?;
+        self.shown.send_replace(Arc::new(shown(effective, self.addresses)));
+        Ok(())
     }
 
     /// Stops accepting, finishes what is in flight, then drains the engine. Each step takes the drain timeout at the most.

@@ -159,3 +159,35 @@ fn two_gateways_never_share_a_state_directory() {
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("error:") && log.contains("hint:"), "{log}");
 }
+
+#[test]
+fn a_hangup_applies_what_may_change_and_refuses_the_rest_by_name() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.plain("large", 1, &large(8, None));
+    sandbox.plain("second", 1, &large(8, None));
+    let file = sandbox.path("bascule.toml");
+    std::fs::write(&file, "[load]\nmemory_budget = \"30MiB\"\n").unwrap();
+    let gateway = sandbox.serve_with(&["--config", &file.display().to_string()]).ready();
+    let ready = |status: &serde_json::Value| {
+        let models = status["models"].as_array().cloned().unwrap_or_default();
+        models.iter().filter(|model| model["stable"].is_u64()).count()
+    };
+    assert_eq!(ready(&get(gateway.admin, "/admin/v1/status").json()), 1, "there is memory for one");
+    std::fs::write(&file, "[load]\nmemory_budget = \"1GiB\"\n[server]\nmax_connections = 7\n").unwrap();
+    gateway.signal("HUP");
+    gateway.eventually_admin("/admin/v1/status", |_, status| ready(status) == 2);
+    let setting = |name: &str| {
+        let config = get(gateway.admin, "/admin/v1/config").json();
+        let settings = config["settings"].as_array().cloned().unwrap_or_default();
+        settings.iter().find(|setting| setting["name"] == name).map(|setting| setting["value"].clone())
+    };
+    gateway.eventually_admin("/admin/v1/config", |_, _| setting("load.memory_budget") == Some(json!("1GiB")));
+    assert_eq!(setting("server.max_connections"), Some(json!("4096")), "what needs a restart keeps its value");
+    assert!(gateway.log().contains("needs a restart") && gateway.log().contains("server.max_connections"), "{}", gateway.log());
+    std::fs::write(&file, "[load]\nmemory_budgget = 1\n").unwrap();
+    gateway.signal("HUP");
+    gateway.eventually_admin("/admin/v1/config", |_, _| {
+        gateway.log().contains("memory_budget") && gateway.log().contains("nothing changes")
+    });
+    assert_eq!(setting("load.memory_budget"), Some(json!("1GiB")));
+}

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_serving::Serving;
+use tokio::sync::watch;
 
 pub use self::listener::serve;
 use crate::metrics::Metrics;
@@ -88,7 +89,7 @@ pub struct AdminSources {
     /// What was recorded.
     pub metrics: Metrics,
     /// Every effective setting and where it comes from, as the program shows it.
-    pub config: Arc<serde_json::Value>,
+    pub config: watch::Receiver<Arc<serde_json::Value>>,
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use bascule_registry::{
 use bascule_runtime_api::{DataType, Footprint, LoadOptions, Runtime as _, TensorSpec};
 use bascule_runtime_fake::{FakeModel, FakeOp, FakeRuntime};
 use bascule_serving::{
-    Engine, EngineOptions, LoadMode, ModelSettings, Publisher, Route, Router, Servable, ServableSpec, Serving, Standing,
+    Engine, EngineOptions, LiveOptions, LoadMode, ModelSettings, Publisher, Route, Router, Servable, ServableSpec, Serving,
+    Standing,
 };
 use chrono::DateTime;
 use tempfile::TempDir;
@@ -191,7 +192,7 @@ impl Sandbox {
             read_settings: Arc::new(move |model, _| Ok(reader.settings_of(&model.name))),
             load_mode,
             // Looks are asked for, so that no test waits for one.
-            poll_interval: Duration::from_secs(3600),
+            live: LiveOptions { poll_interval: Duration::from_secs(3600), ..LiveOptions::default() },
             ..EngineOptions::new(Arc::clone(&shelf) as Arc<dyn VersionSource>, journal, cache, dir.path().join("state"))
         };
         // Warm-up runs are let through the gate; those of the test wait at it.

@@ -69,6 +69,45 @@ impl RetryPolicy {
     }
 }
 
+/// What may change while an engine runs: see [`Serving::change`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveOptions {
+    /// Whether loaded models follow new versions in explicit mode.
+    pub explicit_follow: bool,
+    /// Whether a new version brings a model back that the operator has unloaded.
+    pub resurrect: bool,
+    /// In which order versions come and go.
+    pub transition: TransitionPolicy,
+    /// What happens to versions whose directory is gone.
+    pub absent: Absent,
+    /// Between two looks at the source. Half a tenth more or less by chance, so that replicas spread.
+    pub poll_interval: Duration,
+    /// Not ready while any model is not.
+    pub strict_ready: bool,
+    /// Main memory that all versions may take together. One that is made smaller takes nothing away from what is loaded.
+    pub memory_budget_bytes: Option<u64>,
+    /// How long a request waits for a model that is loaded on demand.
+    pub on_demand_wait: Duration,
+    /// Loads at a time; 0 counts as 1.
+    pub loader_threads: usize,
+}
+
+impl Default for LiveOptions {
+    fn default() -> Self {
+        LiveOptions {
+            explicit_follow: false,
+            resurrect: false,
+            transition: TransitionPolicy::default(),
+            absent: Absent::default(),
+            poll_interval: Duration::from_secs(5),
+            strict_ready: false,
+            memory_budget_bytes: None,
+            on_demand_wait: Duration::from_secs(10),
+            loader_threads: 2,
+        }
+    }
+}
+
 /// What an engine works with and how. [`EngineOptions::new`] has the defaults.
 #[derive(Clone)]
 pub struct EngineOptions {
@@ -90,24 +129,8 @@ pub struct EngineOptions {
     pub load_mode: LoadMode,
     /// Loaded at the start, in explicit mode.
     pub explicit_models: Vec<ModelName>,
-    /// Whether loaded models follow new versions in explicit mode.
-    pub explicit_follow: bool,
-    /// Whether a new version brings a model back that the operator has unloaded.
-    pub resurrect: bool,
-    /// In which order versions come and go.
-    pub transition: TransitionPolicy,
-    /// What happens to versions whose directory is gone.
-    pub absent: Absent,
-    /// Between two looks at the source. Half a tenth more or less by chance, so that replicas spread.
-    pub poll_interval: Duration,
-    /// Not ready while any model is not.
-    pub strict_ready: bool,
-    /// Main memory that all versions may take together.
-    pub memory_budget_bytes: Option<u64>,
-    /// How long a request waits for a model that is loaded on demand.
-    pub on_demand_wait: Duration,
-    /// Loads at a time.
-    pub loader_threads: usize,
+    /// What may change later.
+    pub live: LiveOptions,
     /// How long a drain may take before its runs are stopped.
     pub drain_timeout: Duration,
     /// When failed loads are tried again.
@@ -133,15 +156,7 @@ impl EngineOptions {
             read_settings: Arc::new(|_, _| Ok(ModelSettings::default())),
             load_mode: LoadMode::default(),
             explicit_models: Vec::new(),
-            explicit_follow: false,
-            resurrect: false,
-            transition: TransitionPolicy::default(),
-            absent: Absent::default(),
-            poll_interval: Duration::from_secs(5),
-            strict_ready: false,
-            memory_budget_bytes: None,
-            on_demand_wait: Duration::from_secs(10),
-            loader_threads: 2,
+            live: LiveOptions::default(),
             drain_timeout: Duration::from_secs(30),
             retry: RetryPolicy::default(),
             keep_previous: Duration::from_secs(600),
@@ -183,6 +198,7 @@ impl Engine {
         let (mailbox, events) = mpsc::channel(MAILBOX_CAPACITY);
         let (written, written_now) = watch::channel(Written::default());
         let looks = Arc::new(Looks::default());
+        let (live, live_now) = watch::channel(options.live.clone());
         let wanted = Arc::default();
         let writer = Writer::new(options.state_dir.clone());
         tokio::spawn(persist::keep(Arc::clone(&writer), written));
@@ -190,18 +206,9 @@ impl Engine {
         let (shell, snapshots) =
             reconcile::Shell::new(reconciler, &options, runtimes, mailbox.downgrade(), writer, Arc::clone(&wanted));
         tokio::spawn(shell.run(events));
-        let seer = reconcile::Seer::new(&options, Arc::clone(&looks), mailbox.downgrade());
+        let seer = reconcile::Seer::new(&options, live_now, Arc::clone(&looks), mailbox.downgrade());
         tokio::spawn(seer.run());
-        Ok(Serving::new(Shared {
-            router,
-            mailbox,
-            snapshots,
-            written: written_now,
-            looks,
-            journal: options.journal,
-            wanted,
-            on_demand_wait: options.on_demand_wait,
-        }))
+        Ok(Serving::new(Shared { router, mailbox, snapshots, written: written_now, looks, journal: options.journal, wanted, live }))
     }
 }
 

@@ -37,7 +37,7 @@ mod table;
 mod testing;
 
 pub use assign::{BASIS_POINTS, bucket, rollout_seed};
-pub use engine::{Absent, Engine, EngineOptions, RetryPolicy, SettingsError, SettingsReader, StartError};
+pub use engine::{Absent, Engine, EngineOptions, LiveOptions, RetryPolicy, SettingsError, SettingsReader, StartError};
 pub use error::{ErrorCode, InferError};
 pub use infer::{Routed, Router};
 pub use journal::JournalStore;

@@ -31,14 +31,14 @@ use self::look::SourceView;
 pub(crate) use self::looks::{Looks, Seer};
 use self::model::{ModelState, Residency};
 pub(crate) use self::shell::Shell;
+use crate::LoadMode;
 use crate::aspire::{Circumstances, Demand, aspire};
-use crate::engine::{Absent, EngineOptions, RetryPolicy, SettingsReader};
+use crate::engine::{EngineOptions, LiveOptions, RetryPolicy, SettingsReader};
 use crate::persist::{Operator, Persisted, Write};
 use crate::plan::{Action, Budget, Idle, Means, ModelView, choose, plan};
 use crate::state::Stage;
 use crate::status::{DrainReceipt, ModelStatus, Readiness, Status};
 use crate::table::Publisher;
-use crate::{LoadMode, TransitionPolicy};
 
 /// Fetches at a time.
 const MAX_FETCHES: usize = 8;
@@ -48,13 +48,7 @@ const MAX_FETCHES: usize = 8;
 pub(crate) struct Rules {
     pub(crate) load_mode: LoadMode,
     pub(crate) explicit_models: Vec<ModelName>,
-    pub(crate) explicit_follow: bool,
-    pub(crate) resurrect: bool,
-    pub(crate) transition: TransitionPolicy,
-    pub(crate) absent: Absent,
-    pub(crate) strict_ready: bool,
-    pub(crate) memory_budget_bytes: Option<u64>,
-    pub(crate) loader_threads: usize,
+    pub(crate) live: LiveOptions,
     pub(crate) drain_timeout: Duration,
     pub(crate) retry: RetryPolicy,
     pub(crate) keep_previous: Duration,
@@ -66,13 +60,7 @@ impl Rules {
         Rules {
             load_mode: options.load_mode,
             explicit_models: options.explicit_models.clone(),
-            explicit_follow: options.explicit_follow,
-            resurrect: options.resurrect,
-            transition: options.transition,
-            absent: options.absent,
-            strict_ready: options.strict_ready,
-            memory_budget_bytes: options.memory_budget_bytes,
-            loader_threads: options.loader_threads.max(1),
+            live: options.live.clone(),
             drain_timeout: options.drain_timeout,
             retry: options.retry,
             keep_previous: options.keep_previous,
@@ -136,7 +124,7 @@ impl Reconciler {
                 operator.entry(model.clone()).or_insert(Operator::On);
             }
         }
-        let budget = Budget { limit: rules.memory_budget_bytes, ..Budget::default() };
+        let budget = Budget { limit: rules.live.memory_budget_bytes, ..Budget::default() };
         let models: BTreeMap<ModelName, ModelState> =
             served.into_iter().map(|(name, served)| (name.clone(), ModelState::restored(name, served))).collect();
         let names: BTreeSet<ModelName> = models.keys().cloned().collect();
@@ -186,6 +174,7 @@ impl Reconciler {
             }
             Event::Unload { model, reply } => drop(reply.send(self.unload_asked(&model, now))),
             Event::Wanted { model } => self.wanted(&model),
+            Event::Changed(live) => self.change(*live),
             Event::Tick => self.tick(now),
             Event::Shutdown { drain_timeout } => {
                 self.stopping = Some(drain_timeout);
@@ -217,6 +206,14 @@ impl Reconciler {
         models.chain(self.trims.due()).min()
     }
 
+    /// Goes by other rules from now on. What serves is not touched by that alone.
+    fn change(&mut self, live: LiveOptions) {
+        self.budget.limit = live.memory_budget_bytes;
+        self.rules.live = live;
+        self.dirty.extend(self.models.keys().cloned());
+        self.retry_for_memory();
+    }
+
     fn tick(&mut self, now: Now) {
         let due = self.models.values().filter(|model| model.wake_at.is_some_and(|at| at <= now.at));
         self.dirty.extend(due.map(|model| model.name.clone()));
@@ -242,7 +239,7 @@ impl Reconciler {
         loop {
             self.aspire(&mut model, now);
             let views = model.views();
-            let view = ModelView { aspired: &model.aspired, transition: self.rules.transition, residencies: &views };
+            let view = ModelView { aspired: &model.aspired, transition: self.rules.live.transition, residencies: &views };
             let means = Means { budget: self.budget, fetch_slots: MAX_FETCHES.saturating_sub(self.fetching) };
             let plan = plan(&view, &means, || self.idle_models(), now.at);
             let until =
@@ -251,7 +248,7 @@ impl Reconciler {
             set(&mut self.waiting_for_slot, name, plan.waits_for_slot);
             set(&mut self.waiting_for_memory, name, plan.waits_for_memory);
             if plan.actions.is_empty() {
-                model.choice = choose(&model.aspired, self.rules.transition, &views);
+                model.choice = choose(&model.aspired, self.rules.live.transition, &views);
                 break;
             }
             // What is evicted gives its memory back when its own turn comes; asked again before that, this plan would evict more.
@@ -260,7 +257,7 @@ impl Reconciler {
                 self.act(&mut model, action, now);
             }
             if evicts {
-                model.choice = choose(&model.aspired, self.rules.transition, &model.views());
+                model.choice = choose(&model.aspired, self.rules.live.transition, &model.views());
                 break;
             }
         }
@@ -283,7 +280,7 @@ impl Reconciler {
             model: &exists,
             policy: &settings.version_policy,
             strategy: settings.rollout,
-            transition: self.rules.transition,
+            transition: self.rules.live.transition,
             demand: self.demand(model),
             ready: &ready,
             serving: model.serving,
@@ -360,7 +357,7 @@ impl Reconciler {
             let failed = status.versions.iter().any(|version| version.stage == Stage::Failed.name());
             failed || status.standing == report::NOT_READY
         };
-        match self.statuses.values().find(failing).filter(|_| self.rules.strict_ready) {
+        match self.statuses.values().find(failing).filter(|_| self.rules.live.strict_ready) {
             Some(status) => not_yet(format!("model '{}' is not ready", status.name)),
             None => Readiness::Ready,
         }

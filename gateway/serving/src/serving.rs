@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout_at;
 use uuid::Uuid;
 
+use crate::engine::LiveOptions;
 use crate::journal::JournalStore;
 use crate::persist::Written;
 use crate::reconcile::{Event, Looks, ResidencyId, Snapshot};
@@ -116,7 +117,7 @@ pub(crate) struct Shared {
     pub(crate) journal: Arc<dyn JournalStore>,
     /// Models whose wish is in the mailbox, so that many requests post one.
     pub(crate) wanted: Arc<Mutex<HashSet<ModelName>>>,
-    pub(crate) on_demand_wait: Duration,
+    pub(crate) live: watch::Sender<LiveOptions>,
 }
 
 impl Drop for Shared {
@@ -241,6 +242,18 @@ impl Serving {
         }
     }
 
+    /// Goes by other options from now on, and looks at the source again. What serves is not touched by that alone.
+    ///
+    /// # Errors
+    /// [`CommandError::Stopping`].
+    pub async fn change(&self, live: LiveOptions) -> Result<(), CommandError> {
+        // In this order: a look that reports by the new rules must find the reconciler going by them.
+        self.post(Event::Changed(Box::new(live.clone()))).await?;
+        self.shared.live.send_replace(live);
+        self.shared.looks.ask();
+        Ok(())
+    }
+
     /// The last snapshot. Its counters are 0: [`Status::with_live`] reads them.
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.shared.snapshots.borrow().status)
@@ -305,7 +318,7 @@ impl Serving {
 
     /// Asks for a model that is loaded on demand and waits until it is, or has failed.
     async fn wake(&self, model: &str, deadline: Option<Instant>) -> Result<Routed, InferError> {
-        let limit = Instant::now() + self.shared.on_demand_wait;
+        let limit = Instant::now() + self.shared.live.borrow().on_demand_wait;
         let until = deadline.map_or(limit, |deadline| deadline.min(limit));
         let mut snapshots = self.shared.snapshots.clone();
         loop {

@@ -124,6 +124,11 @@ impl MemorySource {
         change(self.held.lock().unwrap().models.get_mut(model).unwrap());
     }
 
+    /// Takes a model away without a trace, as deleting its directory does.
+    pub(crate) fn remove(&self, model: &str) {
+        self.held.lock().unwrap().models.remove(&name(model));
+    }
+
     fn is_down(&self) -> Result<(), std::io::Error> {
         if self.down.load(Ordering::SeqCst) { Err(std::io::Error::other("unplugged")) } else { Ok(()) }
     }

@@ -1,6 +1,7 @@
 //! `bascule serve`: runs a gateway until it is told to stop.
 
 mod example;
+mod reload;
 
 use std::path::PathBuf;
 
@@ -9,8 +10,8 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::compose;
+use crate::config::Effective;
 use crate::config::env::Environment;
-use crate::config::{Effective, changes};
 use crate::server::Server;
 use crate::state_dir::StateDirError;
 
@@ -79,49 +80,35 @@ impl Serve {
             print(&format!("bascule: http {} grpc {} admin {}", addresses.http, addresses.grpc, addresses.admin))?;
             tracing::info!(http = %addresses.http, grpc = %addresses.grpc, admin = %addresses.admin, registry = %effective.config.registry.url.0, "listening");
             let hint = tokio::spawn(example::print_when_ready(server.serving.clone(), addresses.http));
-            self.until_stopped(&mut signals, effective, &level, environment).await;
+            self.until_stopped(&server, &mut signals, effective, &level, environment).await;
             hint.abort();
             stop(server, signals).await
         })
     }
 
     /// Waits for a signal to stop; the others are obeyed meanwhile.
-    async fn until_stopped(&self, signals: &mut Signals, mut effective: Effective, level: &LogLevel, environment: &Environment) {
+    async fn until_stopped(
+        &self,
+        server: &Server,
+        signals: &mut Signals,
+        mut effective: Effective,
+        level: &LogLevel,
+        environment: &Environment,
+    ) {
         loop {
             match signals.next().await {
                 Told::Stop(signal) => {
                     tracing::info!(signal, "stopping");
                     return;
                 }
-                Told::Reload => self.reload(&mut effective, level, environment),
+                Told::Reload => match self.load(environment) {
+                    Ok(read) => effective = reload::apply(server, &effective, read, level).await,
+                    Err(failure) => {
+                        tracing::error!(problems = failure.text().trim_end(), "the configuration is not reloaded: nothing changes");
+                    }
+                },
             }
         }
-    }
-
-    /// Applies what may change while the gateway runs, and refuses the rest by name.
-    fn reload(&self, effective: &mut Effective, level: &LogLevel, environment: &Environment) {
-        let read = match self.load(environment) {
-            Ok(read) => read,
-            Err(failure) => {
-                tracing::error!(problems = failure.text().trim_end(), "the configuration is not reloaded: nothing changes");
-                return;
-            }
-        };
-        let changes = changes(&effective.entries, &read.entries);
-        for change in &changes.refused {
-            tracing::warn!(setting = change.name, old = change.old, new = change.new, "needs a restart: the old value stays");
-        }
-        for change in &changes.live {
-            if let Err(error) = level.change(&read.config.log_level) {
-                tracing::error!(setting = change.name, error = format!("{error:#}"), "can't be changed");
-                continue;
-            }
-            tracing::info!(setting = change.name, old = change.old, new = change.new, "changed");
-            if let Some(entry) = effective.entries.iter_mut().find(|entry| entry.name == change.name) {
-                entry.value.clone_from(&change.new);
-            }
-        }
-        tracing::info!(changed = changes.live.len(), refused = changes.refused.len(), "configuration read again");
     }
 }
 

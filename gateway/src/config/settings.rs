@@ -74,31 +74,37 @@ const ALLOW_REMOTE: Key<bool> = Key::new(
 );
 const REGISTRY: Key<Place> = Key::new("registry.url", || Place("./models".to_owned()), "the registry or repository that is served");
 const POLL_INTERVAL: Key<Duration> =
-    Key::new("registry.poll_interval", || Duration::from_secs(2), "time between two looks at the registry").checked(not_zero);
+    Key::new("registry.poll_interval", || Duration::from_secs(2), "time between two looks at the registry")
+        .live()
+        .checked(not_zero);
 const SETTLE_INTERVAL: Key<Duration> = Key::new(
     "registry.settle_interval",
     || Duration::from_secs(1),
     "how long files of a plain version must keep size and time before they count",
 );
-const ABSENT: Key<Absent> = Key::new("registry.absent", || Absent::Keep, "what happens to a version whose directory is deleted");
+const ABSENT: Key<Absent> =
+    Key::new("registry.absent", || Absent::Keep, "what happens to a version whose directory is deleted").live();
 const JOURNAL: Key<Option<Place>> =
     Key::new("rollout.journal", || None, "the registry that holds rollout journals, where the one that is served can't");
 const LOAD_MODE: Key<LoadMode> = Key::new("load.mode", || LoadMode::Watch, "what makes models load");
 const LOAD_MODELS: Key<Vec<ModelName>> = Key::new("load.models", Vec::new, "models that explicit mode loads at the start");
 const EXPLICIT_FOLLOW: Key<bool> =
-    Key::new("load.explicit_follow", || false, "explicit mode follows new versions without a load command");
-const RESURRECT: Key<bool> = Key::new("load.resurrect", || false, "a new version loads a model that the operator had unloaded");
+    Key::new("load.explicit_follow", || false, "explicit mode follows new versions without a load command").live();
+const RESURRECT: Key<bool> =
+    Key::new("load.resurrect", || false, "a new version loads a model that the operator had unloaded").live();
 const TRANSITION: Key<TransitionPolicy> = Key::new(
     "load.transition",
     || TransitionPolicy::AvailabilityPreserving,
     "whether the new version is loaded before the old one leaves",
-);
+)
+.live();
 const ON_DEMAND_WAIT: Key<Duration> =
-    Key::new("load.on_demand_wait", || Duration::from_secs(10), "how long a request waits for the model that it makes load");
+    Key::new("load.on_demand_wait", || Duration::from_secs(10), "how long a request waits for the model that it makes load").live();
 const MEMORY_BUDGET: Key<Option<ByteCount>> =
-    Key::new("load.memory_budget", || None, "memory that all loaded versions may take together; unset for no limit");
-const LOADER_THREADS: Key<u32> = Key::new("load.loader_threads", || 2, "versions that load side by side").checked(at_least_one);
-const STRICT: Key<bool> = Key::new("ready.strict", || false, "a failed model makes the server unready");
+    Key::new("load.memory_budget", || None, "memory that all loaded versions may take together; unset for no limit").live();
+const LOADER_THREADS: Key<u32> =
+    Key::new("load.loader_threads", || 2, "versions that load side by side").live().checked(at_least_one);
+const STRICT: Key<bool> = Key::new("ready.strict", || false, "a failed model makes the server unready").live();
 const LIBRARY: Key<Option<PathBuf>> = Key::new("onnxruntime.library", || None, "your own libonnxruntime.so");
 const THREADS: Key<u32> = Key::new("onnxruntime.threads", || 0, "threads that sessions without their own share; 0 for none");
 const FORMAT: Key<LogFormat> = Key::new("log.format", || LogFormat::Text, "how log lines look");

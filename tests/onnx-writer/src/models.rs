@@ -67,11 +67,20 @@ pub const LARGE_COLUMNS: i64 = 256;
 /// `[-1, LARGE_COLUMNS]`. Every element of row `i` is `i`. It takes memory and hardly any time. `file` puts the table into a file
 /// beside the model.
 pub fn large(megabytes: usize, file: Option<&str>) -> OnnxModel {
+    lookup(megabytes, |row| row as f32, file)
+}
+
+/// The same in `megabytes` MiB, but every element of every row is `value`: a [`constant`] that takes memory.
+pub fn filled(megabytes: usize, value: f32) -> OnnxModel {
+    lookup(megabytes, |_| value, None)
+}
+
+fn lookup(megabytes: usize, value: impl Fn(usize) -> f32, file: Option<&str>) -> OnnxModel {
     let rows = megabytes * (1 << 20) / (4 * LARGE_COLUMNS as usize);
     let mut table = Vec::with_capacity(megabytes << 20);
     for row in 0..rows {
         for _ in 0..LARGE_COLUMNS {
-            table.extend_from_slice(&(row as f32).to_le_bytes());
+            table.extend_from_slice(&value(row).to_le_bytes());
         }
     }
     let shape = [rows as i64, LARGE_COLUMNS];

@@ -60,7 +60,7 @@ pub(crate) async fn status(State(port): Shared) -> Json<Status> {
 }
 
 pub(crate) async fn config(State(port): Shared) -> Json<Value> {
-    Json(Value::clone(&port.sources.config))
+    Json(Value::clone(&port.sources.config.borrow()))
 }
 
 pub(crate) async fn kick(State(port): Shared) -> (StatusCode, Json<Value>) {

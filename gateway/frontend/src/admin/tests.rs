@@ -10,6 +10,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +38,7 @@ impl Bench {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let metrics = Metrics::new();
-        let config = Arc::new(json!({ "http": { "value": "127.0.0.1:8000", "from": "default" } }));
+        let config = watch::channel(Arc::new(json!({ "http": { "value": "127.0.0.1:8000", "from": "default" } }))).1;
         let sources = AdminSources { serving: sandbox.serving.clone(), metrics: metrics.clone(), config };
         let served = tokio::spawn(serve(listener, sources, settings, stop.clone()));
         let client = Client::builder(TokioExecutor::new()).build_http();
@@ -241,7 +242,11 @@ async fn pages_of_other_sites_are_kept_out() {
 #[tokio::test]
 async fn an_open_address_is_refused_unless_allowed() {
     let sandbox = Sandbox::start([mlp()]).await;
-    let sources = || AdminSources { serving: sandbox.serving.clone(), metrics: Metrics::new(), config: Arc::new(json!({})) };
+    let sources = || AdminSources {
+        serving: sandbox.serving.clone(),
+        metrics: Metrics::new(),
+        config: watch::channel(Arc::new(json!({}))).1,
+    };
     let listener = TcpListener::bind(("0.0.0.0", 0)).await.unwrap();
     let refused = serve(listener, sources(), AdminSettings::default(), CancellationToken::new()).await;
     assert!(matches!(refused, Err(AdminError::Remote { .. })), "{refused:?}");

@@ -29,7 +29,7 @@ impl World {
         EngineOptions {
             runtimes: vec![Arc::new(self.runtime.clone())],
             // Whatever a test sees is seen because it was asked for, or because a command looks.
-            poll_interval: Duration::from_secs(3600),
+            live: LiveOptions { poll_interval: Duration::from_secs(3600), ..LiveOptions::default() },
             ..EngineOptions::new(Arc::clone(&self.source) as _, Arc::new(journal), cache, self.dir.path().join("state"))
         }
     }
@@ -106,8 +106,16 @@ async fn client(serving: Serving, rows: i64, stop: Arc<AtomicBool>, answered: Ar
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn versions_are_swapped_under_load_without_a_failed_request() {
-    #[expect(clippy::disallowed_methods, reason = "more swaps on request, in tests only")]
-    let flips: u64 = std::env::var("BASCULE_FLIPS").ok().map_or(100, |flips| flips.parse().unwrap());
+    flip(100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+#[ignore = "long: 1,000 swaps"]
+async fn a_thousand_times_neither() {
+    flip(1_000).await;
+}
+
+async fn flip(flips: u64) {
     let world = World::new();
     world.source.publish("m", 1, &twice(1));
     let settings = |_: &ListedModel, _: Option<u64>| Ok(ModelSettings { instances: 2, ..ModelSettings::default() });
@@ -227,6 +235,11 @@ async fn a_restart_serves_what_was_served_while_the_source_is_down() {
     assert_eq!(serving.status().registry.last_error, None);
 }
 
+fn with(mut options: EngineOptions, change: impl FnOnce(&mut LiveOptions)) -> EngineOptions {
+    change(&mut options.live);
+    options
+}
+
 fn on_demand(world: &World) -> EngineOptions {
     EngineOptions { load_mode: LoadMode::OnDemand, ..world.options() }
 }
@@ -253,7 +266,7 @@ async fn nobody_waits_for_a_load_beyond_the_deadline_or_the_limit() {
     let world = World::new();
     world.source.publish("m", 1, &constant(1.0));
     world.source.stuck.send_replace(true);
-    let serving = Engine::start(EngineOptions { on_demand_wait: Duration::from_millis(100), ..on_demand(&world) }).await.unwrap();
+    let serving = Engine::start(with(on_demand(&world), |live| live.on_demand_wait = Duration::from_millis(100))).await.unwrap();
     serving.wait_ready().await;
     let deadline = Instant::now() + Duration::from_millis(20);
     assert_eq!(serving.route("m", Some(deadline)).await.unwrap_err(), InferError::DeadlineExceeded);
@@ -270,7 +283,7 @@ async fn nobody_waits_for_a_load_beyond_the_deadline_or_the_limit() {
 async fn a_model_on_demand_that_fails_says_so_at_once() {
     let world = World::new();
     world.source.publish("m", 1, &FakeModel { fail_load: Some("no luck".to_owned()), ..constant(1.0) });
-    let options = EngineOptions { on_demand_wait: Duration::from_secs(3600), ..on_demand(&world) };
+    let options = with(on_demand(&world), |live| live.on_demand_wait = Duration::from_secs(3600));
     let serving = Engine::start(options).await.unwrap();
     serving.wait_ready().await;
     let error = ask(&serving, "m", 1).await.unwrap_err();
@@ -284,7 +297,10 @@ async fn requests_for_more_models_than_fit_are_all_answered() {
     for model in ["a", "b", "c", "d"] {
         world.source.publish(model, 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
     }
-    let options = EngineOptions { memory_budget_bytes: Some(25_000), on_demand_wait: Duration::from_secs(60), ..on_demand(&world) };
+    let options = with(on_demand(&world), |live| {
+        live.memory_budget_bytes = Some(25_000);
+        live.on_demand_wait = Duration::from_secs(60);
+    });
     let serving = Engine::start(options).await.unwrap();
     serving.wait_ready().await;
     for round in 0..5 {
@@ -394,4 +410,26 @@ async fn an_engine_ends_with_its_last_handle() {
     let log = world.runtime.log();
     let ended = tokio::task::spawn_blocking(move || log.wait_until(Duration::from_secs(60), |counts| counts.live == 0));
     assert!(ended.await.unwrap());
+}
+
+#[tokio::test]
+async fn options_change_while_the_engine_runs() {
+    let world = World::new();
+    for model in ["a", "b"] {
+        world.source.publish(model, 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
+    }
+    let options = with(world.options(), |live| live.memory_budget_bytes = Some(15_000));
+    let changed = LiveOptions { memory_budget_bytes: None, absent: Absent::Unload, strict_ready: true, ..options.live.clone() };
+    let serving = Engine::start(options).await.unwrap();
+    serving.wait_ready().await;
+    assert_eq!((stable(&serving, "a"), stable(&serving, "b")), (Some(1), None), "there is memory for one");
+    world.source.remove("a");
+    serving.kick();
+    serving.change(changed).await.unwrap();
+    until(&serving, "the other one", |serving| stable(serving, "b") == Some(1)).await;
+    until(&serving, "the end of what is gone", |serving| serving.status().model("a").is_none()).await;
+    world.source.publish("b", 2, &FakeModel { fail_load: Some("no luck".to_owned()), ..constant(2.0) });
+    serving.kick();
+    let strict = |serving: &Serving| matches!(serving.readiness(), Readiness::NotYet { .. });
+    until(&serving, "a failure that counts", strict).await;
 }

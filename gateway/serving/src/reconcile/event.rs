@@ -9,6 +9,7 @@ use bascule_registry::{Generation, Lease, ListedModel, Listing, ModelName, Versi
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
+use crate::engine::LiveOptions;
 use crate::loader::{LoadFailure, LoadJob, Loaded, Verified, VerifyJob};
 use crate::memory::Trim;
 use crate::persist::Write;
@@ -135,6 +136,8 @@ pub(crate) enum Event {
     Wanted {
         model: ModelName,
     },
+    /// The rules that may change have changed.
+    Changed(Box<LiveOptions>),
     /// A moment has come that the reconciler wanted to be woken at.
     Tick,
     Shutdown {

@@ -132,7 +132,7 @@ impl Reconciler {
 
     /// Gives waiting work to loader threads that are free.
     pub(super) fn hand_out_jobs(&mut self) {
-        while self.loading < self.rules.loader_threads {
+        while self.loading < self.rules.live.loader_threads.max(1) {
             let Some(job) = self.jobs.pop_front() else { return };
             let (Job::Verify(id) | Job::Load(id)) = job;
             let Some(residency) = self.homes.get(&id).and_then(|home| self.models.get_mut(home)?.residencies.get_mut(&id)) else {
@@ -200,11 +200,14 @@ impl Reconciler {
 
     fn give_back(&mut self, bytes: u64) {
         self.budget.reserved = self.budget.reserved.saturating_sub(bytes);
-        if bytes == 0 {
-            return;
+        if bytes > 0 {
+            self.retry_for_memory();
         }
+    }
+
+    /// There may be more memory than before: what waits for it or was refused is worth another try at once.
+    pub(super) fn retry_for_memory(&mut self) {
         self.dirty.append(&mut self.waiting_for_memory);
-        // What was refused is worth another try at once.
         for model in self.models.values_mut() {
             for residency in model.residencies.values_mut() {
                 if let VersionState::Failed(failure) = &mut residency.state

@@ -117,7 +117,7 @@ impl Reconciler {
         self.source.last_good = Some(now.utc);
         self.source.problems.clone_from(&listing.problems);
         let empty = listing.models.is_empty();
-        let removal = match self.rules.absent {
+        let removal = match self.rules.live.absent {
             // An empty answer after a full one is more likely a mistake than a wish.
             _ if !listing.complete || (empty && self.source.nonempty) => Removal::Nothing,
             Absent::Keep => Removal::NotResident,
@@ -165,7 +165,7 @@ impl Reconciler {
     /// Whether a model does not follow what is new: it was loaded by hand, and is to be again for that.
     fn stands_still(&self, model: &ModelState) -> bool {
         let by_hand = matches!(self.operators.get(&model.name), Some(Operator::On));
-        self.rules.load_mode == LoadMode::Explicit && !self.rules.explicit_follow && by_hand
+        self.rules.load_mode == LoadMode::Explicit && !self.rules.live.explicit_follow && by_hand
     }
 
     /// A new version brings back what the operator unloaded, where that is wanted.
@@ -174,7 +174,7 @@ impl Reconciler {
         let Some(listed) = &model.listed else { return };
         let is_new =
             |(version, generation): (&u64, &Arc<bascule_registry::Generation>)| known.get(version) != Some(&generation.digest);
-        if self.rules.resurrect && listed.versions.iter().any(is_new) {
+        if self.rules.live.resurrect && listed.versions.iter().any(is_new) {
             tracing::info!(model = %model.name, "a new version brings back what was unloaded");
             self.operators.remove(&model.name);
             self.persist(Write::Operator(model.name.clone(), None));

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bascule_registry::{Layout, ListedModel, Listing, ModelName, Rollout, VersionSource};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::event::{Event, Look};
-use crate::engine::EngineOptions;
+use crate::engine::{EngineOptions, LiveOptions};
 use crate::error::with_causes;
 use crate::journal::JournalStore;
 
@@ -77,7 +77,7 @@ pub(crate) struct Seer {
     journal: Arc<dyn JournalStore>,
     looks: Arc<Looks>,
     mailbox: mpsc::WeakSender<Event>,
-    interval: Duration,
+    live: watch::Receiver<LiveOptions>,
     chance: u64,
     /// The last listing, as the source gave it.
     listing: Option<Listing>,
@@ -91,13 +91,18 @@ pub(crate) struct Seer {
 }
 
 impl Seer {
-    pub(crate) fn new(options: &EngineOptions, looks: Arc<Looks>, mailbox: mpsc::WeakSender<Event>) -> Seer {
+    pub(crate) fn new(
+        options: &EngineOptions,
+        live: watch::Receiver<LiveOptions>,
+        looks: Arc<Looks>,
+        mailbox: mpsc::WeakSender<Event>,
+    ) -> Seer {
         Seer {
             source: Arc::clone(&options.source),
             journal: Arc::clone(&options.journal),
             looks,
             mailbox,
-            interval: options.poll_interval.max(MIN_INTERVAL),
+            live,
             chance: RandomState::new().build_hasher().finish(),
             listing: None,
             unreported: false,
@@ -115,6 +120,11 @@ impl Seer {
             }
             let (ticket, about) = self.looks.take();
             self.stale.extend(about);
+            // By other rules the same listing may mean something else. An error means that the engine has ended.
+            if self.live.has_changed().unwrap_or(false) {
+                self.live.mark_unchanged();
+                self.unreported = self.listing.is_some();
+            }
             let look = self.look_patiently(ticket).await;
             if !self.tell(ticket, look).await {
                 return;
@@ -137,7 +147,8 @@ impl Seer {
         // Knuth's linear congruential generator: replicas need to spread and nothing more.
         self.chance = self.chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let spread = 0.95 + 0.1 * (self.chance >> 11) as f64 / (1u64 << 53) as f64;
-        let backoff = self.interval.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF.max(self.interval));
+        let interval = self.live.borrow().poll_interval.max(MIN_INTERVAL);
+        let backoff = interval.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF.max(interval));
         let settling = self.listing.as_ref().and_then(|listing| listing.recheck_after).filter(|_| self.failures == 0);
         backoff.mul_f64(spread).min(settling.unwrap_or(Duration::MAX))
     }

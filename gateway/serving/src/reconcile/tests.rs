@@ -8,8 +8,8 @@ use bascule_runtime_fake::FakeModel;
 
 use super::bench::{Bench, at_minute, rules};
 use super::*;
-use crate::CommandError;
 use crate::testing::{constant, listing, name};
+use crate::{Absent, CommandError, TransitionPolicy};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -121,7 +121,7 @@ fn a_source_that_fails_lies_or_is_empty_takes_nothing_away() {
 #[test]
 fn a_deleted_directory_stays_served_or_not_as_the_user_likes() {
     for (absent, expected) in [(Absent::Keep, "1 ready*"), (Absent::Unload, "unknown")] {
-        let mut bench = Bench::new(Rules { absent, ..rules() });
+        let mut bench = Bench::new(Rules { live: LiveOptions { absent, ..rules().live }, ..rules() });
         bench.publish("a", 1, &constant(1.0));
         bench.publish("b", 1, &constant(1.0));
         bench.look_and_run();
@@ -168,7 +168,7 @@ fn a_tombstone_takes_a_version_away_at_once() {
 
 #[test]
 fn what_does_not_fit_is_refused_with_the_arithmetic_and_comes_when_it_fits() {
-    let mut bench = Bench::new(Rules { memory_budget_bytes: Some(25_000), ..rules() });
+    let mut bench = Bench::new(Rules { live: LiveOptions { memory_budget_bytes: Some(25_000), ..rules().live }, ..rules() });
     for model in ["a", "b", "c"] {
         bench.publish(model, 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
     }
@@ -185,7 +185,8 @@ fn what_does_not_fit_is_refused_with_the_arithmetic_and_comes_when_it_fits() {
 #[test]
 fn where_memory_counts_more_the_old_version_leaves_before_the_new_one_comes() {
     let transition = TransitionPolicy::ResourcePreserving;
-    let mut bench = Bench::new(Rules { memory_budget_bytes: Some(15_000), transition, ..rules() });
+    let mut bench =
+        Bench::new(Rules { live: LiveOptions { memory_budget_bytes: Some(15_000), transition, ..rules().live }, ..rules() });
     bench.publish("m", 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
     bench.look_and_run();
     bench.publish("m", 2, &FakeModel { bytes: 10_000, ..constant(2.0) });

@@ -29,7 +29,7 @@ fn an_unload_lasts_until_a_load_and_over_restarts_and_publishes() {
 
 #[test]
 fn a_new_version_brings_back_what_was_unloaded_where_that_is_wanted() {
-    let mut bench = Bench::new(Rules { resurrect: true, ..rules() });
+    let mut bench = Bench::new(Rules { live: LiveOptions { resurrect: true, ..rules().live }, ..rules() });
     bench.publish("m", 1, &constant(1.0));
     bench.look_and_run();
     bench.unload("m");
@@ -69,7 +69,8 @@ fn explicit_models_are_loaded_by_hand_and_stand_still() {
 
 #[test]
 fn explicit_models_follow_where_that_is_wanted() {
-    let mut bench = Bench::new(Rules { load_mode: LoadMode::Explicit, explicit_follow: true, ..rules() });
+    let mut bench =
+        Bench::new(Rules { load_mode: LoadMode::Explicit, live: LiveOptions { explicit_follow: true, ..rules().live }, ..rules() });
     bench.publish("m", 1, &constant(1.0));
     bench.load("m").unwrap();
     bench.look_and_run();
@@ -175,7 +176,7 @@ fn ready_is_decided_once_and_a_failed_model_is_no_reason() {
 
 #[test]
 fn strictly_ready_is_every_model() {
-    let mut bench = Bench::new(Rules { strict_ready: true, ..rules() });
+    let mut bench = Bench::new(Rules { live: LiveOptions { strict_ready: true, ..rules().live }, ..rules() });
     bench.publish("bad", 1, &broken());
     bench.look_and_run();
     assert_eq!(bench.snapshot.readiness, Readiness::NotYet { reason: "model 'bad' is not ready".to_owned() });
@@ -192,7 +193,11 @@ fn an_empty_source_is_ready() {
 }
 
 fn on_demand(budget: Option<u64>) -> Bench {
-    Bench::new(Rules { load_mode: LoadMode::OnDemand, memory_budget_bytes: budget, ..rules() })
+    Bench::new(Rules {
+        load_mode: LoadMode::OnDemand,
+        live: LiveOptions { memory_budget_bytes: budget, ..rules().live },
+        ..rules()
+    })
 }
 
 fn want(bench: &mut Bench, model: &str) {
