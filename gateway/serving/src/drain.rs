@@ -12,23 +12,41 @@ use crate::reconcile::Drained;
 /// After the first interrupt, how often the runs that began since are stopped too.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Closes a version and waits until its last session is dropped. Runs that are not over after `limit` are stopped, where the runtime
-/// can; where it can't, this waits for as long as they take. Call it only after the table no longer names the version.
+/// After the first interrupt, how long a run may take to heed it.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(5);
+
+/// Closes a version and waits until its last session is dropped. After `limit`, what is queued is answered with "not ready" and runs are
+/// stopped, where the runtime can. One that goes on all the same is left to itself: its thread drops the session when it ends. Call it
+/// only after the table no longer names the version.
 pub(crate) async fn drain(servable: Arc<Servable>, limit: Duration) -> Drained {
+    drain_within(servable, limit, GIVE_UP_AFTER).await
+}
+
+async fn drain_within(servable: Arc<Servable>, limit: Duration, give_up_after: Duration) -> Drained {
     let started = Instant::now();
     let rss_before = memory::rss_bytes();
     servable.close();
-    let mut interrupted = false;
+    let (model, version) = (servable.model().to_owned(), servable.version());
+    let mut interrupted_at = None;
+    let mut given_up = false;
     let mut wait = limit;
     while timeout(wait, servable.closed()).await.is_err() {
-        if !interrupted {
-            let (model, version) = (servable.model(), servable.version());
+        let since = *interrupted_at.get_or_insert_with(|| {
             tracing::warn!(model, version, ?limit, "a drain takes too long, its runs are stopped");
+            Instant::now()
+        });
+        if since.elapsed() >= give_up_after {
+            tracing::error!(model, version, "a run can't be stopped: its instance and memory are held until it ends");
+            given_up = true;
+            break;
         }
-        interrupted = true;
-        servable.interrupt();
-        wait = INTERRUPT_INTERVAL;
+        servable.give_up();
+        wait = INTERRUPT_INTERVAL.min(give_up_after);
     }
     drop(servable);
-    Drained { took: started.elapsed(), interrupted, rss_before, rss_after: memory::rss_bytes() }
+    let interrupted = interrupted_at.is_some();
+    Drained { took: started.elapsed(), interrupted, given_up, rss_before, rss_after: memory::rss_bytes() }
 }
+
+#[cfg(test)]
+mod tests;

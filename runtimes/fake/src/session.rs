@@ -77,7 +77,7 @@ impl Session for FakeSession {
 
 impl Drop for FakeSession {
     fn drop(&mut self) {
-        self.log.dropped(&self.model.tag);
+        self.log.dropped(self.number, &self.model.tag);
     }
 }
 

@@ -78,7 +78,10 @@ pub(crate) enum Look {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Drained {
     pub(crate) took: Duration,
+    /// Whether runs had to be stopped.
     pub(crate) interrupted: bool,
+    /// Whether a run would not stop: its session is still alive, and is dropped by its thread when it ends.
+    pub(crate) given_up: bool,
     pub(crate) rss_before: Option<u64>,
     pub(crate) rss_after: Option<u64>,
 }
