@@ -12,8 +12,8 @@ use crate::reconcile::Drained;
 /// After the first interrupt, how often the runs that began since are stopped too.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// After the first interrupt, how long a run may take to heed it.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(5);
+/// After the first interrupt, how long a run may take to heed it. Shorter than what a stopping engine waits beyond its own limit.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(3);
 
 /// Closes a version and waits until its last session is dropped. After `limit`, what is queued is answered with "not ready" and runs are
 /// stopped, where the runtime can. One that goes on all the same is left to itself: its thread drops the session when it ends. Call it
