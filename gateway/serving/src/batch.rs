@@ -1,17 +1,20 @@
 //! What waits for a session, and the rule that makes a batch of it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bascule_handoff::{Turn, Waiting};
-use bascule_runtime_api::{Interrupt, Tensor};
+use bascule_runtime_api::Tensor;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::InferError;
+use crate::flight::Ticket;
 use crate::stats::RunTimes;
+
+/// Longer delays are this long: points in time that far away can still be told.
+const LONGEST_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The inputs of a request, in the order of the signature.
 pub(crate) type Inputs = SmallVec<[Tensor; 2]>;
@@ -22,73 +25,6 @@ pub(crate) struct Answer {
     pub(crate) outputs: Vec<Tensor>,
     pub(crate) queued: Duration,
     pub(crate) times: RunTimes,
-}
-
-/// The part of a queued request that its caller keeps a hand on.
-#[derive(Default)]
-pub(crate) struct Ticket {
-    taken: AtomicBool,
-    run: Mutex<Boarding>,
-}
-
-#[derive(Default)]
-enum Boarding {
-    #[default]
-    Waiting,
-    /// In this run.
-    Aboard(Arc<Flight>),
-    /// The caller went away.
-    Gone,
-}
-
-/// A run under way, and how many of its callers still wait.
-pub(crate) struct Flight {
-    /// Taken away when the run ends, so that a late caller can't stop the next one.
-    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
-    waiting: AtomicUsize,
-}
-
-impl Flight {
-    pub(crate) fn new(interrupt: Option<Arc<dyn Interrupt>>, callers: usize) -> Flight {
-        Flight { interrupt: Mutex::new(interrupt), waiting: callers.into() }
-    }
-
-    pub(crate) fn end(&self) {
-        *self.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// A caller went away; the last one stops the run.
-    fn abandon(&self) {
-        if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1
-            && let Some(interrupt) = &*self.interrupt.lock().unwrap_or_else(PoisonError::into_inner)
-        {
-            interrupt.interrupt();
-        }
-    }
-}
-
-impl Ticket {
-    /// Whether an instance has taken the request out of the queue.
-    pub(crate) fn is_taken(&self) -> bool {
-        self.taken.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn board(&self, flight: &Arc<Flight>) {
-        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*run, Boarding::Gone) {
-            flight.abandon();
-        } else {
-            *run = Boarding::Aboard(Arc::clone(flight));
-        }
-    }
-
-    /// The caller went away.
-    pub(crate) fn abandon(&self) {
-        let before = std::mem::replace(&mut *self.run.lock().unwrap_or_else(PoisonError::into_inner), Boarding::Gone);
-        if let Boarding::Aboard(flight) = before {
-            flight.abandon();
-        }
-    }
 }
 
 /// One queued request.
@@ -106,19 +42,28 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// Whether nobody waits for it any more.
+    /// Whether nobody waits for it any more while it is queued.
     fn is_dead(&self, now: Instant) -> bool {
         self.reply.is_closed() || self.expires_at.is_some_and(|at| at <= now)
     }
 
+    /// Whether nobody waits for it any more once it was taken out of the queue, whose time limit no longer counts.
+    pub(crate) fn is_forsaken(&self, now: Instant) -> bool {
+        self.reply.is_closed() || self.deadline.is_some_and(|at| at <= now)
+    }
+
     /// Tells whoever may still listen.
-    fn expire(self, now: Instant) {
+    pub(crate) fn expire(self, now: Instant) {
         let error = match self.deadline {
             Some(deadline) if deadline <= now => InferError::DeadlineExceeded,
             _ => queue_timed_out(),
         };
+        self.answer(Err(error));
+    }
+
+    pub(crate) fn answer(self, result: Result<Answer, InferError>) {
         // The caller may have gone: then nobody is to be told.
-        drop(self.reply.send(Err(error)));
+        drop(self.reply.send(result));
     }
 
     /// Whether both can share a run.
@@ -159,7 +104,7 @@ impl WaitingRequests {
         };
         let picked = self.pick(rule, head_level, now);
         let rows = picked.rows;
-        if rule.max_delay.is_zero() || closing || rule.max_rows <= 1 || rows >= rule.max_rows {
+        if rule.max_delay.is_zero() || closing || picked.full {
             return Turn::Run(self.remove(&picked.places));
         }
         let preferred = rule.preferred.iter().rev().find(|size| **size <= rows);
@@ -167,7 +112,7 @@ impl WaitingRequests {
             let places = picked.prefix_of(*size);
             return Turn::Run(self.remove(places));
         }
-        let at = picked.oldest + rule.max_delay;
+        let at = picked.oldest + rule.max_delay.min(LONGEST_DELAY);
         // A head that would expire while others are waited for goes now.
         if at <= now || picked.first_expiry.is_some_and(|expiry| expiry <= at) {
             return Turn::Run(self.remove(&picked.places));
@@ -197,6 +142,7 @@ impl WaitingRequests {
             places: vec![(head_level, 0)],
             rows_after: vec![head.rows],
             rows: head.rows,
+            full: rule.max_rows <= 1 || head.rows >= rule.max_rows,
             oldest: head.queued_at,
             first_expiry: head.expires_at,
         };
@@ -207,16 +153,18 @@ impl WaitingRequests {
             .skip(head_level)
             .flat_map(|(level, queue)| queue.iter().enumerate().map(move |(place, pending)| ((level, place), pending)));
         for (place, pending) in others.skip(1) {
-            if picked.rows >= rule.max_rows {
+            if picked.full {
                 break;
             }
             if pending.is_dead(now) || !pending.joins(head) {
                 continue;
             }
-            if picked.rows + pending.rows > rule.max_rows {
-                break;
+            let rows = picked.rows.saturating_add(pending.rows);
+            // Nobody overtakes the one that does not fit, so what is picked can't grow.
+            picked.full = rows >= rule.max_rows;
+            if rows <= rule.max_rows {
+                picked.add(place, pending);
             }
-            picked.add(place, pending);
         }
         picked
     }
@@ -227,7 +175,7 @@ impl WaitingRequests {
         taken.reverse();
         self.len -= taken.len();
         for pending in &taken {
-            pending.ticket.taken.store(true, Ordering::Release);
+            pending.ticket.take();
         }
         taken
     }
@@ -256,6 +204,11 @@ impl Waiting for WaitingRequests {
         }
         self.len = self.levels.iter().map(VecDeque::len).sum();
     }
+
+    fn take_all(&mut self) -> Vec<Pending> {
+        self.len = 0;
+        self.levels.iter_mut().flat_map(std::mem::take).collect()
+    }
 }
 
 struct Picked {
@@ -264,6 +217,8 @@ struct Picked {
     /// Rows up to and including each place.
     rows_after: Vec<u32>,
     rows: u32,
+    /// Whether waiting can't add anything.
+    full: bool,
     oldest: Instant,
     first_expiry: Option<Instant>,
 }
@@ -380,6 +335,30 @@ mod tests {
         assert_eq!(bench.take(&rule, 0, true), "run [1]", "a closing queue waits for nobody");
         bench.push(1, 4, 0, Some(50));
         assert_eq!(bench.take(&rule, 0, false), "run [1]", "a deadline inside the delay is not slept over");
+    }
+
+    #[test]
+    fn a_batch_that_the_next_request_does_not_fit_into_is_not_waited_for() {
+        let mut bench = Bench::new(1);
+        bench.push(20, 4, 0, None);
+        bench.push(20, 4, 0, None);
+        let rule = rule(32, 100, &[]);
+        assert_eq!(bench.take(&rule, 0, false), "run [20]");
+        assert_eq!(bench.take(&rule, 0, false), "wait 100 ms or 2", "what is left may still grow");
+    }
+
+    #[test]
+    fn rows_and_delays_beyond_all_measure_are_no_overflow() {
+        let mut bench = Bench::new(1);
+        bench.push(1, 0, 0, None);
+        bench.push(u32::MAX, 0, 0, None);
+        bench.push(u32::MAX, 0, 0, None);
+        let rule = BatchRule { max_delay: Duration::MAX, ..rule(32, 0, &[]) };
+        assert_eq!(bench.take(&rule, 0, false), "run [1]");
+        assert_eq!(bench.take(&rule, 0, false), "run [4294967295]");
+        bench.take(&rule, 0, false);
+        bench.push(1, 4, 0, None);
+        assert_eq!(bench.take(&rule, 0, false), "wait 86400000 ms or 2");
     }
 
     #[test]

@@ -7,6 +7,9 @@ use crate::batch::Inputs;
 use crate::servable::find;
 use crate::{InferError, InferRequest, Servable};
 
+/// What the sizes of a tensor without elements may multiply to, those that are 0 left out.
+const MAX_EMPTY_SIZES: i64 = 1 << 20;
+
 /// A request that fits.
 #[derive(Debug)]
 pub(crate) struct Checked {
@@ -62,19 +65,34 @@ fn check_tensor(servable: &Servable, spec: &TensorSpec, tensor: &Tensor) -> Resu
         return Err(InferError::invalid(format!("input '{name}': expected datatype {expected}, got {got}")));
     }
     let fits = if servable.is_batched() {
-        // The leading axis is the batch whatever the file's own size for it is.
-        tensor.shape().len() == spec.shape.len()
-            && spec.shape[1..].iter().zip(&tensor.shape()[1..]).all(|(want, got)| *want < 0 || want == got)
+        // The leading axis is the batch: its size is looked at by `rows_of`.
+        let mut inner = spec.shape.iter().zip(tensor.shape()).skip(1);
+        tensor.shape().len() == spec.shape.len() && inner.all(|(want, got)| *want < 0 || want == got)
     } else {
         spec.accepts(tensor.shape())
     };
     if fits {
-        return Ok(());
+        return check_empty(name, tensor);
     }
     let note = if servable.is_batched() { ", where the first dimension is the batch" } else { "" };
     let expected = show_shape(&spec.shape, servable.is_batched());
     let got = show_shape(tensor.shape(), false);
     Err(InferError::invalid(format!("input '{name}': expected shape {expected}{note}, got {got}")))
+}
+
+/// A tensor without elements may have any sizes beside its 0, at no cost to its sender. A model may answer with as many elements.
+fn check_empty(name: &str, tensor: &Tensor) -> Result<(), InferError> {
+    if !tensor.shape().contains(&0) {
+        return Ok(());
+    }
+    let sizes = tensor.shape().iter().filter(|dim| **dim != 0).fold(1i64, |product, dim| product.saturating_mul(*dim));
+    if sizes <= MAX_EMPTY_SIZES {
+        return Ok(());
+    }
+    let got = show_shape(tensor.shape(), false);
+    Err(InferError::invalid(format!(
+        "input '{name}': expected sizes of a product of at most {MAX_EMPTY_SIZES} beside the 0 of an empty tensor, got shape {got}"
+    )))
 }
 
 fn show_shape(shape: &[i64], batched: bool) -> String {

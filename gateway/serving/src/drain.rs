@@ -12,23 +12,29 @@ use crate::reconcile::Drained;
 /// After the first interrupt, how often the runs that began since are stopped too.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Closes a version and waits until its last session is dropped. Runs that are not over after `limit` are stopped, where the runtime
-/// can; where it can't, this waits for as long as they take. Call it only after the table no longer names the version.
+/// Closes a version and waits until its last session is dropped. After `limit`, what is queued is answered with "not ready" and runs are
+/// stopped, where the runtime can. One that goes on all the same is waited for: its memory is not free before it ends. Call it only
+/// after the table no longer names the version.
 pub(crate) async fn drain(servable: Arc<Servable>, limit: Duration) -> Drained {
     let started = Instant::now();
     let rss_before = memory::rss_bytes();
     servable.close();
     let mut interrupted = false;
-    let mut wait = limit;
-    while timeout(wait, servable.closed()).await.is_err() {
+    while timeout(if interrupted { INTERRUPT_INTERVAL } else { limit }, servable.closed()).await.is_err() {
         if !interrupted {
-            let (model, version) = (servable.model(), servable.version());
-            tracing::warn!(model, version, ?limit, "a drain takes too long, its runs are stopped");
+            tracing::warn!(
+                model = servable.model(),
+                version = servable.version(),
+                ?limit,
+                "a drain takes too long, its runs are stopped"
+            );
         }
         interrupted = true;
-        servable.interrupt();
-        wait = INTERRUPT_INTERVAL;
+        servable.give_up();
     }
     drop(servable);
     Drained { took: started.elapsed(), interrupted, rss_before, rss_after: memory::rss_bytes() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use crate::assign::{BASIS_POINTS, assign, bucket};
 use crate::check::check;
 use crate::servable::Miss;
 use crate::table::{Publisher, Route};
-use crate::{InferError, InferRequest, InferResponse, RouteKey, Servable, ServingTable};
+use crate::{ErrorCode, InferError, InferRequest, InferResponse, RouteKey, Servable, ServingTable, meters};
 
 /// The request path's view of the engine: the table, and nothing that changes it.
 #[derive(Debug, Clone)]
@@ -70,8 +70,9 @@ impl Router {
         let chance = Chance::new();
         let Routed { mut route, mut generation } = routed;
         loop {
-            let servable = Arc::clone(assign(&route, &request.version, |seed| place(&request.key, seed, &chance))?);
-            let checked = check(&servable, request)?;
+            let assigned = assign(&route, &request.version, |seed| place(&request.key, seed, &chance));
+            let servable = Arc::clone(assigned.inspect_err(|error| meters::unassigned(&route.model, error.code()))?);
+            let checked = check(&servable, request).inspect_err(|error| servable.refused(error.code()))?;
             let ran = servable.run(checked.inputs, checked.rows, request.priority, request.deadline).await;
             match ran {
                 Ok(answer) => {
@@ -87,11 +88,13 @@ impl Router {
                 Err(Miss::Closed) => {}
             }
             if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                servable.refused(ErrorCode::DeadlineExceeded);
                 return Err(InferError::DeadlineExceeded);
             }
             let model = route.model.clone();
             let table = self.table.load();
             if table.generation() == generation {
+                servable.refused(ErrorCode::Internal);
                 return Err(InferError::Internal { message: format!("{servable:?} closed while the table still names it") });
             }
             generation = table.generation();
@@ -127,3 +130,6 @@ impl Chance {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bascule_handoff::{Next, Owner};
@@ -10,67 +10,24 @@ use bascule_runtime_api::{Interrupt, RunContext, RunError, Session, Tensor};
 use tokio::sync::watch;
 
 use crate::InferError;
-use crate::batch::{Answer, BatchRule, Flight, Inputs, Pending, WaitingRequests};
+use crate::batch::{Answer, BatchRule, Inputs, Pending, WaitingRequests};
+use crate::cost::Cost;
+use crate::error::panicked;
+use crate::flight::Flight;
 use crate::meters::Meters;
 use crate::stats::{RunTimes, Stats};
 
-/// A run on the calling thread may take this long, as far as was measured.
-const INLINE_MAX: Duration = Duration::from_micros(200);
-
-/// Runs of a size that must have been measured before one of them may run inline.
-const INLINE_SAMPLES: u64 = 8;
-
 /// What every instance of a version shares.
-#[derive(Clone)]
 pub(crate) struct Context {
+    pub(crate) model: String,
     pub(crate) rule: BatchRule,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) meters: Arc<Meters>,
-    pub(crate) cost: Arc<Cost>,
+    pub(crate) stats: Stats,
+    pub(crate) meters: Meters,
+    pub(crate) cost: Cost,
     pub(crate) interrupters: Interrupters,
     pub(crate) batched: bool,
-}
-
-/// How long runs take, by the size of their inputs.
-#[derive(Debug)]
-pub(crate) struct Cost {
-    by_size: [SizeCost; 33],
-}
-
-#[derive(Debug, Default)]
-struct SizeCost {
-    samples: AtomicU64,
-    /// Close to the highest of the last runs: rises at once, falls slowly.
-    high_ns: AtomicU64,
-}
-
-impl Default for Cost {
-    fn default() -> Self {
-        Cost { by_size: std::array::from_fn(|_| SizeCost::default()) }
-    }
-}
-
-impl Cost {
-    fn of(&self, bytes: usize) -> &SizeCost {
-        let power = (usize::BITS - bytes.leading_zeros()) as usize;
-        &self.by_size[power.min(self.by_size.len() - 1)]
-    }
-
-    pub(crate) fn record(&self, bytes: usize, took: Duration) {
-        let cost = self.of(bytes);
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let high = cost.high_ns.load(Ordering::Relaxed);
-        // A race loses one sample, which the next makes good.
-        cost.high_ns.store(took.max(high - high / 64), Ordering::Relaxed);
-        cost.samples.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Whether runs of this size were measured and are short.
-    pub(crate) fn is_short(&self, bytes: usize) -> bool {
-        let cost = self.of(bytes);
-        cost.samples.load(Ordering::Relaxed) >= INLINE_SAMPLES
-            && u128::from(cost.high_ns.load(Ordering::Relaxed)) <= INLINE_MAX.as_nanos()
-    }
+    /// Set when a drain takes too long: no run begins any more.
+    pub(crate) given_up: AtomicBool,
 }
 
 /// A way to stop each session's run.
@@ -82,11 +39,12 @@ impl Interrupters {
         Interrupters(sessions.iter().map(|session| session.interrupter()).collect())
     }
 
+    /// Stops every run that is under way.
     pub(crate) fn interrupt(&self) {
         self.0.iter().flatten().for_each(|interrupt| interrupt.interrupt());
     }
 
-    fn get(&self, index: usize) -> Option<Arc<dyn Interrupt>> {
+    pub(crate) fn get(&self, index: usize) -> Option<Arc<dyn Interrupt>> {
         self.0.get(index).cloned().flatten()
     }
 }
@@ -100,20 +58,23 @@ impl Drop for LastOne {
     }
 }
 
-/// Starts one thread an owner; the receiver turns true when the last of them has dropped its session.
+/// Starts one thread an owner; the receiver turns true when the last of them has dropped its session. A thread's name begins with
+/// `instance` and its owner's number.
 pub(crate) fn start(
     owners: Vec<Owner<Box<dyn Session>, WaitingRequests>>,
-    context: &Context,
-    model: &str,
+    context: &Arc<Context>,
 ) -> std::io::Result<watch::Receiver<bool>> {
     let (sender, closed) = watch::channel(false);
     let last = Arc::new(LastOne(sender));
+    let model: String = context.model.chars().take(40).collect();
     for owner in owners {
-        let context = context.clone();
+        let context = Arc::clone(context);
         let last = Arc::clone(&last);
-        std::thread::Builder::new().name(format!("instance {}", model.chars().take(40).collect::<String>())).spawn(move || {
+        let name = format!("instance {} {model}", owner.index());
+        std::thread::Builder::new().name(name).spawn(move || {
+            // Dropped after the owner, which drops its session, also where this thread panics.
+            let _last = last;
             own(owner, &context);
-            drop(last);
         })?;
     }
     Ok(closed)
@@ -125,12 +86,7 @@ fn own(mut owner: Owner<Box<dyn Session>, WaitingRequests>, context: &Context) {
     loop {
         match owner.next(|waiting, closing| waiting.take(&context.rule, Instant::now(), closing)) {
             Next::Run(batch) => {
-                let flight = Arc::new(Flight::new(context.interrupters.get(index), batch.len()));
-                for pending in &batch {
-                    pending.ticket.board(&flight);
-                }
-                owner.with_session(|session| run_batch(session.as_mut(), batch, context));
-                flight.end();
+                owner.with_session(|session| context.run_batch(session.as_mut(), index, batch));
             }
             Next::Closed(session) => return drop(session),
         }
@@ -141,56 +97,151 @@ pub(crate) fn input_bytes(inputs: &[Tensor]) -> usize {
     inputs.iter().map(|tensor| tensor.bytes().len()).sum()
 }
 
-/// Runs a batch and answers everyone in it.
-fn run_batch(session: &mut dyn Session, batch: Vec<Pending>, context: &Context) {
-    let taken_at = Instant::now();
-    if batch.len() > 1 {
-        let joined = run_joined(session, &batch, context);
-        match joined {
-            Ok((parts, times)) => {
-                for (pending, outputs) in batch.into_iter().zip(parts) {
-                    let queued = taken_at.saturating_duration_since(pending.queued_at);
-                    answer(pending, Ok(Answer { outputs, queued, times }));
-                }
-                return;
-            }
-            // One request may have spoilt the run for the others: each gets a run of its own.
-            Err(error) => tracing::debug!(%error, requests = batch.len(), "a joined run failed, running each request by itself"),
-        }
-    }
-    for pending in batch {
-        let queued = taken_at.saturating_duration_since(pending.queued_at);
-        let result =
-            run_one(session, &pending.inputs, pending.rows, pending.deadline, &context.stats, &context.meters, &context.cost);
-        answer(pending, result.map(|answer| Answer { queued, ..answer }));
-    }
-}
-
-fn answer(pending: Pending, result: Result<Answer, InferError>) {
-    // The caller may have gone: then nobody is to be told.
-    drop(pending.reply.send(result));
-}
-
 type Parts = Vec<Vec<Tensor>>;
 
-fn run_joined(session: &mut dyn Session, batch: &[Pending], context: &Context) -> Result<(Parts, RunTimes), RunError> {
-    debug_assert!(context.batched, "only rows can be joined");
-    let started = Instant::now();
-    let inputs: Option<Inputs> = (0..session.signature().inputs.len())
-        .map(|input| Tensor::concat_rows(&batch.iter().filter_map(|pending| pending.inputs.get(input)).collect::<Vec<_>>()))
-        .collect();
-    let inputs = inputs.ok_or_else(|| RunError::Failed { message: "requests of different shapes were joined".to_owned() })?;
-    let joined_at = Instant::now();
-    let rows: u32 = batch.iter().map(|pending| pending.rows).sum();
-    let deadline = batch.iter().map(|pending| pending.deadline).max().flatten();
-    let outputs = guarded_run(session, &inputs, deadline)?;
-    let ran_at = Instant::now();
-    let parts = split(session, &outputs, batch, rows)?;
-    let times = RunTimes { input: joined_at - started, infer: ran_at - joined_at, output: ran_at.elapsed() };
-    context.cost.record(input_bytes(&inputs), times.infer);
-    context.stats.ran(rows, &times);
-    context.meters.ran(rows, &times);
-    Ok((parts, times))
+impl Context {
+    /// Runs a batch and answers everyone in it.
+    fn run_batch(&self, session: &mut dyn Session, index: usize, batch: Vec<Pending>) {
+        let taken_at = Instant::now();
+        let queued = |pending: &Pending| taken_at.saturating_duration_since(pending.queued_at);
+        if batch.len() > 1 {
+            match self.aboard(index, &batch, |flight| self.run_joined(session, &batch, flight)) {
+                Ok((parts, times)) => {
+                    for (pending, outputs) in batch.into_iter().zip(parts) {
+                        let queued = queued(&pending);
+                        pending.answer(Ok(Answer { outputs, queued, times }));
+                    }
+                    return;
+                }
+                // Nobody waits any more, or the version is given up: another run would serve no one.
+                Err(RunError::Interrupted) => {
+                    batch.into_iter().for_each(|pending| pending.answer(Err(self.error(RunError::Interrupted))));
+                    return;
+                }
+                // One request may have spoilt the run for the others: each gets a run of its own.
+                Err(error) => {
+                    tracing::debug!(%error, requests = batch.len(), "a joined run failed, running each request by itself")
+                }
+            }
+        }
+        for pending in batch {
+            // Those before it in the batch may have taken long.
+            let now = Instant::now();
+            if pending.is_forsaken(now) {
+                pending.expire(now);
+                continue;
+            }
+            let result = self.aboard(index, std::slice::from_ref(&pending), |flight| {
+                self.run_one(session, &pending.inputs, pending.rows, pending.deadline, flight)
+            });
+            let queued = queued(&pending);
+            pending.answer(result.map(|answer| Answer { queued, ..answer }).map_err(|error| self.error(error)));
+        }
+    }
+
+    /// Makes a run whose callers can stop it: the last one to go away does.
+    fn aboard<R>(&self, index: usize, batch: &[Pending], run: impl FnOnce(&Flight) -> R) -> R {
+        let flight = Arc::new(Flight::new(self.interrupters.get(index), batch.len()));
+        for pending in batch {
+            pending.ticket.board(&flight);
+        }
+        let result = run(&flight);
+        flight.end();
+        result
+    }
+
+    fn run_joined(&self, session: &mut dyn Session, batch: &[Pending], flight: &Flight) -> Result<(Parts, RunTimes), RunError> {
+        debug_assert!(self.batched, "only rows can be joined");
+        let started = Instant::now();
+        let inputs: Option<Inputs> = (0..session.signature().inputs.len())
+            .map(|input| Tensor::concat_rows(&batch.iter().filter_map(|pending| pending.inputs.get(input)).collect::<Vec<_>>()))
+            .collect();
+        let inputs = inputs.ok_or_else(|| RunError::Failed { message: "requests of different shapes were joined".to_owned() })?;
+        let joined_at = Instant::now();
+        // The rule joins no more than fit a run, so this can't overflow.
+        let rows: u32 = batch.iter().map(|pending| pending.rows).sum();
+        let result = self.guarded_run(session, &inputs, last_deadline(batch), flight);
+        let ran_at = Instant::now();
+        let outputs = result.inspect_err(|_| self.cost.record_failed(input_bytes(&inputs), ran_at - joined_at))?;
+        let parts = split(session, &outputs, batch, rows)?;
+        let times = RunTimes { input: joined_at - started, infer: ran_at - joined_at, output: ran_at.elapsed() };
+        self.ran(&inputs, rows, &times);
+        Ok((parts, times))
+    }
+
+    /// Runs one request.
+    pub(crate) fn run_one(
+        &self,
+        session: &mut dyn Session,
+        inputs: &Inputs,
+        rows: u32,
+        deadline: Option<Instant>,
+        flight: &Flight,
+    ) -> Result<Answer, RunError> {
+        let started = Instant::now();
+        let result = self.guarded_run(session, inputs, deadline, flight);
+        let times = RunTimes { infer: started.elapsed(), ..RunTimes::default() };
+        let outputs = result.inspect_err(|_| self.cost.record_failed(input_bytes(inputs), times.infer))?;
+        self.ran(inputs, rows, &times);
+        Ok(Answer { outputs, queued: Duration::ZERO, times })
+    }
+
+    fn ran(&self, inputs: &Inputs, rows: u32, times: &RunTimes) {
+        self.cost.record(input_bytes(inputs), times.infer);
+        self.stats.ran(rows, times);
+        self.meters.ran(rows, times);
+    }
+
+    /// A panic in a runtime fails the run and not the thread that owns the session.
+    fn guarded_run(
+        &self,
+        session: &mut dyn Session,
+        inputs: &[Tensor],
+        deadline: Option<Instant>,
+        flight: &Flight,
+    ) -> Result<Vec<Tensor>, RunError> {
+        if flight.is_stopped() || self.is_given_up() {
+            return Err(RunError::Interrupted);
+        }
+        let expected = session.signature().outputs.len();
+        let run = AssertUnwindSafe(|| session.run(inputs, &RunContext { deadline, cancelled: Some(flight.cancelled()) }));
+        match catch_unwind(run) {
+            Ok(Ok(outputs)) if outputs.len() != expected => {
+                Err(RunError::Failed { message: format!("expected {expected} outputs, got {}", outputs.len()) })
+            }
+            Ok(result) => result,
+            Err(panic) => Err(RunError::Failed { message: format!("the runtime {}", panicked(panic.as_ref())) }),
+        }
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::SeqCst)
+    }
+
+    /// What a caller is told of a run that gave no outputs.
+    pub(crate) fn error(&self, error: RunError) -> InferError {
+        match error {
+            RunError::InvalidInput { message } => InferError::InvalidArgument { message },
+            RunError::Interrupted if self.is_given_up() => self.given_up_error(),
+            // Whoever interrupted has gone.
+            RunError::Interrupted => InferError::Cancelled,
+            RunError::Failed { message } => InferError::Internal { message },
+        }
+    }
+
+    /// What callers are told whom a version leaves behind: to ask again, for another one.
+    pub(crate) fn given_up_error(&self) -> InferError {
+        InferError::NotReady {
+            model: self.model.clone(),
+            reason: "the version was unloaded before it had answered".to_owned(),
+            retry_after: crate::table::RETRY_AFTER,
+        }
+    }
+}
+
+/// When the last caller has gone; `None` where one waits without a limit.
+fn last_deadline(batch: &[Pending]) -> Option<Instant> {
+    batch.iter().map(|pending| pending.deadline).reduce(|a, b| Some(a?.max(b?))).flatten()
 }
 
 fn split(session: &dyn Session, outputs: &[Tensor], batch: &[Pending], rows: u32) -> Result<Parts, RunError> {
@@ -215,45 +266,5 @@ fn not_batched(session: &dyn Session, outputs: &[Tensor], rows: u32) -> RunError
     RunError::Failed { message: format!("expected outputs of {rows} rows, got {}", wrong.join(", ")) }
 }
 
-/// Runs one request.
-pub(crate) fn run_one(
-    session: &mut dyn Session,
-    inputs: &Inputs,
-    rows: u32,
-    deadline: Option<Instant>,
-    stats: &Stats,
-    meters: &Meters,
-    cost: &Cost,
-) -> Result<Answer, InferError> {
-    let started = Instant::now();
-    let result = guarded_run(session, inputs, deadline);
-    let times = RunTimes { infer: started.elapsed(), ..RunTimes::default() };
-    match result {
-        Ok(outputs) => {
-            cost.record(input_bytes(inputs), times.infer);
-            stats.ran(rows, &times);
-            meters.ran(rows, &times);
-            Ok(Answer { outputs, queued: Duration::ZERO, times })
-        }
-        Err(RunError::InvalidInput { message }) => Err(InferError::InvalidArgument { message }),
-        // Whoever interrupted has gone, or the gateway stops.
-        Err(RunError::Interrupted) => Err(InferError::Cancelled),
-        Err(RunError::Failed { message }) => Err(InferError::Internal { message }),
-    }
-}
-
-/// A panic in a runtime fails the run and not the thread that owns the session.
-fn guarded_run(session: &mut dyn Session, inputs: &[Tensor], deadline: Option<Instant>) -> Result<Vec<Tensor>, RunError> {
-    let expected = session.signature().outputs.len();
-    let run = AssertUnwindSafe(|| session.run(inputs, &RunContext { deadline }));
-    match catch_unwind(run) {
-        Ok(Ok(outputs)) if outputs.len() != expected => {
-            Err(RunError::Failed { message: format!("expected {expected} outputs, got {}", outputs.len()) })
-        }
-        Ok(result) => result,
-        Err(panic) => {
-            let message = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-            Err(RunError::Failed { message: format!("the runtime panicked: {}", message.unwrap_or("no message")) })
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -12,9 +12,11 @@ mod aspire;
 mod assign;
 mod batch;
 mod check;
+mod cost;
 mod drain;
 mod engine;
 mod error;
+mod flight;
 mod histogram;
 mod infer;
 mod instance;
@@ -35,6 +37,7 @@ mod status;
 mod table;
 #[cfg(test)]
 mod testing;
+mod watchdog;
 
 pub use assign::{BASIS_POINTS, bucket, rollout_seed};
 pub use engine::{Absent, Engine, EngineOptions, LiveOptions, RetryPolicy, SettingsError, SettingsReader, StartError};

@@ -1,7 +1,8 @@
 //! From files on disk to a version that answers. Everything here blocks and runs on threads of its own, never on those of requests.
 //!
 //! Two steps, so that memory can be reserved between them: [`verify`] finds the runtime, reads what the manifest says, and
-//! estimates; [`load`] makes the sessions, warms them up and compares the golden samples. A panic in either fails the version.
+//! estimates; [`load`] makes the sessions, warms them up and compares the golden samples. A panic in either fails the version, and so
+//! do warm-up runs that do not end.
 //!
 //! A thread that loads steps aside for those that serve. Threads inherit that, so instances are started by another one. What a
 //! runtime starts for one session inherits it too: a load with several threads an operator keeps its priority.
@@ -11,7 +12,10 @@ mod warmup;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use bascule_registry::Generation;
 use bascule_runtime_api::{Footprint, LoadError, LoadOptions, Runtime, Session, Signature};
@@ -19,9 +23,18 @@ use chrono::{DateTime, Utc};
 
 use self::golden::Golden;
 use crate::error::{panicked, with_causes};
+use crate::instance::Interrupters;
 use crate::reconcile::Files;
+use crate::servable::Batching;
 use crate::state::FailedStep;
 use crate::{ModelSettings, Servable, ServableSpec, memory};
+
+/// How long the warm-up runs and golden samples of a version may take together. A model that needs longer for them would hold up
+/// every other load.
+const WARM_UP_LIMIT: Duration = Duration::from_secs(120);
+
+/// After the first interrupt, how often a run that goes on is stopped again.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Why a version could not be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,11 +186,20 @@ pub(crate) fn load(
     on_warming: impl FnOnce() + Send + 'static,
     at: impl FnOnce() -> DateTime<Utc>,
 ) -> Result<Loaded, LoadFailure> {
+    load_within(job, WARM_UP_LIMIT, on_warming, at)
+}
+
+fn load_within(
+    job: LoadJob,
+    warm_up_limit: Duration,
+    on_warming: impl FnOnce() + Send + 'static,
+    at: impl FnOnce() -> DateTime<Utc>,
+) -> Result<Loaded, LoadFailure> {
     let LoadJob { generation, settings, files, verified } = job;
     let (runtime, runtime_version) = (verified.runtime.name(), verified.runtime_version.clone());
     let warm = {
         let (settings, files) = (Arc::clone(&settings), files.clone());
-        aside(move || warm(&verified, &settings, &files, on_warming))?
+        aside(warm_up_limit, move |limit| warm(&verified, &settings, &files, limit, on_warming))?
     };
     let footprint = total(&warm.sessions);
     let spec = ServableSpec { generation, settings, runtime, runtime_version, footprint, loaded_at: at() };
@@ -186,15 +208,75 @@ pub(crate) fn load(
     Ok(Loaded { servable, warnings: warm.warnings })
 }
 
-/// Runs on a thread of its own, which ends with it.
-fn aside(work: impl FnOnce() -> Result<Warm, LoadFailure> + Send + 'static) -> Result<Warm, LoadFailure> {
-    let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
-    let thread = thread::Builder::new().name("loader".to_owned()).spawn(work);
-    let thread = thread.map_err(|error| failure(format!("cannot start a thread: {error}")))?;
-    thread.join().unwrap_or_else(|panic| Err(failure(panicked(panic.as_ref()))))
+/// The warm-up of a version as the thread that limits it sees it.
+struct WarmUp {
+    /// Set once it has taken too long: no run begins any more, and no failure has another cause.
+    is_over: AtomicBool,
+    limit: Duration,
 }
 
-fn warm(verified: &Verified, settings: &ModelSettings, files: &Files, on_warming: impl FnOnce()) -> Result<Warm, LoadFailure> {
+/// What the thread that warms up holds of its limit.
+struct Limited {
+    warm_up: Arc<WarmUp>,
+    begins: SyncSender<Interrupters>,
+}
+
+impl Limited {
+    /// From now on the time counts.
+    fn begin(&self, sessions: &[Box<dyn Session>]) {
+        // Whoever limits it waits for this thread and outlives it.
+        drop(self.begins.send(Interrupters::of(sessions)));
+    }
+
+    /// What a run is to look at before it begins.
+    fn is_over(&self) -> &AtomicBool {
+        &self.warm_up.is_over
+    }
+
+    /// Does a part of the warm-up; a failure after the limit is one of time.
+    fn guarded<T>(&self, step: FailedStep, work: impl FnOnce() -> Result<T, LoadFailure>) -> Result<T, LoadFailure> {
+        let result = guarded(step, work);
+        if !self.warm_up.is_over.load(Ordering::SeqCst) {
+            return result;
+        }
+        let limit = self.warm_up.limit;
+        Err(LoadFailure::new(step, format!("warm-up runs and golden samples took more than {limit:?} together and were stopped")))
+    }
+}
+
+/// Runs on a thread of its own, which ends with it, and stops its warm-up after `limit`. A run that can't be interrupted is waited
+/// for all the same: it holds the session.
+fn aside(limit: Duration, work: impl FnOnce(&Limited) -> Result<Warm, LoadFailure> + Send + 'static) -> Result<Warm, LoadFailure> {
+    let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
+    let warm_up = Arc::new(WarmUp { is_over: AtomicBool::new(false), limit });
+    let (begins, begun) = sync_channel(1);
+    let limited = Limited { warm_up: Arc::clone(&warm_up), begins };
+    let thread = thread::Builder::new().name("loader".to_owned()).spawn(move || work(&limited));
+    let thread = thread.map_err(|error| failure(format!("cannot start a thread: {error}")))?;
+    stop_after(limit, &warm_up, &begun);
+    thread.join().unwrap_or_else(|panic| Err(failure(format!("the runtime {}", panicked(panic.as_ref())))))
+}
+
+/// Returns when the thread that warms up has let go of its end of the channel.
+fn stop_after(limit: Duration, warm_up: &WarmUp, begun: &Receiver<Interrupters>) {
+    let Ok(interrupters) = begun.recv() else { return };
+    let mut wait = limit;
+    while matches!(begun.recv_timeout(wait), Err(RecvTimeoutError::Timeout)) {
+        if !warm_up.is_over.swap(true, Ordering::SeqCst) {
+            tracing::warn!(?limit, "a warm-up takes too long and is stopped");
+        }
+        interrupters.interrupt();
+        wait = INTERRUPT_INTERVAL;
+    }
+}
+
+fn warm(
+    verified: &Verified,
+    settings: &ModelSettings,
+    files: &Files,
+    limited: &Limited,
+    on_warming: impl FnOnce(),
+) -> Result<Warm, LoadFailure> {
     if verified.options.intra_op_threads == 1 {
         memory::lower_priority();
     }
@@ -203,18 +285,26 @@ fn warm(verified: &Verified, settings: &ModelSettings, files: &Files, on_warming
         let sessions: Result<Vec<_>, _> = (0..settings.instances.max(1)).map(|_| load()).collect();
         sessions.map_err(|error| LoadFailure::new(FailedStep::Loading, described(&error)))
     })?;
+    for session in &sessions {
+        Batching::new(session.signature(), settings).map_err(|contradiction| {
+            let entrypoint = verified.options.entrypoint.display();
+            LoadFailure::new(FailedStep::Loading, format!("the settings contradict {entrypoint}: {contradiction}"))
+        })?;
+    }
     on_warming();
+    limited.begin(&sessions);
     let mut warnings = Vec::new();
     for session in &mut sessions {
-        let warned = guarded(FailedStep::Warming, || warmup::warm_up(session.as_mut(), &settings.warmup))?;
+        let warned =
+            limited.guarded(FailedStep::Warming, || warmup::warm_up(session.as_mut(), &settings.warmup, limited.is_over()))?;
         // Every session of a version warns alike.
         if warnings.is_empty() {
             warnings.extend(warned);
         }
     }
     if let (Some(golden), Some(session)) = (&verified.golden, sessions.first_mut()) {
-        guarded(FailedStep::Golden, || {
-            golden.compare(session.as_mut()).map_err(|cause| LoadFailure::new(FailedStep::Golden, cause))
+        limited.guarded(FailedStep::Golden, || {
+            golden.compare(session.as_mut(), limited.is_over()).map_err(|cause| LoadFailure::new(FailedStep::Golden, cause))
         })?;
     }
     Ok(Warm { sessions, warnings })

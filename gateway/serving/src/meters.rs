@@ -1,6 +1,7 @@
 //! The metrics of the request path: every name, unit and help text in one place, and handles that are resolved once per version.
 //!
-//! Label values come from loaded versions only, never from a request, so the number of series is bounded by what was loaded.
+//! Label values come from loaded versions and known models only, never from a request, so the number of series is bounded by what
+//! exists.
 
 use std::time::Duration;
 
@@ -23,7 +24,11 @@ const TRIMS: &str = "bascule_memory_trim_seconds";
 
 /// Describes every metric of the request path to the installed recorder.
 pub fn describe() {
-    metrics::describe_counter!(REQUESTS, Unit::Count, "Requests by model, version and outcome (ok, or the error's code).");
+    metrics::describe_counter!(
+        REQUESTS,
+        Unit::Count,
+        "Requests by model, version (none where no version was there for it) and outcome (ok, or the error's code)."
+    );
     metrics::describe_histogram!(QUEUE, Unit::Seconds, "Time that answered requests waited for an instance.");
     metrics::describe_histogram!(COMPUTE, Unit::Seconds, "Time of one run of a session.");
     metrics::describe_histogram!(TOTAL, Unit::Seconds, "Time from arrival at the version to the answer, of answered requests.");
@@ -37,6 +42,14 @@ pub fn describe() {
         Unit::Seconds,
         "Time that giving freed memory back took; allocations may have waited for it."
     );
+}
+
+/// The label `version` of requests for a known model that no version was there for.
+const NO_VERSION: &str = "none";
+
+/// A request for a known model that came to no version: none is ready, or not the one that was asked for.
+pub(crate) fn unassigned(model: &ModelName, code: ErrorCode) {
+    metrics::counter!(REQUESTS, "model" => model.to_string(), "version" => NO_VERSION, "outcome" => code.name()).increment(1);
 }
 
 /// Another version of the model became stable.

@@ -2,20 +2,30 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bascule_handoff::{Pool, Refusal};
 use bascule_registry::{Digest, Generation, VersionNumber};
-use bascule_runtime_api::{Device, Footprint, Session, Signature, TensorSpec};
+use bascule_runtime_api::{Device, Footprint, RunError, Session, Signature, TensorSpec};
 use chrono::{DateTime, Utc};
 use tokio::sync::{oneshot, watch};
 
-use crate::batch::{Answer, BatchRule, Inputs, Pending, Ticket, WaitingRequests, queue_timed_out};
-use crate::instance::{self, Cost, Interrupters};
+use crate::batch::{Answer, BatchRule, Inputs, Pending, WaitingRequests, queue_timed_out};
+use crate::cost::{self, Cost};
+use crate::flight::{Flight, Ticket};
+use crate::instance::{self, Context, Interrupters};
 use crate::meters::Meters;
 use crate::settings::DEFAULT_MAX_BATCH_SIZE;
 use crate::stats::Stats;
-use crate::{InferError, Inline, ModelSettings};
+use crate::watchdog::watch as watch_run;
+use crate::{ErrorCode, InferError, Inline, ModelSettings};
+
+/// A run that was taken for a short one and is not is stopped after this long, and goes on in the queue.
+const INLINE_LIMIT: Duration = cost::INLINE_MAX.saturating_mul(25);
+
+/// The same where the settings want every run on its caller's thread.
+const INLINE_ALWAYS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Everything about a version that its sessions don't say.
 #[derive(Debug, Clone)]
@@ -41,10 +51,7 @@ pub struct Servable {
     device: Device,
     batching: Batching,
     pool: Pool<Box<dyn Session>, WaitingRequests>,
-    cost: Arc<Cost>,
-    interrupters: Interrupters,
-    stats: Arc<Stats>,
-    meters: Arc<Meters>,
+    context: Arc<Context>,
     closed: watch::Receiver<bool>,
 }
 
@@ -60,16 +67,36 @@ pub(crate) struct Batching {
 }
 
 impl Batching {
-    pub(crate) fn new(signature: &Signature, settings: &ModelSettings) -> Batching {
-        let axis = match settings.max_batch_size {
-            Some(rows) => rows > 0,
-            None => signature.batch_axis == Some(0),
+    /// # Errors
+    /// Where the settings want batches of a model that can't be batched; names both.
+    pub(crate) fn new(signature: &Signature, settings: &ModelSettings) -> Result<Batching, String> {
+        let (axis, wanted_by) = match settings.max_batch_size {
+            Some(rows) => (rows > 0, format!("`max_batch_size` is {rows}")),
+            None => (signature.batch_axis == Some(0), "the signature has a batch axis".to_owned()),
         };
+        if axis {
+            check_leading_axes(signature).map_err(|contradiction| format!("{wanted_by} but {contradiction}"))?;
+        }
         let max_rows = settings.max_batch_size.unwrap_or(DEFAULT_MAX_BATCH_SIZE).max(1);
-        Batching {
+        Ok(Batching {
             axis,
             max_request_rows: settings.max_batch_size.filter(|_| axis),
             max_rows: if axis && settings.dynamic_batching { max_rows } else { 1 },
+        })
+    }
+}
+
+/// Whether requests can be joined along the first axis of every tensor.
+fn check_leading_axes(signature: &Signature) -> Result<(), String> {
+    if signature.inputs.is_empty() {
+        return Err("the model has no input".to_owned());
+    }
+    let inputs = signature.inputs.iter().map(|spec| ("input", spec));
+    let mut tensors = inputs.chain(signature.outputs.iter().map(|spec| ("output", spec)));
+    match tensors.find(|(_, spec)| spec.shape.first().is_none_or(|dim| *dim >= 0)) {
+        None => Ok(()),
+        Some((side, TensorSpec { name, shape, .. })) => {
+            Err(format!("{side} '{name}' of the model has shape {shape:?}, expected a first dimension of any size (-1)"))
         }
     }
 }
@@ -86,45 +113,39 @@ impl Servable {
     /// Starts one owner thread a session. All sessions are of one version.
     ///
     /// # Errors
-    /// Where there is no session, or a thread can't be started; sessions are then dropped on the calling thread.
+    /// Where there is no session, the settings want batches of a model that can't be batched, or a thread can't be started; sessions
+    /// are then dropped on the calling thread.
     pub fn start(spec: ServableSpec, sessions: Vec<Box<dyn Session>>) -> std::io::Result<Arc<Servable>> {
         let Some(first) = sessions.first() else {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "a version needs one session at the least"));
         };
         let signature = first.signature().clone();
         let device = first.device();
-        let batching = Batching::new(&signature, &spec.settings);
+        let batching = Batching::new(&signature, &spec.settings)
+            .map_err(|contradiction| std::io::Error::new(std::io::ErrorKind::InvalidInput, contradiction))?;
         let interrupters = Interrupters::of(&sessions);
         let levels = usize::try_from(spec.settings.priority_levels).unwrap_or(1);
         let (pool, owners) = Pool::new(sessions, WaitingRequests::new(levels), spec.settings.queue_capacity);
-        let rule = BatchRule {
-            max_rows: batching.max_rows,
-            max_delay: spec.settings.max_queue_delay,
-            preferred: {
-                let mut sizes = spec.settings.preferred_batch_sizes.clone();
-                sizes.sort_unstable();
-                sizes
-            },
-        };
-        let stats = Arc::new(Stats::default());
-        let meters = Arc::new(Meters::new(&spec.generation.key));
-        let cost = Arc::new(Cost::default());
-        let context = instance::Context {
-            rule,
-            stats: Arc::clone(&stats),
-            meters: Arc::clone(&meters),
-            cost: Arc::clone(&cost),
-            interrupters: interrupters.clone(),
+        let mut preferred = spec.settings.preferred_batch_sizes.clone();
+        preferred.sort_unstable();
+        let context = Arc::new(Context {
+            model: spec.generation.key.model.to_string(),
+            rule: BatchRule { max_rows: batching.max_rows, max_delay: spec.settings.max_queue_delay, preferred },
+            stats: Stats::default(),
+            meters: Meters::new(&spec.generation.key),
+            cost: Cost::default(),
+            interrupters,
             batched: batching.axis,
-        };
-        let closed = match instance::start(owners, &context, spec.generation.key.model.as_ref()) {
+            given_up: AtomicBool::new(false),
+        });
+        let closed = match instance::start(owners, &context) {
             Ok(closed) => closed,
             Err(error) => {
                 pool.close();
                 return Err(error);
             }
         };
-        Ok(Arc::new(Servable { spec, signature, device, batching, pool, cost, interrupters, stats, meters, closed }))
+        Ok(Arc::new(Servable { spec, signature, device, batching, pool, context, closed }))
     }
 
     /// The version's number.
@@ -179,7 +200,7 @@ impl Servable {
 
     /// Counts and times.
     pub fn stats(&self) -> &Stats {
-        &self.stats
+        &self.context.stats
     }
 
     /// Requests that wait.
@@ -197,9 +218,14 @@ impl Servable {
         self.pool.close();
     }
 
-    /// Stops the runs that are under way, for a drain that takes too long.
-    pub fn interrupt(&self) {
-        self.interrupters.interrupt();
+    /// For a drain that takes too long: answers what is queued with "not ready" and stops the runs that are under way; their callers
+    /// are told the same. A run that is about to begin may be missed: call it again while the version has not closed.
+    pub(crate) fn give_up(&self) {
+        self.context.given_up.store(true, Ordering::SeqCst);
+        for pending in self.pool.abort() {
+            pending.answer(Err(self.context.given_up_error()));
+        }
+        self.context.interrupters.interrupt();
     }
 
     /// Waits until every instance has ended and every session was dropped by its owner.
@@ -211,41 +237,52 @@ impl Servable {
 
     /// Runs a checked request, inline or through the queue.
     pub(crate) async fn run(&self, inputs: Inputs, rows: u32, priority: u64, deadline: Option<Instant>) -> Result<Answer, Miss> {
-        let entered = Instant::now();
-        let _in_flight = InFlight::enter(&self.stats, &self.meters);
+        let request = Counted::enter(&self.context);
         let result = match self.run_inline(&inputs, rows, deadline) {
             Some(result) => result.map_err(Miss::Error),
-            None => self.enqueue(inputs, rows, priority, deadline, entered).await,
+            None => self.enqueue(inputs, rows, priority, deadline, request.entered).await,
         };
-        let total = entered.elapsed();
-        match &result {
-            Ok(answer) => {
-                self.stats.succeeded(total, answer.queued, &answer.times);
-                self.meters.succeeded(total, answer.queued, &answer.times);
-            }
-            Err(Miss::Error(error)) => {
-                self.stats.failed(total);
-                self.meters.failed(error.code());
-            }
-            Err(Miss::Closed) => {}
-        }
+        request.ended(&result);
         result
     }
 
-    /// Runs on this thread where that is allowed and an instance is free.
+    /// Counts a request for this version that was refused before it could be queued.
+    pub(crate) fn refused(&self, code: ErrorCode) {
+        self.context.meters.failed(code);
+    }
+
+    /// Runs on this thread where that is allowed and an instance is free. `None`: the queue is to have it, which is also where a run
+    /// goes on that held this thread for too long.
     fn run_inline(&self, inputs: &Inputs, rows: u32, deadline: Option<Instant>) -> Option<Result<Answer, InferError>> {
-        let allowed = match self.spec.settings.inline {
-            Inline::Never => false,
-            Inline::Always => true,
-            Inline::Auto => self.cost.is_short(instance::input_bytes(inputs)),
+        let (limit, must_be_stoppable) = match self.spec.settings.inline {
+            Inline::Always => (INLINE_ALWAYS_LIMIT, false),
+            Inline::Auto if self.context.cost.is_short(instance::input_bytes(inputs)) => (INLINE_LIMIT, true),
+            Inline::Auto | Inline::Never => return None,
         };
-        if !allowed || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| deadline <= now) {
             return None;
         }
         let mut claim = self.pool.claim()?;
-        claim.with_session(|session| {
-            instance::run_one(session.as_mut(), inputs, rows, deadline, &self.stats, &self.meters, &self.cost)
-        })
+        let interrupt = self.context.interrupters.get(claim.index());
+        if must_be_stoppable && interrupt.is_none() {
+            return None;
+        }
+        let due = deadline.map_or(now + limit, |deadline| deadline.min(now + limit));
+        let flight = Arc::new(Flight::new(interrupt, 1));
+        let watched = watch_run(due, &flight)?;
+        let result = claim.with_session(|session| self.context.run_one(session.as_mut(), inputs, rows, deadline, &flight));
+        drop(watched);
+        // Before the slot is given back: who stops this run late must not stop the next one.
+        flight.end();
+        drop(claim);
+        match result? {
+            Err(RunError::Interrupted) if !self.context.is_given_up() => match deadline {
+                Some(deadline) if deadline <= Instant::now() => Some(Err(InferError::DeadlineExceeded)),
+                _ => None,
+            },
+            result => Some(result.map_err(|error| self.context.error(error))),
+        }
     }
 
     async fn enqueue(
@@ -260,7 +297,7 @@ impl Servable {
             return Err(Miss::Error(InferError::DeadlineExceeded));
         }
         let settings = &self.spec.settings;
-        let queue_limit = settings.queue_timeout.map(|timeout| queued_at + timeout);
+        let queue_limit = settings.queue_timeout.and_then(|timeout| queued_at.checked_add(timeout));
         let (reply, answer) = oneshot::channel();
         let ticket = Arc::new(Ticket::default());
         let pending = Pending {
@@ -310,8 +347,12 @@ async fn wait(
     if let Some(limit) = queue_limit.filter(|limit| deadline.is_none_or(|deadline| *limit < deadline)) {
         match tokio::time::timeout_at(limit.into(), &mut answer).await {
             Ok(result) => return result.ok(),
-            Err(_) if !waiting.is_taken() => return Some(Err(queue_timed_out())),
-            Err(_) => {}
+            Err(_) if waiting.is_taken() => {}
+            Err(_) => {
+                // An instance may take it at this very moment.
+                waiting.abandon();
+                return Some(Err(queue_timed_out()));
+            }
         }
     }
     match deadline {
@@ -351,20 +392,46 @@ impl Drop for Abandon {
     }
 }
 
-struct InFlight<'a>(&'a Stats, &'a Meters);
+/// A request that is counted once: by its outcome, or as cancelled where its future is dropped before there is one.
+struct Counted<'a> {
+    context: &'a Context,
+    entered: Instant,
+    has_ended: bool,
+}
 
-impl<'a> InFlight<'a> {
-    fn enter(stats: &'a Stats, meters: &'a Meters) -> InFlight<'a> {
-        stats.enter();
-        meters.in_flight(1.0);
-        InFlight(stats, meters)
+impl<'a> Counted<'a> {
+    fn enter(context: &'a Context) -> Counted<'a> {
+        context.stats.enter();
+        context.meters.in_flight(1.0);
+        Counted { context, entered: Instant::now(), has_ended: false }
+    }
+
+    fn ended(mut self, result: &Result<Answer, Miss>) {
+        self.has_ended = true;
+        match result {
+            Ok(answer) => {
+                let total = self.entered.elapsed();
+                self.context.stats.succeeded(total, answer.queued, &answer.times);
+                self.context.meters.succeeded(total, answer.queued, &answer.times);
+            }
+            Err(Miss::Error(error)) => self.failed(error.code()),
+            Err(Miss::Closed) => {}
+        }
+    }
+
+    fn failed(&self, code: ErrorCode) {
+        self.context.stats.failed(self.entered.elapsed());
+        self.context.meters.failed(code);
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.leave();
-        self.1.in_flight(-1.0);
+        if !self.has_ended {
+            self.failed(ErrorCode::Cancelled);
+        }
+        self.context.stats.leave();
+        self.context.meters.in_flight(-1.0);
     }
 }
 
@@ -385,3 +452,6 @@ impl Drop for Servable {
 pub(crate) fn find<'a>(specs: &'a [TensorSpec], name: &str) -> Option<(usize, &'a TensorSpec)> {
     specs.iter().enumerate().find(|(_, spec)| spec.name == name)
 }
+
+#[cfg(test)]
+mod tests;

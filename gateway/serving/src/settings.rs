@@ -64,10 +64,11 @@ pub enum LoadMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Inline {
-    /// Where the measured run time at this size is short.
+    /// Where the measured run time at this size is short and a run can be interrupted. One that takes 5 ms all the same is stopped and
+    /// goes on in the queue.
     #[default]
     Auto,
-    /// Whenever an instance is free.
+    /// Whenever an instance is free. A run that takes a second is stopped, where it can be, and goes on in the queue.
     Always,
     /// Never.
     Never,

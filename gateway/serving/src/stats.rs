@@ -9,6 +9,9 @@ use serde::Serialize;
 
 use crate::histogram::Histogram;
 
+/// Batch sizes up to this are counted one by one; a larger one as the next power of two, since callers choose it.
+const EXACT_BATCH_SIZES: u32 = 128;
+
 /// How often something happened and how long it took in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Phase {
@@ -97,7 +100,7 @@ pub struct Snapshot {
     pub in_flight: u64,
     /// Median and 99th percentile of the successful requests' times, at most 12.5 % above the truth.
     pub latency: Option<[Duration; 2]>,
-    /// By batch size.
+    /// By batch size; beyond 128 by the power of two that is not below it.
     pub batches: BTreeMap<u32, BatchStats>,
 }
 
@@ -108,6 +111,10 @@ pub struct Snapshot {
 fn unix_millis() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn counted_size(rows: u32) -> u32 {
+    if rows <= EXACT_BATCH_SIZES { rows } else { rows.checked_next_power_of_two().unwrap_or(u32::MAX) }
 }
 
 impl Stats {
@@ -142,7 +149,7 @@ impl Stats {
         self.rows.fetch_add(u64::from(rows), Ordering::Relaxed);
         self.last_ms.store(unix_millis(), Ordering::Relaxed);
         let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
-        let batch = batches.entry(rows).or_default();
+        let batch = batches.entry(counted_size(rows)).or_default();
         for (phase, duration) in [
             (&mut batch.compute_input, times.input),
             (&mut batch.compute_infer, times.infer),
@@ -169,5 +176,22 @@ impl Stats {
             latency: self.latency.quantiles([0.5, 0.99]),
             batches: self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_that_choose_many_batch_sizes_make_few_entries() {
+        let stats = Stats::default();
+        (0..=100_000).chain([u32::MAX]).for_each(|rows| stats.ran(rows, &RunTimes::default()));
+        let batches = stats.snapshot().batches;
+        let sizes: Vec<u32> = batches.keys().copied().collect();
+        let exact = 0..=EXACT_BATCH_SIZES;
+        let powers = (8..=17).map(|power| 1 << power);
+        assert_eq!(sizes, exact.chain(powers).chain([u32::MAX]).collect::<Vec<_>>());
+        assert_eq!((batches[&128].compute_infer.count, batches[&256].compute_infer.count), (1, 128));
     }
 }

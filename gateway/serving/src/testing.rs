@@ -1,5 +1,7 @@
 //! What the tests of several modules need: versions, models and listings that nothing stands behind.
 
+pub(crate) mod servables;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

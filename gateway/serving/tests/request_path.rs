@@ -103,6 +103,14 @@ fn answered_by(response: &InferResponse) -> u64 {
     response.servable.version()
 }
 
+/// Sessions are made version by version and given to owners in that order, so a session's number says which owner it has.
+fn assert_each_was_dropped_by_its_owner(log: &FakeLog, instances: u64) {
+    for drop in log.drops() {
+        let owner = format!("instance {} m", (drop.session - 1) % instances);
+        assert_eq!(drop.thread_name, Some(owner), "{drop:?}");
+    }
+}
+
 /// Lets every other task run until `condition` holds.
 async fn until(condition: impl Fn() -> bool) {
     let started = Instant::now();
@@ -162,6 +170,26 @@ async fn what_does_not_fit_is_named() {
     }
     let unknown = bench.router.route("nope").unwrap_err();
     assert_eq!(unknown, InferError::UnknownModel { model: "nope".into() });
+}
+
+#[tokio::test]
+async fn a_tensor_without_elements_cannot_ask_for_rows_without_end() {
+    let mut bench = Bench::new();
+    let stable = bench.servable(1, |model| model.inputs = vec![TensorSpec::new("x", DataType::Int32, [-1, -1])]);
+    bench.publish(&stable, None);
+    let ask = async |shape: &[i64]| {
+        let mut request = request(1);
+        request.inputs[0].tensor = Tensor::from_elements(shape, &[0i32; 0]).unwrap();
+        bench.infer(&request).await.map(|response| response.outputs[0].1.shape().to_vec()).map_err(|error| error.to_string())
+    };
+    assert_eq!(ask(&[5, 0]).await, Ok(vec![5, 3]));
+    assert_eq!(ask(&[0, i64::from(1 << 20)]).await, Ok(vec![0, 3]));
+    for shape in [[4_294_967_295, 0], [(1 << 20) + 1, 0], [0, i64::MAX]] {
+        let expected = "input 'x': expected sizes of a product of at most 1048576 beside the 0 of an empty tensor, got shape";
+        assert_eq!(ask(&shape).await, Err(format!("{expected} [{},{}]", shape[0], shape[1])));
+    }
+    let largest = ask(&[1 << 20, 0]).await;
+    assert_eq!(largest, Ok(vec![1 << 20, 3]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,7 +305,7 @@ async fn a_failing_or_panicking_run_is_an_internal_error_and_the_instance_lives_
 }
 
 #[tokio::test]
-async fn a_short_model_runs_on_the_calling_thread_once_it_was_measured() {
+async fn a_model_that_is_to_run_inline_does_and_its_session_dies_on_its_own_thread() {
     let mut bench = Bench::new();
     bench.settings.inline = Inline::Always;
     let stable = bench.servable(1, |_| {});
@@ -286,8 +314,7 @@ async fn a_short_model_runs_on_the_calling_thread_once_it_was_measured() {
     assert_eq!(stable.stats().snapshot().queue.ns, 0, "nothing was queued");
     stable.close();
     stable.closed().await;
-    let drops = bench.log().drops();
-    assert!(drops[0].thread_name.as_deref().unwrap().starts_with("instance "), "{drops:?}");
+    assert_each_was_dropped_by_its_owner(&bench.log(), 1);
 }
 
 #[tokio::test]
@@ -356,9 +383,6 @@ async fn swaps_under_load_fail_nothing_and_sessions_die_on_their_own_threads() {
     stable.closed().await;
     let log = bench.log();
     assert_eq!((log.counts().live, log.counts().failed), (0, 0));
-    let drops = log.drops();
-    assert_eq!(drops.len() as u64, SWAPS * 2);
-    for drop in drops {
-        assert!(drop.thread_name.as_deref().is_some_and(|name| name.starts_with("instance ")), "{drop:?}");
-    }
+    assert_eq!(log.drops().len() as u64, SWAPS * 2);
+    assert_each_was_dropped_by_its_owner(&log, 2);
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -139,10 +140,21 @@ pub enum RunError {
 }
 
 /// What a run may need beside its inputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RunContext {
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunContext<'a> {
     /// When nobody waits for the outputs any more.
     pub deadline: Option<Instant>,
+    /// True once the run is not wanted any more. Who wants to stop this run and no other sets it and then calls
+    /// [`Interrupt::interrupt`]: a run that has not begun by then ends where it begins.
+    pub cancelled: Option<&'a AtomicBool>,
+}
+
+impl RunContext<'_> {
+    /// Whether the run is not wanted any more. A session that can be interrupted asks once interrupts reach the run, so that none is
+    /// lost between the two.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.is_some_and(|cancelled| cancelled.load(Ordering::SeqCst))
+    }
 }
 
 /// Stops a run from another thread.
@@ -157,8 +169,9 @@ pub trait Session: Send {
     fn signature(&self) -> &Signature;
 
     /// Runs once. `inputs[i]` belongs to `signature().inputs[i]`, with its datatype; the result's order is that of
-    /// `signature().outputs`. Outputs own their bytes: they outlive the session.
-    fn run(&mut self, inputs: &[Tensor], context: &RunContext) -> Result<Vec<Tensor>, RunError>;
+    /// `signature().outputs`. Outputs own their bytes: they outlive the session. A run that is cancelled before it begins gives
+    /// [`RunError::Interrupted`] where the session has an interrupter.
+    fn run(&mut self, inputs: &[Tensor], context: &RunContext<'_>) -> Result<Vec<Tensor>, RunError>;
 
     /// A handle that stops a run, where the runtime has one.
     fn interrupter(&self) -> Option<Arc<dyn Interrupt>>;

@@ -12,6 +12,8 @@ use bascule_runtime_api::RunError;
 /// A session that was made or dropped, and by whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionEvent {
+    /// The session's number: sessions are counted from 1 as they are made.
+    pub session: u64,
     /// [`crate::FakeModel::tag`].
     pub tag: String,
     /// The thread that did it.
@@ -21,9 +23,9 @@ pub struct SessionEvent {
 }
 
 impl SessionEvent {
-    fn here(tag: &str) -> SessionEvent {
+    fn here(session: u64, tag: &str) -> SessionEvent {
         let thread = thread::current();
-        SessionEvent { tag: tag.to_owned(), thread: thread.id(), thread_name: thread.name().map(str::to_owned) }
+        SessionEvent { session, tag: tag.to_owned(), thread: thread.id(), thread_name: thread.name().map(str::to_owned) }
     }
 }
 
@@ -106,18 +108,18 @@ impl FakeLog {
     /// Records a session that was made; the number stands for it from then on.
     pub(crate) fn loaded(&self, tag: &str) -> u64 {
         self.change(|state| {
-            state.loads.push(SessionEvent::here(tag));
+            state.last_session += 1;
+            state.loads.push(SessionEvent::here(state.last_session, tag));
             state.counts.loaded += 1;
             state.counts.live += 1;
-            state.last_session += 1;
             state.last_session
         })
     }
 
     /// Records that this thread drops a session.
-    pub(crate) fn dropped(&self, tag: &str) {
+    pub(crate) fn dropped(&self, session: u64, tag: &str) {
         self.change(|state| {
-            state.drops.push(SessionEvent::here(tag));
+            state.drops.push(SessionEvent::here(session, tag));
             state.counts.live -= 1;
         });
     }

@@ -50,11 +50,14 @@ impl Session for FakeSession {
         &self.signature
     }
 
-    fn run(&mut self, inputs: &[Tensor], _: &RunContext) -> Result<Vec<Tensor>, RunError> {
+    fn run(&mut self, inputs: &[Tensor], context: &RunContext<'_>) -> Result<Vec<Tensor>, RunError> {
         let rows = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(1);
         self.runs += 1;
         let mut record = self.log.begin(self.number, rows);
-        let result = self.signature.check_inputs(inputs).and_then(|()| self.answer(inputs, &record));
+        let result = self.signature.check_inputs(inputs).and_then(|()| {
+            // From here on interrupts reach the run.
+            if context.is_cancelled() { Err(RunError::Interrupted) } else { self.answer(inputs, &record) }
+        });
         record.ended(&result);
         result
     }
@@ -74,7 +77,7 @@ impl Session for FakeSession {
 
 impl Drop for FakeSession {
     fn drop(&mut self) {
-        self.log.dropped(&self.model.tag);
+        self.log.dropped(self.number, &self.model.tag);
     }
 }
 

@@ -158,12 +158,13 @@ fn the_log_says_who_did_what() {
     }
     let log = folders.runtime.log();
     assert_eq!(log.batch_sizes(), BTreeMap::from([(1, 1), (4, 2)]));
-    assert_eq!(log.loads()[0].thread, thread::current().id());
+    assert_eq!((log.loads()[0].session, log.loads()[0].thread), (1, thread::current().id()));
     assert!(log.drops().is_empty());
     let dropper = thread::Builder::new().name("dropper".into()).spawn(|| drop(session)).unwrap();
     let id = dropper.thread().id();
     dropper.join().unwrap();
     let drops = log.drops();
+    assert_eq!(drops[0].session, 1);
     assert_eq!((drops[0].tag.as_str(), drops[0].thread, drops[0].thread_name.as_deref()), ("seven", id, Some("dropper")));
 }
 

@@ -59,11 +59,15 @@ impl Session for OnnxSession {
         &self.signature
     }
 
-    fn run(&mut self, inputs: &[Tensor], _: &RunContext) -> Result<Vec<Tensor>, RunError> {
+    fn run(&mut self, inputs: &[Tensor], context: &RunContext<'_>) -> Result<Vec<Tensor>, RunError> {
         self.signature.check_inputs(inputs)?;
         let values = self.signature.inputs.iter().zip(inputs).map(|(spec, tensor)| lend(spec, tensor));
         let values = values.collect::<Result<Vec<SessionInputValue<'_>>, RunError>>()?;
         let under_way = self.runs.begin();
+        // From here on interrupts reach the run.
+        if context.is_cancelled() {
+            return Err(RunError::Interrupted);
+        }
         let result = self.session.run_with_options(values.as_slice(), &self.runs.options);
         let interrupted = under_way.end();
         match result {

@@ -1,6 +1,9 @@
-//! Every interleaving of claim, submit and close, explored by loom. Run with `RUSTFLAGS="--cfg loom"`.
+//! Every interleaving of claim, submit, gather and close, explored by loom. Run with `RUSTFLAGS="--cfg loom"`.
+//!
+//! Time does not pass here: an owner that gathers wakes by being told to, or never, and loom calls that a deadlock.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +21,9 @@ impl Waiting for Fifo {
     }
     fn len(&self) -> usize {
         self.0.len()
+    }
+    fn take_all(&mut self) -> Vec<u32> {
+        self.0.drain(..).collect()
     }
 }
 
@@ -138,5 +144,83 @@ fn two_owners_share_one_queue() {
         pool.close();
         owning.into_iter().for_each(|owner| owner.join().unwrap());
         assert_eq!(runs.load(Ordering::SeqCst), owed);
+    });
+}
+
+/// Takes pairs, and what is left once the pool closes.
+fn pairs(queue: &mut Fifo, closing: bool) -> Turn<usize> {
+    if closing || queue.0.len() >= 2 {
+        return Turn::Run(queue.0.drain(..queue.0.len().min(2)).count());
+    }
+    Turn::Gather { at: Instant::now(), len: queue.0.len() + 1 }
+}
+
+/// Runs one batch, then ends as a thread that panics does; how many entries it had.
+fn run_a_batch(mut owner: Owner<Session, Fifo>) -> usize {
+    let entries = match owner.next(pairs) {
+        Next::Run(entries) => entries,
+        Next::Closed(mut session) => {
+            session.owner = Some(thread::current().id());
+            return 0;
+        }
+    };
+    owner.with_session(|session| session.owner = Some(thread::current().id()));
+    entries
+}
+
+#[test]
+fn a_gathering_owner_is_told_of_a_whole_batch() {
+    explore(3, || {
+        let (pool, mut owners, _) = pool(1);
+        let owner = owners.remove(0);
+        let owning = thread::spawn(move || run_a_batch(owner));
+        let submitter = {
+            let pool = pool.clone();
+            thread::spawn(move || pool.submit(1).is_ok())
+        };
+        assert!(pool.submit(2).is_ok() && submitter.join().unwrap());
+        assert_eq!(owning.join().unwrap(), 2);
+        assert!(pool.is_closed(), "the last owner has ended");
+    });
+}
+
+#[test]
+fn two_gathering_owners_leave_no_whole_batch_behind() {
+    explore(2, || {
+        let (pool, owners, _) = pool(2);
+        let owning: Vec<_> = owners.into_iter().map(|owner| thread::spawn(move || run_a_batch(owner))).collect();
+        for entry in 0..4 {
+            assert!(pool.submit(entry).is_ok());
+        }
+        assert_eq!(owning.into_iter().map(|owner| owner.join().unwrap()).sum::<usize>(), 4);
+    });
+}
+
+#[test]
+fn a_gathering_owner_is_told_of_the_close() {
+    explore(3, || {
+        let (pool, mut owners, _) = pool(1);
+        let owner = owners.remove(0);
+        let owning = thread::spawn(move || run_a_batch(owner));
+        let submitter = {
+            let pool = pool.clone();
+            thread::spawn(move || usize::from(pool.submit(1).is_ok()))
+        };
+        pool.close();
+        assert_eq!(submitter.join().unwrap(), owning.join().unwrap());
+    });
+}
+
+#[test]
+fn an_owner_that_ends_early_drops_its_session_after_the_caller_on_its_slot() {
+    explore(3, || {
+        let (pool, mut owners, _) = pool(1);
+        let owner = owners.remove(0);
+        let mut claim = pool.claim().unwrap();
+        let owning = thread::spawn(move || drop(owner));
+        claim.with_session(|session| session.owner = Some(owning.thread().id()));
+        drop(claim);
+        owning.join().unwrap();
+        assert!(pool.is_closed() && pool.claim().is_none());
     });
 }

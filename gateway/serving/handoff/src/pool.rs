@@ -19,6 +19,9 @@ pub trait Waiting {
     /// Removes entries that nobody needs any more. Called when the pool is full, before an entry is refused.
     fn make_room(&mut self) {}
 
+    /// Takes every entry out. Called when nobody is going to run them.
+    fn take_all(&mut self) -> Vec<Self::Entry>;
+
     /// Whether nothing waits.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -73,6 +76,8 @@ enum Parked {
 struct State<Q> {
     queue: Q,
     parked: Vec<Parked>,
+    /// Owners that have not ended.
+    owners: usize,
 }
 
 #[derive(Debug)]
@@ -83,6 +88,8 @@ struct Shared<S, Q> {
     /// Length of the queue; written under the lock, read without it.
     queued: AtomicUsize,
     closing: AtomicBool,
+    /// Owners that end early and wait for a caller to give their slot back.
+    leaving: AtomicUsize,
     capacity: usize,
 }
 
@@ -100,10 +107,13 @@ impl<S, Q> Clone for Pool<S, Q> {
 
 /// The one thread that may drop a slot's session.
 #[derive(Debug)]
-pub struct Owner<S, Q> {
+pub struct Owner<S, Q: Waiting> {
     shared: Arc<Shared<S, Q>>,
     index: usize,
-    running: bool,
+    /// Whether this owner holds its slot, so that nobody else can.
+    holds_slot: bool,
+    /// Whether the session was given out for good.
+    ended: bool,
 }
 
 /// An idle slot, taken by a caller. Dropping it gives the slot back; the session stays in it.
@@ -120,13 +130,15 @@ impl<S, Q: Waiting> Pool<S, Q> {
         let count = sessions.len();
         let shared = Arc::new(Shared {
             queued: AtomicUsize::new(queue.len()),
-            state: Mutex::new(State { queue, parked: vec![Parked::No; count] }),
+            state: Mutex::new(State { queue, parked: vec![Parked::No; count], owners: count }),
             wake: (0..count).map(|_| Condvar::new()).collect(),
             slots: sessions.into_iter().map(Slot::new).collect(),
             closing: AtomicBool::new(false),
+            leaving: AtomicUsize::new(0),
             capacity,
         });
-        let owners = (0..count).map(|index| Owner { shared: Arc::clone(&shared), index, running: false }).collect();
+        let owner = |index| Owner { shared: Arc::clone(&shared), index, holds_slot: false, ended: false };
+        let owners = (0..count).map(owner).collect();
         (Pool { shared }, owners)
     }
 
@@ -137,14 +149,12 @@ impl<S, Q: Waiting> Pool<S, Q> {
             return Err((entry, Refusal::Closed));
         }
         if state.queue.len() >= self.shared.capacity {
-            state.queue.make_room();
-            self.shared.publish_len(&state);
+            self.shared.change_queue(&mut state, Q::make_room);
         }
         if state.queue.len() >= self.shared.capacity {
             return Err((entry, Refusal::Full));
         }
-        state.queue.push(entry);
-        self.shared.publish_len(&state);
+        self.shared.change_queue(&mut state, |queue| queue.push(entry));
         self.shared.wake_one(&mut state);
         Ok(())
     }
@@ -162,12 +172,14 @@ impl<S, Q: Waiting> Pool<S, Q> {
 
     /// Ends the pool: new work is refused, queued work is still run, then each owner gets its session back. Returns at once.
     pub fn close(&self) {
+        self.shared.close(&mut lock(&self.shared.state));
+    }
+
+    /// Ends the pool as [`Pool::close`] does, and hands back what is queued: it will not be run.
+    pub fn abort(&self) -> Vec<Q::Entry> {
         let mut state = lock(&self.shared.state);
-        self.shared.closing.store(true, Ordering::SeqCst);
-        for (parked, wake) in state.parked.iter_mut().zip(&self.shared.wake) {
-            *parked = Parked::No;
-            wake.notify_one();
-        }
+        self.shared.close(&mut state);
+        self.shared.change_queue(&mut state, Q::take_all)
     }
 
     /// Whether [`Pool::close`] was called.
@@ -192,21 +204,47 @@ impl<S, Q: Waiting> Pool<S, Q> {
 }
 
 impl<S, Q: Waiting> Shared<S, Q> {
-    fn publish_len(&self, state: &State<Q>) {
-        self.queued.store(state.queue.len(), Ordering::SeqCst);
+    /// Changes the queue and publishes its length. Where it became shorter, nobody who gathers has seen what is left: the lengths
+    /// that they wait for count entries that are gone.
+    fn change_queue<R>(&self, state: &mut State<Q>, change: impl FnOnce(&mut Q) -> R) -> R {
+        let before = state.queue.len();
+        let result = change(&mut state.queue);
+        let after = state.queue.len();
+        self.queued.store(after, Ordering::SeqCst);
+        if after < before {
+            for parked in &mut state.parked {
+                if let Parked::Gathering { len } = parked {
+                    *len = (*len).min(after.max(1));
+                }
+            }
+        }
+        result
     }
 
-    /// Wakes one owner that can use what is queued. One that gathers is let sleep while its batch can't be complete.
+    fn close(&self, state: &mut State<Q>) {
+        self.closing.store(true, Ordering::SeqCst);
+        for (parked, wake) in state.parked.iter_mut().zip(&self.wake) {
+            *parked = Parked::No;
+            wake.notify_one();
+        }
+    }
+
+    /// Wakes one owner that can use what is queued. While one gathers and its batch can't be complete, nobody is woken.
     fn wake_one(&self, state: &mut State<Q>) {
         let queued = state.queue.len();
+        let mut somebody_gathers = false;
         for (index, parked) in state.parked.iter_mut().enumerate() {
             if let Parked::Gathering { len } = *parked {
+                somebody_gathers = true;
                 if queued >= len {
                     *parked = Parked::No;
                     self.wake[index].notify_one();
+                    return;
                 }
-                return;
             }
+        }
+        if somebody_gathers {
+            return;
         }
         let idle = state.parked.iter().zip(&self.slots).position(|(parked, slot)| *parked == Parked::Idle && slot.is_idle());
         if let Some(index) = idle {
@@ -220,7 +258,8 @@ impl<S, Q: Waiting> Shared<S, Q> {
         self.slots[index].release();
         // The slot's store and these loads are one order with submit's and close's store and the owner's failed claim: either the
         // owner saw the slot idle, or this thread sees what the owner was woken for.
-        if self.queued.load(Ordering::SeqCst) != 0 || self.closing.load(Ordering::SeqCst) {
+        let wanted = [self.queued.load(Ordering::SeqCst), self.leaving.load(Ordering::SeqCst)];
+        if wanted != [0, 0] || self.closing.load(Ordering::SeqCst) {
             let mut state = lock(&self.state);
             state.parked[index] = Parked::No;
             self.wake[index].notify_one();
@@ -229,6 +268,11 @@ impl<S, Q: Waiting> Shared<S, Q> {
 }
 
 impl<S, Q: Waiting> Claim<'_, S, Q> {
+    /// Position of the slot.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
     /// Lends the session; always `Some` while the claim is held.
     pub fn with_session<R>(&mut self, access: impl FnOnce(&mut S) -> R) -> Option<R> {
         self.shared.slots[self.index].with_session(access)
@@ -250,15 +294,14 @@ impl<S, Q: Waiting> Owner<S, Q> {
     /// Ends the turn before, waits for work, and lets `rule` take some of it: `rule(queue, closing)` is called under the pool's lock
     /// with a queue that is not empty. Once the pool is closed and nothing is queued, the session comes back.
     pub fn next<B>(&mut self, mut rule: impl FnMut(&mut Q, bool) -> Turn<B>) -> Next<B, S> {
-        if std::mem::take(&mut self.running) {
-            self.shared.slots[self.index].release();
-        }
+        self.release_slot();
         let shared = Arc::clone(&self.shared);
         let mut state = lock(&shared.state);
         loop {
             let closing = shared.closing.load(Ordering::SeqCst);
             if state.queue.is_empty() {
                 if closing && let Some(session) = shared.slots[self.index].close() {
+                    self.ended = true;
                     return Next::Closed(session);
                 }
                 state = self.park(state, Parked::Idle, None);
@@ -270,28 +313,33 @@ impl<S, Q: Waiting> Owner<S, Q> {
                 state = self.park(state, Parked::Idle, None);
                 continue;
             }
-            let turn = rule(&mut state.queue, closing);
-            shared.publish_len(&state);
-            match turn {
+            // Noted before the rule is called: if that panics, this owner still knows that the session is its to drop.
+            self.holds_slot = true;
+            match shared.change_queue(&mut state, |queue| rule(queue, closing)) {
                 Turn::Run(batch) => {
-                    self.running = true;
                     if !state.queue.is_empty() {
                         shared.wake_one(&mut state);
                     }
                     return Next::Run(batch);
                 }
                 Turn::Gather { at, len } => {
-                    shared.slots[self.index].release();
+                    self.release_slot();
                     state = self.park(state, Parked::Gathering { len }, Some(at));
                 }
-                Turn::Nothing => shared.slots[self.index].release(),
+                Turn::Nothing => self.release_slot(),
             }
+        }
+    }
+
+    fn release_slot(&mut self) {
+        if std::mem::take(&mut self.holds_slot) {
+            self.shared.slots[self.index].release();
         }
     }
 
     /// Lends the session, between a [`Next::Run`] and the next call of [`Owner::next`]; `None` at any other time.
     pub fn with_session<R>(&mut self, access: impl FnOnce(&mut S) -> R) -> Option<R> {
-        if self.running { self.shared.slots[self.index].with_session(access) } else { None }
+        if self.holds_slot { self.shared.slots[self.index].with_session(access) } else { None }
     }
 
     fn park<'a>(&self, mut state: MutexGuard<'a, State<Q>>, how: Parked, until: Option<Instant>) -> MutexGuard<'a, State<Q>>
@@ -312,10 +360,47 @@ impl<S, Q: Waiting> Owner<S, Q> {
     }
 }
 
-impl<S, Q> Drop for Owner<S, Q> {
-    /// An owner that ends early, by a panic of its thread, takes its session along: nobody may claim it afterwards.
-    fn drop(&mut self) {
+impl<S, Q: Waiting> Owner<S, Q> {
+    /// Takes the session of an owner that ends early; a caller that runs on it is waited for.
+    fn take_back(&self) -> Option<S> {
         let slot = &self.shared.slots[self.index];
-        drop(if self.running { slot.abandon() } else { slot.close() });
+        if self.holds_slot {
+            return slot.abandon();
+        }
+        self.shared.leaving.fetch_add(1, Ordering::SeqCst);
+        let mut state = lock(&self.shared.state);
+        let session = loop {
+            match slot.close() {
+                Some(session) => break session,
+                None => state = self.park(state, Parked::Idle, None),
+            }
+        };
+        self.shared.leaving.fetch_sub(1, Ordering::SeqCst);
+        Some(session)
+    }
+}
+
+impl<S, Q: Waiting> Drop for Owner<S, Q> {
+    /// An owner that ends early, by a panic of its thread, takes its session along: nobody may claim it afterwards. Its work is left
+    /// to the others; the last one closes the pool, and what nobody will run is dropped.
+    fn drop(&mut self) {
+        if !self.ended {
+            drop(self.take_back());
+        }
+        let mut state = lock(&self.shared.state);
+        state.owners -= 1;
+        if self.ended {
+            return;
+        }
+        let stranded = if state.owners == 0 {
+            self.shared.close(&mut state);
+            self.shared.change_queue(&mut state, Q::take_all)
+        } else {
+            self.shared.wake_one(&mut state);
+            Vec::new()
+        };
+        // Dropping an entry may wake whoever waits for it, which must not happen under the lock.
+        drop(state);
+        drop(stranded);
     }
 }

@@ -19,6 +19,9 @@ impl Waiting for Fifo {
     fn len(&self) -> usize {
         self.0.len()
     }
+    fn take_all(&mut self) -> Vec<u32> {
+        self.0.drain(..).collect()
+    }
 }
 
 fn take_all(queue: &mut Fifo, _closing: bool) -> Turn<Vec<u32>> {
@@ -121,4 +124,86 @@ fn every_entry_is_run_once_by_many_owners_beside_claims() {
     pool.close();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(ran.load(Ordering::SeqCst), ENTRIES);
+}
+
+/// Only a failure waits this long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A session that tells which thread drops it.
+struct Told(mpsc::SyncSender<thread::ThreadId>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.send(thread::current().id()).unwrap();
+    }
+}
+
+#[test]
+fn a_batch_that_another_owner_took_is_not_waited_for() {
+    let (pool, mut owners) = Pool::new(vec![(), ()], Fifo::default(), 8);
+    let (mut first, mut second) = (owners.remove(0), owners.remove(0));
+    pool.submit(1).unwrap();
+    pool.submit(2).unwrap();
+    let (asked, rule_was_asked) = mpsc::sync_channel(8);
+    let gatherer = thread::spawn(move || {
+        first.next(|queue: &mut Fifo, closing| {
+            asked.send(queue.len()).unwrap();
+            if closing {
+                return Turn::Run(queue.0.drain(..).collect::<Vec<_>>());
+            }
+            Turn::Gather { at: Instant::now() + Duration::from_secs(3600), len: queue.len() + 1 }
+        })
+    });
+    assert_eq!(rule_was_asked.recv_timeout(PATIENCE), Ok(2));
+    assert!(matches!(second.next(take_all), Next::Run(batch) if batch == [1, 2]));
+    pool.submit(3).unwrap();
+    assert_eq!(rule_was_asked.recv_timeout(PATIENCE), Ok(1), "it gathers what is queued, not what was");
+    pool.close();
+    assert!(matches!(gatherer.join().unwrap(), Next::Run(batch) if batch == [3]));
+}
+
+#[test]
+fn an_owner_that_panics_drops_its_own_session_and_strands_nothing() {
+    let (dropped, dropper) = mpsc::sync_channel(8);
+    let (pool, mut owners) = Pool::new(vec![Told(dropped)], Fifo::default(), 8);
+    let mut owner = owners.remove(0);
+    pool.submit(1).unwrap();
+    let owning = thread::spawn(move || match owner.next::<()>(|_, _| panic!("a rule that is wrong")) {
+        Next::Run(()) | Next::Closed(_) => unreachable!("the rule panics"),
+    });
+    let id = owning.thread().id();
+    assert!(owning.join().is_err());
+    assert_eq!(dropper.recv_timeout(PATIENCE), Ok(id));
+    assert_eq!(pool.submit(2), Err((2, Refusal::Closed)), "nobody is left to run it");
+    assert_eq!(pool.queued(), 0, "what nobody will run is not kept");
+    assert!(pool.claim().is_none());
+}
+
+#[test]
+fn an_owner_that_ends_early_waits_for_the_caller_on_its_slot_and_leaves_work_to_the_others() {
+    let (dropped, dropper) = mpsc::sync_channel(8);
+    let (pool, mut owners) = Pool::new(vec![Told(dropped.clone()), Told(dropped)], Fifo::default(), 8);
+    let (first, mut second) = (owners.remove(0), owners.remove(0));
+    let claim = pool.claim().unwrap();
+    assert_eq!(claim.index(), 0);
+    let ending = thread::spawn(move || drop(first));
+    let id = ending.thread().id();
+    pool.submit(1).unwrap();
+    drop(claim);
+    ending.join().unwrap();
+    assert_eq!(dropper.recv_timeout(PATIENCE), Ok(id), "its own thread, not that of the caller");
+    assert!(matches!(second.next(take_all), Next::Run(batch) if batch == [1]));
+    drop(second);
+    assert_eq!(dropper.recv_timeout(PATIENCE), Ok(thread::current().id()));
+    assert!(pool.is_closed());
+}
+
+#[test]
+fn an_aborted_pool_hands_back_what_is_queued() {
+    let (pool, mut owners) = Pool::new(vec!["session"], Fifo::default(), 8);
+    pool.submit(1).unwrap();
+    pool.submit(2).unwrap();
+    assert_eq!(pool.abort(), [1, 2]);
+    assert_eq!(pool.submit(3), Err((3, Refusal::Closed)));
+    assert!(matches!(owners.remove(0).next(take_all), Next::Closed("session")));
 }

@@ -144,7 +144,9 @@ async fn flip(flips: u64) {
     assert_eq!((log.counts().live, log.counts().failed), (0, 0));
     let drops = log.drops();
     assert_eq!(drops.len() as u64, 2 * (flips + 1));
-    let elsewhere = drops.iter().find(|event| !event.thread_name.as_ref().is_some_and(|name| name.starts_with("instance ")));
+    // Sessions are made version by version and given to owners in that order.
+    let owner = |session: u64| format!("instance {} m", (session - 1) % 2);
+    let elsewhere = drops.iter().find(|event| event.thread_name != Some(owner(event.session)));
     assert_eq!(elsewhere, None, "sessions are dropped by the threads that own them");
     assert_eq!(serving.status().memory.reserved_bytes, 0);
 }
@@ -359,7 +361,7 @@ async fn a_shutdown_answers_what_was_asked_and_stops_what_never_ends() {
     let asking = tokio::spawn(async move { ask(&asker, "m", 1).await });
     assert!(blocked());
     serving.shutdown(Duration::from_millis(50)).await;
-    assert_eq!(asking.await.unwrap(), Err(InferError::Cancelled), "its run was stopped");
+    assert!(matches!(asking.await.unwrap(), Err(InferError::NotReady { .. })), "its run was stopped");
     assert_eq!(serving.readiness(), Readiness::Stopping);
     assert_eq!(log.counts().live, 0);
     assert!(serving.status().receipts.iter().any(|receipt| receipt.interrupted));

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use bascule_runtime_api::{AlignedBuffer, DataType, RunContext, Session, Tensor, element_count};
 use half::{bf16, f16};
@@ -89,28 +90,27 @@ impl Golden {
         Ok(Golden { samples: samples.collect::<Result<_, String>>()? })
     }
 
-    /// Runs every sample.
+    /// Runs every sample; none begins once `is_over` is set.
     ///
     /// # Errors
     /// The first answer that differs: the sample, the output, the element, what was expected and what came.
-    pub(super) fn compare(&self, session: &mut dyn Session) -> Result<(), String> {
-        self.samples
-            .iter()
-            .enumerate()
-            .try_for_each(|(index, sample)| sample.compare(session).map_err(|error| format!("golden sample {index}: {error}")))
+    pub(super) fn compare(&self, session: &mut dyn Session, is_over: &AtomicBool) -> Result<(), String> {
+        let context = RunContext { cancelled: Some(is_over), ..RunContext::default() };
+        self.samples.iter().enumerate().try_for_each(|(index, sample)| {
+            sample.compare(session, &context).map_err(|error| format!("golden sample {index}: {error}"))
+        })
     }
 }
 
 impl Sample {
-    fn compare(&self, session: &mut dyn Session) -> Result<(), String> {
+    fn compare(&self, session: &mut dyn Session, context: &RunContext<'_>) -> Result<(), String> {
         let signature = session.signature().clone();
         let input = |name: &str| self.inputs.get(name).cloned().ok_or_else(|| format!("it has no input '{name}'"));
         let inputs: Vec<Tensor> = signature.inputs.iter().map(|spec| input(&spec.name)).collect::<Result<_, _>>()?;
         if let Some(unknown) = self.inputs.keys().find(|name| !signature.inputs.iter().any(|spec| spec.name == **name)) {
             return Err(format!("the model has no input '{unknown}'"));
         }
-        let outputs =
-            session.run(&inputs, &RunContext::default()).map_err(|error| format!("the run failed: {}", with_causes(&error)))?;
+        let outputs = session.run(&inputs, context).map_err(|error| format!("the run failed: {}", with_causes(&error)))?;
         for (name, expected) in &self.outputs {
             let position = signature.outputs.iter().position(|spec| spec.name == *name);
             let got =

@@ -42,6 +42,10 @@ impl Fixture {
     }
 
     fn load(&self) -> Result<Loaded, LoadFailure> {
+        self.load_within(WARM_UP_LIMIT)
+    }
+
+    fn load_within(&self, warm_up_limit: Duration) -> Result<Loaded, LoadFailure> {
         let verified = self.verify()?;
         let job = LoadJob {
             generation: Arc::new(self.generation.clone()),
@@ -49,7 +53,7 @@ impl Fixture {
             files: Files::at(self.dir.path()),
             verified,
         };
-        load(job, || (), || minute(9))
+        load_within(job, warm_up_limit, || (), || minute(9))
     }
 
     fn failure(&self) -> String {
@@ -158,6 +162,50 @@ fn zeros_are_made_up_for_every_datatype_and_not_beyond_reason() {
         let fixture = fixture(&FakeModel::new(FakeOp::Identity, vec![x], vec![y]));
         let expected = format!("no warm-up: input 'x' of shape {dims:?} is too large to make up");
         assert_eq!(fixture.load().unwrap().warnings, [expected]);
+    }
+}
+
+#[test]
+fn a_warm_up_that_does_not_end_is_stopped_and_fails_the_version() {
+    let mut fixture = fixture(&FakeModel { block: true, ..constant(1.0) });
+    fixture.settings.instances = 2;
+    let expected = "warm-up runs and golden samples took more than 20ms together and were stopped";
+    for (samples, runs) in [(Vec::new(), 1), (vec![warm_up("x", [1.0, 2.0])], 2)] {
+        fixture.settings.warmup = samples;
+        let failure = fixture.load_within(Duration::from_millis(20)).unwrap_err();
+        assert_eq!((failure.step, failure.cause.as_str()), (FailedStep::Warming, expected));
+        let counts = fixture.runtime.log().counts();
+        assert_eq!((counts.live, counts.interrupted), (0, runs), "the first run is stopped, no other begins");
+    }
+}
+
+#[test]
+fn settings_that_want_batches_of_what_cannot_be_batched_fail_before_any_run() {
+    let spec = |name: &str, shape: &[i64]| TensorSpec::new(name, DataType::Int64, shape);
+    let model = |inputs: &[TensorSpec], outputs: &[TensorSpec]| FakeModel::new(FakeOp::Constant, inputs.to_vec(), outputs.to_vec());
+    let audio = spec("audio", &[-1, 512]);
+    let cases = [
+        (
+            model(&[audio.clone(), spec("sr", &[])], &[spec("y", &[-1, 1])]),
+            "input 'sr' of the model has shape [], expected a first dimension of any size (-1)",
+        ),
+        (
+            model(std::slice::from_ref(&audio), &[spec("y", &[2, 1])]),
+            "output 'y' of the model has shape [2, 1], expected a first dimension of any size (-1)",
+        ),
+        (model(&[], &[spec("y", &[1])]), "the model has no input"),
+    ];
+    for (model, contradiction) in cases {
+        let mut fixture = fixture(&model);
+        assert!(fixture.load().is_ok(), "without batches it loads");
+        fixture.settings.max_batch_size = Some(0);
+        assert!(fixture.load().is_ok());
+        let runs = fixture.runtime.log().counts().succeeded;
+        fixture.settings.max_batch_size = Some(8);
+        let expected = format!("loading: the settings contradict model.json: `max_batch_size` is 8 but {contradiction}");
+        let failure = fixture.load().unwrap_err();
+        assert_eq!(format!("{}: {}", failure.step.name(), failure.cause), expected);
+        assert_eq!(fixture.runtime.log().counts().succeeded, runs);
     }
 }
 

@@ -3,6 +3,8 @@
 //! What the settings name has to succeed. Without any, one run with made-up inputs is tried: a model may refuse zeros with good
 //! reason, so its failure is only a warning.
 
+use std::sync::atomic::AtomicBool;
+
 use bascule_runtime_api::{AlignedBuffer, DataType, RunContext, Session, Tensor, TensorSpec, element_count};
 
 use super::LoadFailure;
@@ -13,19 +15,24 @@ use crate::state::FailedStep;
 /// Made-up inputs are not larger than this together.
 const MAX_GENERATED_BYTES: usize = 256 << 20;
 
-/// Runs the samples, or one of our own; what comes back is worth a warning.
+/// Runs the samples, or one of our own; what comes back is worth a warning. No run begins once `is_over` is set.
 ///
 /// # Errors
 /// A configured sample failed, or does not fit the signature.
-pub(super) fn warm_up(session: &mut dyn Session, samples: &[WarmupSample]) -> Result<Option<String>, LoadFailure> {
+pub(super) fn warm_up(
+    session: &mut dyn Session,
+    samples: &[WarmupSample],
+    is_over: &AtomicBool,
+) -> Result<Option<String>, LoadFailure> {
+    let context = RunContext { cancelled: Some(is_over), ..RunContext::default() };
     if samples.is_empty() {
-        return Ok(generated(session).err().map(|cause| format!("no warm-up: {cause}")));
+        return Ok(generated(session, &context).err().map(|cause| format!("no warm-up: {cause}")));
     }
     for sample in samples {
         let failure = |cause: String| LoadFailure::new(FailedStep::Warming, format!("warm-up '{}': {cause}", sample.name));
         let inputs = ordered(session, sample).map_err(failure)?;
         for _ in 0..sample.count {
-            session.run(&inputs, &RunContext::default()).map_err(|error| failure(with_causes(&error)))?;
+            session.run(&inputs, &context).map_err(|error| failure(with_causes(&error)))?;
         }
     }
     Ok(None)
@@ -46,13 +53,10 @@ fn ordered(session: &dyn Session, sample: &WarmupSample) -> Result<Vec<Tensor>, 
 }
 
 /// One run of zeros and empty strings; every open dimension is 1.
-fn generated(session: &mut dyn Session) -> Result<(), String> {
+fn generated(session: &mut dyn Session, context: &RunContext<'_>) -> Result<(), String> {
     let mut budget = MAX_GENERATED_BYTES;
     let inputs: Result<Vec<Tensor>, String> = session.signature().inputs.iter().map(|spec| zeros(spec, &mut budget)).collect();
-    session
-        .run(&inputs?, &RunContext::default())
-        .map(drop)
-        .map_err(|error| format!("a run with zeros failed: {}", with_causes(&error)))
+    session.run(&inputs?, context).map(drop).map_err(|error| format!("a run with zeros failed: {}", with_causes(&error)))
 }
 
 fn zeros(spec: &TensorSpec, budget: &mut usize) -> Result<Tensor, String> {

@@ -79,6 +79,7 @@ pub(crate) enum Look {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Drained {
     pub(crate) took: Duration,
+    /// Whether runs had to be stopped.
     pub(crate) interrupted: bool,
     pub(crate) rss_before: Option<u64>,
     pub(crate) rss_after: Option<u64>,

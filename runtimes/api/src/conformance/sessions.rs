@@ -1,5 +1,6 @@
 //! What a session promises over its life: outputs outlive it, any thread may own it, an interrupt stops only what runs.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -93,6 +94,9 @@ fn an_interrupt_stops_only_what_runs(runtime: &dyn Runtime, fixture: &dyn Fixtur
         (session, result) = run_until_stopped(session, forever.clone(), || interrupter.interrupt());
         assert_eq!(result, Err(RunError::Interrupted), "round {round}: the interrupted run");
         interrupter.interrupt();
+        let result;
+        (session, result) = run_cancelled(session, forever.clone());
+        assert_eq!(result, Err(RunError::Interrupted), "round {round}: the run that was cancelled before it began");
     }
     fixture.unblock();
     run(session.as_mut(), &brief);
@@ -124,6 +128,25 @@ fn run_until_stopped(
             Err(RecvTimeoutError::Disconnected) => panic!("the interrupted run panicked"),
             Err(RecvTimeoutError::Timeout) => assert!(Instant::now() < limit, "the run goes on in spite of interrupts"),
         }
+    }
+}
+
+/// Runs on another thread with a context that is cancelled: nothing else stops the run.
+fn run_cancelled(mut session: Box<dyn Session>, inputs: Vec<Tensor>) -> (Box<dyn Session>, Result<Vec<Tensor>, RunError>) {
+    let (sender, receiver) = sync_channel(1);
+    let runner = thread::spawn(move || {
+        let cancelled = AtomicBool::new(true);
+        let result = session.run(&inputs, &RunContext { cancelled: Some(&cancelled), ..RunContext::default() });
+        // The receiver is gone only where the suite has already failed.
+        let _ = sender.send((session, result));
+    });
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(ended) => {
+            joined(runner.join());
+            ended
+        }
+        Err(RecvTimeoutError::Disconnected) => panic!("the cancelled run panicked"),
+        Err(RecvTimeoutError::Timeout) => panic!("a run that was cancelled before it began goes on"),
     }
 }
 
