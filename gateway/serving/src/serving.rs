@@ -259,6 +259,11 @@ impl Serving {
         Arc::clone(&self.shared.snapshots.borrow().status)
     }
 
+    /// Whether the source has this version, loaded or not.
+    pub fn lists(&self, model: &str, version: u64) -> bool {
+        self.snapshot().models.get(model).is_some_and(|listed| listed.versions.contains_key(&version))
+    }
+
     /// Whether the server takes traffic.
     pub fn readiness(&self) -> Readiness {
         self.shared.snapshots.borrow().readiness.clone()

@@ -1,7 +1,7 @@
 //! Who the server is, and what a model takes and gives.
 
 use bascule_runtime_api::TensorSpec;
-use bascule_serving::{InferError, Routed, Servable, VersionChoice};
+use bascule_serving::{InferError, Route, Servable};
 use serde::Serialize;
 
 /// The parts of the protocol that are served beyond its core.
@@ -54,11 +54,11 @@ pub struct TensorMetadata {
 ///
 /// # Errors
 /// Where that version does not answer.
-pub fn model_metadata(routed: &Routed, version: &VersionChoice) -> Result<ModelMetadata, InferError> {
-    let servable = routed.servable(version)?;
+pub fn model_metadata(route: &Route, version: Option<u64>) -> Result<ModelMetadata, InferError> {
+    let servable = super::chosen(route, version)?;
     let versions = match version {
-        VersionChoice::Split => routed.route().versions().iter().map(|servable| servable.version().to_string()).collect(),
-        VersionChoice::Number(_) | VersionChoice::Alias(_) => vec![servable.version().to_string()],
+        None => route.versions().iter().map(|servable| servable.version().to_string()).collect(),
+        Some(version) => vec![version.to_string()],
     };
     let side = |specs: &[TensorSpec]| specs.iter().map(|spec| tensor(servable, spec)).collect();
     Ok(ModelMetadata {
