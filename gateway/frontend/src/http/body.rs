@@ -186,8 +186,9 @@ impl Upload {
     /// The next part; `None` at the end.
     async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
         let frame = self.body.frame().await;
-        if frame.is_none() || self.body.is_end_stream() {
-            self.receiving = None;
+        let is_whole = frame.is_none() || self.body.is_end_stream();
+        if is_whole && let Some(receiving) = self.receiving.take() {
+            receiving.whole();
         }
         frame
     }

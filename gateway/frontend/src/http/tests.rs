@@ -147,15 +147,16 @@ fn two_inputs() -> Request<Full<Bytes>> {
     request(Method::POST, "http://localhost/v2/models/m/infer", &[("inference-header-content-length", &length)], body)
 }
 
-/// Reads both outputs over HTTP/2 with the smallest usual window, each for longer than a second, and ends the port in between where
+/// Reads both outputs over HTTP/2 with the smallest usual window, each for longer than two seconds, and ends the port in between where
 /// `stops`.
 async fn slow_reader(port: Port, stops: bool) {
     const WINDOW_BYTES: u32 = 65_535;
     let mut client = http2::Builder::new(TokioExecutor::new());
     client.initial_stream_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
+    let request = two_inputs();
     let (mut sender, connection) = client.handshake(TokioIo::new(port.connect().await)).await.unwrap();
     tokio::spawn(connection);
-    let response = sender.send_request(two_inputs()).await.unwrap();
+    let response = sender.send_request(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     let mut body = response.into_body();
     let (mut read, mut pause_at) = (0, 0);
@@ -163,7 +164,7 @@ async fn slow_reader(port: Port, stops: bool) {
         read += frame.expect("the answer is sent whole").data_ref().map_or(0, Bytes::len);
         if read >= pause_at {
             // The pace of the reader; nothing is waited for.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(35)).await;
             pause_at = read + WINDOW_BYTES as usize;
         }
         if stops {

@@ -56,6 +56,8 @@ pub(crate) struct Watch {
     stirred: AtomicU64,
     /// Whether the socket takes no more for now.
     writing: AtomicBool,
+    /// Whether a body was given up before its end: what is left of it may still come.
+    abandoned: AtomicBool,
     http2: AtomicBool,
 }
 
@@ -81,6 +83,7 @@ impl Watch {
             moved: AtomicU64::new(0),
             stirred: AtomicU64::new(0),
             writing: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             http2: AtomicBool::new(false),
         })
     }
@@ -108,7 +111,7 @@ impl Watch {
     /// A body of a request begins to come.
     pub(crate) fn receiving(self: &Arc<Self>) -> Receiving {
         self.receiving.fetch_add(1, Ordering::Relaxed);
-        Receiving(Arc::clone(self))
+        Receiving { watch: Arc::clone(self), whole: false }
     }
 
     /// What to do now.
@@ -170,6 +173,11 @@ impl Watch {
         None
     }
 
+    /// Whether the peer may be sending when its connection ends: the rest of a body, or what HTTP/2 says of what it reads.
+    fn is_talking(&self) -> bool {
+        self.http2.load(Ordering::Relaxed) || self.abandoned.load(Ordering::Relaxed)
+    }
+
     fn sent(&self) {
         // HTTP/2 writes for its own upkeep; what it sends of answers is noted by their bytes.
         if !self.http2.load(Ordering::Relaxed) {
@@ -207,11 +215,24 @@ impl Drop for Handling {
 
 /// A body of a request on its way from the socket.
 #[derive(Debug)]
-pub(crate) struct Receiving(Arc<Watch>);
+pub(crate) struct Receiving {
+    watch: Arc<Watch>,
+    whole: bool,
+}
+
+impl Receiving {
+    /// All of it is there.
+    pub(crate) fn whole(mut self) {
+        self.whole = true;
+    }
+}
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        self.0.finished(&self.0.receiving);
+        if !self.whole {
+            self.watch.abandoned.store(true, Ordering::Relaxed);
+        }
+        self.watch.finished(&self.watch.receiving);
     }
 }
 
@@ -231,18 +252,20 @@ impl Drop for Sending {
     }
 }
 
-/// A socket that tells its watch what moves, and that fails when a write stalls.
+/// A socket that tells its watch what moves, that fails when a write stalls, and that is closed only when its peer has heard of the end.
 pub(crate) struct WatchedStream<S> {
     inner: S,
     watch: Arc<Watch>,
     /// How much of HTTP/2's preface has come; `None` where something else came, or all of it.
     preface: Option<usize>,
     stall: Option<Pin<Box<Sleep>>>,
+    /// Runs from when the end was told to the peer.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WatchedStream<S> {
     pub(crate) fn new(inner: S, watch: Arc<Watch>) -> WatchedStream<S> {
-        WatchedStream { inner, watch, preface: Some(0), stall: None }
+        WatchedStream { inner, watch, preface: Some(0), stall: None, linger: None }
     }
 
     /// Ends a write that has waited too long.
@@ -260,6 +283,25 @@ impl<S> WatchedStream<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> WatchedStream<S> {
+    /// Reads on and forgets, until the peer ends or for a while. A socket that is closed while its peer still sends is reset, and what the
+    /// peer has not received by then is lost.
+    fn linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let linger = self.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_GRACE)));
+        if linger.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut scratch = [0; 4096];
+        loop {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let read = ready!(Pin::new(&mut self.inner).poll_read(context, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for WatchedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
@@ -273,7 +315,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WatchedStream<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(context, bytes);
         self.guard(context, written)
@@ -297,7 +339,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
+        if self.linger.is_none() {
+            ready!(Pin::new(&mut self.inner).poll_shutdown(context))?;
+        }
+        if self.watch.is_talking() {
+            ready!(self.linger(context));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -213,14 +213,16 @@ async fn slow_body(settings: HttpSettings, expected: &str) {
 
 #[tokio::test]
 async fn over_http2_a_caller_that_reads_slowly_is_not_cut_off() {
-    let settings = HttpSettings { idle_timeout: SOON, write_timeout: Duration::from_secs(1), ..HttpSettings::default() };
+    let (idle_timeout, write_timeout) = (Duration::from_secs(1), Duration::from_secs(2));
+    let settings = HttpSettings { idle_timeout, write_timeout, ..HttpSettings::default() };
     let port = Port::start(settings, two_outputs()).await;
     slow_reader(port, false).await;
 }
 
 #[tokio::test]
 async fn over_http2_a_caller_that_reads_nothing_is_cut_off() {
-    let settings = HttpSettings { write_timeout: SOON, drain_timeout: Duration::from_hours(1), ..HttpSettings::default() };
+    let (write_timeout, drain_timeout) = (SOON * 10, Duration::from_hours(1));
+    let settings = HttpSettings { write_timeout, drain_timeout, ..HttpSettings::default() };
     let port = Port::start(settings, two_outputs()).await;
     let mut sender = port.http2().await;
     let response = sender.send_request(two_inputs()).await.unwrap();
@@ -246,6 +248,23 @@ async fn a_refusal_reaches_a_caller_that_reads_after_a_slow_upload() {
     slow.write_all(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
     let received = String::from_utf8(rest(&mut slow).await).unwrap();
     assert!(received.starts_with("HTTP/1.1 404") && received.ends_with("{\"live\":true}"), "{received}");
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_a_caller_that_sends_far_too_much() {
+    let settings = HttpSettings { max_body_bytes: 1000, ..HttpSettings::default() };
+    let port = Port::start(settings, echo()).await;
+    let mut slow = port.connect().await;
+    let (pieces, piece) = (20, [b' '; 1000]);
+    let head = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", pieces * piece.len());
+    slow.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..pieces {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        slow.write_all(&piece).await.expect("the socket takes what comes");
+    }
+    let received = rest(&mut slow).await;
+    assert!(received.starts_with(b"HTTP/1.1 413"), "{}", String::from_utf8_lossy(&received));
     port.stop().await;
 }
 
