@@ -1,7 +1,7 @@
 //! Inference: body, route, codec, engine, codec.
 //!
-//! What takes long on a processor (large JSON, tensors that are walked or copied, classes, compression) runs on the blocking pool, so that it never holds up other requests of the
-//! same thread. The table is read once, after the body is there. Deliberately absent: retries.
+//! What takes long on a processor (large JSON, tensors that are walked or copied, classes, compression) runs on the blocking pool, so that
+//! it never holds up other requests of the same thread. The table is read once, after the body is there. Deliberately absent: retries.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
