@@ -2,8 +2,8 @@
 //! protocol's JSON and that gRPC copies into its messages.
 //!
 //! Invariant: nothing here counts as a use of a model that is loaded, so a dashboard never keeps one in memory. What only a loaded version
-//! can tell, its metadata and configuration, loads a model that sleeps ([`described`]); nothing else here loads any. Deliberately absent:
-//! transport, and any text that names what lies inside.
+//! can tell loads a model that sleeps ([`described`]): its configuration, and its metadata where its manifests don't tell them. Nothing
+//! else here loads any. Deliberately absent: transport, and any text that names what lies inside.
 
 mod config;
 mod index;
@@ -19,13 +19,13 @@ use bascule_serving::{InferError, Route, Servable, Serving, ServingTable, Standi
 pub use self::config::{model_config, model_config_json};
 pub(crate) use self::index::latest;
 pub use self::index::{IndexEntry, index};
-pub use self::metadata::{ModelMetadata, ServerMetadata, TensorMetadata, model_metadata, server_metadata};
+pub use self::metadata::{ModelMetadata, ServerMetadata, TensorMetadata, metadata, server_metadata};
 pub(crate) use self::repository::UNLOAD_DEPENDENTS;
 pub use self::repository::{check_load_parameters, refusal};
 pub use self::statistics::{BatchStatistics, Duration, InferenceStatistics, ModelStatistics, StatisticsReport, statistics};
 
-/// The route of a model whose metadata or configuration are asked for. One that sleeps until its first request is loaded for that, as
-/// for a request: only a loaded version knows them.
+/// The route of a model of which something is asked that only a loaded version knows. One that sleeps until its first request is loaded
+/// for that, as for a request.
 ///
 /// # Errors
 /// As [`Serving::route`].
@@ -42,7 +42,11 @@ pub async fn described(serving: &Serving, model: &str, deadline: Option<Instant>
 /// # Errors
 /// Why it would not.
 pub fn ready(serving: &Serving, model: &str, version: Option<u64>) -> Result<(), InferError> {
-    ready_by(&serving.router().table(), model, version, |version| serving.lists(model, version))
+    let lists = |version| {
+        let listed = serving.listed(model);
+        listed.is_some_and(|model| model.versions.get(&version).is_some_and(|generation| !generation.tombstoned))
+    };
+    ready_by(&serving.router().table(), model, version, lists)
 }
 
 /// The same, where `lists` says which versions a model has that sleeps.

@@ -259,9 +259,9 @@ impl Serving {
         Arc::clone(&self.shared.snapshots.borrow().status)
     }
 
-    /// Whether the source has this version, loaded or not.
-    pub fn lists(&self, model: &str, version: u64) -> bool {
-        self.snapshot().models.get(model).is_some_and(|listed| listed.versions.contains_key(&version))
+    /// What the source has of a model, loaded or not; `None` where it has nothing, or was not looked at yet.
+    pub fn listed(&self, model: &str) -> Option<Arc<ListedModel>> {
+        self.shared.snapshots.borrow().models.get(model).cloned()
     }
 
     /// Whether the server takes traffic.

@@ -122,7 +122,9 @@ fn metadata_are_shown_as_triton_shows_them() {
     let (router, _publisher) = served();
     let table = router.table();
     let shown = |model: &str, version: Option<u64>| {
-        known(&table, model).and_then(|route| model_metadata(route, version)).map(|model| serde_json::to_string(&model).unwrap())
+        known(&table, model)
+            .and_then(|route| metadata::model_metadata(route, version))
+            .map(|model| serde_json::to_string(&model).unwrap())
     };
     assert_eq!(
         shown("multi", None).unwrap(),
@@ -181,8 +183,8 @@ async fn describing_is_no_use_of_a_model() {
     let table = sandbox.serving.router().table();
     ready(&sandbox.serving, "mlp", None).unwrap();
     statistics(&table, None, None).unwrap();
+    metadata(&sandbox.serving, "mlp", None, None).await.unwrap();
     let route = described(&sandbox.serving, "mlp", None).await.unwrap();
-    model_metadata(&route, None).unwrap();
     model_config(chosen(&route, Some(1)).unwrap());
     assert_eq!(route.last_use.second(), 0);
 }
@@ -198,8 +200,34 @@ async fn a_model_that_sleeps_is_ready_and_is_loaded_only_where_it_must_be() {
     assert_eq!(statistics(&table, Some("mlp"), None).unwrap_err().code(), ErrorCode::NotReady);
     assert_eq!((sandbox.runtime.log().counts().live, table.route("mlp").unwrap().last_use.second()), (0, 0));
     sandbox.runtime.log().release();
-    let route = described(&sandbox.serving, "mlp", None).await.unwrap();
-    assert_eq!(model_metadata(&route, None).unwrap().versions, ["1"]);
+    let loaded = metadata(&sandbox.serving, "mlp", None, None).await.unwrap();
+    assert_eq!((loaded.versions.as_slice(), sandbox.runtime.log().counts().live), (&["1".to_owned()][..], 1));
+}
+
+#[tokio::test]
+async fn manifests_tell_of_a_model_that_sleeps() {
+    let sandbox = sandbox::Sandbox::with_mode([], LoadMode::OnDemand).await;
+    let told = async |version: u64, asked: Option<u64>| {
+        sandbox.serving.kick();
+        while sandbox.serving.listed("mlp").is_none_or(|model| !model.versions.contains_key(&version)) {
+            sandbox.serving.changed().await;
+        }
+        metadata(&sandbox.serving, "mlp", asked, None).await
+    };
+    sandbox.shelf.put_declared("mlp", 1, &sandbox::constant(7.0));
+    let mut first = told(1, Some(1)).await.unwrap();
+    assert_eq!((first.inputs[0].name.as_str(), first.inputs[0].shape.as_slice(), first.outputs.len()), ("x", &[-1, 4][..], 1));
+    assert_eq!((first.versions.as_slice(), first.platform.as_str()), (&["1".to_owned()][..], "fake"));
+    // Which version would answer is not known, and makes no difference.
+    sandbox.shelf.put_declared("mlp", 2, &sandbox::constant(8.0));
+    first.versions.clear();
+    assert_eq!(told(2, None).await, Ok(first));
+    assert_eq!(sandbox.runtime.log().counts().live, 0);
+    // Now it does, so it is loaded, and what it is made of tells.
+    sandbox.shelf.put_declared("mlp", 3, &sandbox::identity(DataType::Bytes, &[-1]));
+    sandbox.runtime.log().release();
+    let loaded = told(3, None).await.unwrap();
+    assert_eq!((loaded.versions.as_slice(), loaded.inputs[0].datatype), (&["3".to_owned()][..], "BYTES"));
     assert_eq!(sandbox.runtime.log().counts().live, 1);
 }
 

@@ -138,8 +138,7 @@ impl GrpcInferenceService for Service {
         let request = request.into_inner();
         let described = async {
             let version = describe::parse_version(&request.version)?;
-            let route = describe::described(&self.serving, &request.name, call.deadline()).await?;
-            describe::model_metadata(&route, version)
+            describe::metadata(&self.serving, &request.name, version, call.deadline()).await
         };
         let model = described.await.map_err(|error| refuse(&call, &error))?;
         Ok(Response::new(messages::model_metadata(model)))

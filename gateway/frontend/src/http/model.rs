@@ -11,8 +11,7 @@ use super::failure::Failure;
 use crate::describe;
 
 pub(crate) async fn metadata(context: &Arc<Context>, name: &str, version: Option<u64>) -> Result<Answer, Failure> {
-    let route = describe::described(&context.serving, name, None).await?;
-    json(StatusCode::OK, &describe::model_metadata(&route, version)?)
+    json(StatusCode::OK, &describe::metadata(&context.serving, name, version, None).await?)
 }
 
 pub(crate) async fn config(context: &Arc<Context>, name: &str, version: Option<u64>) -> Result<Answer, Failure> {
