@@ -1,6 +1,6 @@
 //! A small HTTP/1.1 client over a plain socket, so that a test can send what no well-behaved client would.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
@@ -65,7 +65,7 @@ impl Connection {
         self.stream.get_mut().write_all(bytes)
     }
 
-    /// Reads one answer; status 0 where the other side closed or reset the connection first.
+    /// Reads one answer; status 0 where the other side closed or reset the connection first. Fails the test where it does neither.
     pub fn receive(&mut self) -> Answer {
         self.try_receive().unwrap_or_default()
     }
@@ -93,13 +93,23 @@ impl Connection {
         let mut line = String::new();
         match self.stream.read_line(&mut line) {
             Ok(1..) => Some(line.trim_end().to_owned()),
-            _ => None,
+            Ok(0) => None,
+            Err(error) => {
+                expect_an_end(&error);
+                None
+            }
         }
     }
 
     fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
         let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).ok().map(|()| body)
+        match self.stream.read_exact(&mut body) {
+            Ok(()) => Some(body),
+            Err(error) => {
+                expect_an_end(&error);
+                None
+            }
+        }
     }
 
     /// Sends one request and reads its answer.
@@ -122,8 +132,17 @@ impl Connection {
 pub fn call(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     match Connection::open(address) {
         Ok(mut connection) => connection.call(method, path, headers, body),
-        Err(_) => Answer::default(),
+        Err(error) => {
+            expect_an_end(&error);
+            Answer::default()
+        }
     }
+}
+
+/// Fails the test where a connection did not end but hangs.
+pub fn expect_an_end(error: &Error) {
+    let hangs = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    assert!(!hangs, "the other side neither answers nor ends the connection within {PATIENCE:?}: {error}");
 }
 
 /// A GET.

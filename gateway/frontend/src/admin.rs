@@ -17,7 +17,8 @@
 //! | `POST /admin/v1/models/{m}/rollout` | a decision: `{"op","version"?,"weight_bp"?,"alias"?,"by"?,"reason"?,"id"?}`; answers its `seq` |
 //! | `GET /admin/v1/models/{m}/versions/{n}/wait?timeout=30s&digest=` | `outcome`: `ready`, `failed` (`stage`, `cause`), `held` (`reason`), `pending` (`stage`) |
 //!
-//! Invariant: every error is JSON with `error` and `hint`. Deliberately absent: inference.
+//! What waits (`load`, `unload?wait=true`, `wait`) is limited in number, else 429. Invariant: every error is JSON with `error` and `hint`.
+//! Deliberately absent: inference.
 
 mod command;
 mod guard;
@@ -48,8 +49,12 @@ pub struct AdminSettings {
     pub read_timeout: Duration,
     /// The longest wait for a version.
     pub max_wait: Duration,
+    /// How long a client may read nothing of an answer.
+    pub write_timeout: Duration,
     /// Connections at one time; more wait to be accepted.
     pub max_connections: usize,
+    /// Requests at one time that wait for a version or a model; more are refused, so that they leave connections to the probes.
+    pub max_waits: usize,
     /// How long requests may go on after the shutdown has begun.
     pub drain_timeout: Duration,
 }
@@ -61,7 +66,9 @@ impl Default for AdminSettings {
             max_body_bytes: 64 << 10,
             read_timeout: Duration::from_secs(10),
             max_wait: Duration::from_mins(10),
+            write_timeout: Duration::from_secs(30),
             max_connections: 256,
+            max_waits: 64,
             drain_timeout: Duration::from_secs(10),
         }
     }

@@ -74,9 +74,39 @@ impl OutputChoices {
 /// # Errors
 /// [`InferError::InvalidArgument`], [`InferError::TooLarge`] or [`InferError::Unsupported`], with the field and what was expected.
 pub fn decode(body: &Bytes, framing: Framing, max_tensor_bytes: usize) -> Result<DecodedRequest, InferError> {
+    outline(body, framing, max_tensor_bytes)?.fill()
+}
+
+/// A body whose JSON is read, and whose binary section is still to be divided.
+#[derive(Debug)]
+pub struct Outline {
+    described: json_in::Described,
+    section: Bytes,
+}
+
+/// Reads only the JSON of a body, as [`decode`] does.
+///
+/// # Errors
+/// As those of [`decode`] that are about the JSON.
+pub fn outline(body: &Bytes, framing: Framing, max_tensor_bytes: usize) -> Result<Outline, InferError> {
     let json_bytes = framing.json_bytes(body.len())?;
     let described = json_in::describe(&body[..json_bytes], max_tensor_bytes)?;
-    binary::attach(described, body.slice(json_bytes..))
+    Ok(Outline { described, section: body.slice(json_bytes..) })
+}
+
+impl Outline {
+    /// How many bytes of the binary section [`Outline::fill`] has to look at or copy; the others are only pointed at.
+    pub fn work_bytes(&self) -> usize {
+        binary::work_bytes(&self.described, &self.section)
+    }
+
+    /// Gives each binary input its part of the section.
+    ///
+    /// # Errors
+    /// As those of [`decode`] that are about the binary section.
+    pub fn fill(self) -> Result<DecodedRequest, InferError> {
+        binary::attach(self.described, self.section)
+    }
 }
 
 #[cfg(test)]

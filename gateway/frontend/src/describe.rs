@@ -1,8 +1,9 @@
 //! What is served, as both protocols tell it: computed from the serving table and the status, in structs that serialise to the
 //! protocol's JSON and that gRPC copies into its messages.
 //!
-//! Invariant: nothing here loads a model or counts as a use of one, so a dashboard never keeps a model in memory. Deliberately absent:
-//! transport, and any text that names what lies inside.
+//! Invariant: nothing here counts as a use of a model that is loaded, so a dashboard never keeps one in memory. What only a loaded version
+//! can tell loads a model that sleeps ([`described`]): its configuration, and its metadata where its manifests don't tell them. Nothing
+//! else here loads any. Deliberately absent: transport, and any text that names what lies inside.
 
 mod config;
 mod index;
@@ -11,28 +12,51 @@ mod repository;
 mod statistics;
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use bascule_serving::{InferError, Route, Servable, Standing};
+use bascule_serving::{InferError, Route, Servable, Serving, ServingTable, Standing};
 
 pub use self::config::{model_config, model_config_json};
 pub(crate) use self::index::latest;
 pub use self::index::{IndexEntry, index};
-pub use self::metadata::{ModelMetadata, ServerMetadata, TensorMetadata, model_metadata, server_metadata};
+pub use self::metadata::{ModelMetadata, ServerMetadata, TensorMetadata, metadata, server_metadata};
 pub(crate) use self::repository::UNLOAD_DEPENDENTS;
 pub use self::repository::{check_load_parameters, refusal};
 pub use self::statistics::{BatchStatistics, Duration, InferenceStatistics, ModelStatistics, StatisticsReport, statistics};
 
-/// Whether a model, or one version of it, would answer now.
+/// The route of a model of which something is asked that only a loaded version knows. One that sleeps until its first request is loaded
+/// for that, as for a request.
+///
+/// # Errors
+/// As [`Serving::route`].
+pub async fn described(serving: &Serving, model: &str, deadline: Option<Instant>) -> Result<Arc<Route>, InferError> {
+    let route = Arc::clone(known(&serving.router().table(), model)?);
+    if !route.standing.loads_on_request() {
+        return Ok(route);
+    }
+    serving.route(model, deadline).await.map(|routed| Arc::clone(routed.route()))
+}
+
+/// Whether a model, or one version of it, would answer a request. One that sleeps would: the request loads it.
 ///
 /// # Errors
 /// Why it would not.
-pub fn ready(table: &bascule_serving::ServingTable, model: &str, version: Option<u64>) -> Result<(), InferError> {
+pub fn ready(serving: &Serving, model: &str, version: Option<u64>) -> Result<(), InferError> {
+    let lists = |version| {
+        let listed = serving.listed(model);
+        listed.is_some_and(|model| model.versions.get(&version).is_some_and(|generation| !generation.tombstoned))
+    };
+    ready_by(&serving.router().table(), model, version, lists)
+}
+
+/// The same, where `lists` says which versions a model has that sleeps.
+fn ready_by(table: &ServingTable, model: &str, version: Option<u64>, lists: impl FnOnce(u64) -> bool) -> Result<(), InferError> {
     let route = known(table, model)?;
-    match version {
-        // A candidate alone answers nobody who does not ask for it.
-        None => route.stable.as_ref().map(drop).ok_or_else(|| absent(route)),
-        Some(version) => answering(route, Some(version)).map(drop),
+    if route.standing.loads_on_request() && version.is_none_or(lists) {
+        return Ok(());
     }
+    // A candidate alone answers nobody who does not ask for it.
+    chosen(route, version).map(drop)
 }
 
 /// A version as clients write it: empty for none. 0 is read, so that it is answered as a version that is not there.
@@ -53,8 +77,19 @@ pub fn parse_version(text: &str) -> Result<Option<u64>, InferError> {
     }
 }
 
-fn known<'t>(table: &'t bascule_serving::ServingTable, model: &str) -> Result<&'t Arc<Route>, InferError> {
+fn known<'t>(table: &'t ServingTable, model: &str) -> Result<&'t Arc<Route>, InferError> {
     table.route(model).ok_or_else(|| InferError::UnknownModel { model: model.to_owned() })
+}
+
+/// The version that describes a model: the one asked for, else the stable one.
+///
+/// # Errors
+/// Where it does not answer.
+pub fn chosen(route: &Route, version: Option<u64>) -> Result<&Arc<Servable>, InferError> {
+    match version {
+        None => route.stable.as_ref().ok_or_else(|| absent(route)),
+        Some(version) => answering(route, Some(version))?.into_iter().next().ok_or_else(|| absent(route)),
+    }
 }
 
 /// The versions that answer, ascending, or the one asked for: never none.

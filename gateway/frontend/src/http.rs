@@ -21,7 +21,7 @@ mod model;
 mod repository;
 mod routes;
 mod settings;
-mod watch;
+pub(crate) mod watch;
 
 pub use listen::serve;
 pub use settings::HttpSettings;

@@ -3,7 +3,7 @@
 //! It is our own because series must be able to leave: a gateway that swaps versions for months would otherwise show every version it
 //! ever had. [`Metrics::retire`] marks the series of a version that left. They stay visible for a while, so that a scraper sees their
 //! last values: until they were part of [`RETIRED_SCRAPES`] more scrapes, or for [`RETIRED_TIME`], or until [`MAX_RETIRED`] younger
-//! versions have left as well. A series whose handle somebody still holds is never dropped, so a version that comes back in the
+//! versions have left as well. With the last version of a model go the series of the model itself. A series whose handle somebody still holds is never dropped, so a version that comes back in the
 //! meantime keeps counting where it stopped.
 //!
 //! Invariant: recording takes no lock; a scrape and a registration do. Deliberately absent: summaries, exemplars, push, and any

@@ -10,7 +10,7 @@ use bascule_registry::{
     Cache, Cursor, Digest, FetchError, Fetched, FetchedFile, Generation, Layout, ListedModel, Listing, LocalJournal, Manifest,
     ModelName, Progress, Rollout, SourceError, VersionKey, VersionSource,
 };
-use bascule_runtime_api::{DataType, Footprint, LoadOptions, Runtime as _, TensorSpec};
+use bascule_runtime_api::{DataType, Footprint, LoadOptions, Runtime as _, Signature, TensorSpec};
 use bascule_runtime_fake::{FakeModel, FakeOp, FakeRuntime};
 use bascule_serving::{
     Engine, EngineOptions, LiveOptions, LoadMode, ModelSettings, Publisher, Route, Router, Servable, ServableSpec, Serving,
@@ -37,11 +37,16 @@ pub(crate) fn constant(value: f64) -> FakeModel {
 
 /// A version's generation, and its file's content.
 pub(crate) fn generation(model: &str, version: u64, fake: &FakeModel) -> (Arc<Generation>, Vec<u8>) {
+    declaring(model, version, fake, None)
+}
+
+/// The same, where the manifest declares this signature.
+fn declaring(model: &str, version: u64, fake: &FakeModel, signature: Option<&Signature>) -> (Arc<Generation>, Vec<u8>) {
     let content = serde_json::to_vec(fake).unwrap();
     let manifest = serde_json::json!({
         "schema": 1, "model": model, "version": version, "format": "fake", "entrypoint": FILE,
         "files": [{ "path": FILE, "sha256": Digest::of(&content).to_string(), "bytes": content.len() }],
-        "created": "2026-01-01T00:00:00Z"
+        "signature": signature, "created": "2026-01-01T00:00:00Z"
     });
     let (manifest, digest) = Manifest::parse(manifest.to_string().as_bytes()).unwrap();
     let key = VersionKey { model: ModelName::new(model).unwrap(), version };
@@ -105,7 +110,17 @@ pub(crate) struct Shelf {
 impl Shelf {
     /// Adds a version. Who looks next sees it.
     pub(crate) fn put(&self, model: &str, version: u64, fake: &FakeModel) {
-        let (generation, content) = generation(model, version, fake);
+        self.add(generation(model, version, fake));
+    }
+
+    /// The same, with a manifest that declares the model's signature.
+    pub(crate) fn put_declared(&self, model: &str, version: u64, fake: &FakeModel) {
+        let (inputs, outputs) = (fake.inputs.clone(), fake.outputs.clone());
+        self.add(declaring(model, version, fake, Some(&Signature { inputs, outputs, batch_axis: fake.batch_axis })));
+    }
+
+    fn add(&self, (generation, content): (Arc<Generation>, Vec<u8>)) {
+        let version = generation.key.version;
         let mut models = self.models.lock().unwrap();
         models.entry(generation.key.model.clone()).or_default().insert(version, Shelved { generation, content });
     }

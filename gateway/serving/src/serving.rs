@@ -153,10 +153,7 @@ impl Serving {
     /// As [`Router::route`]; [`InferError::NotReady`] and [`InferError::DeadlineExceeded`] where a load takes too long.
     pub async fn route(&self, model: &str, deadline: Option<Instant>) -> Result<Routed, InferError> {
         let routed = self.shared.router.route(model)?;
-        match routed.route().standing {
-            Standing::OnDemand | Standing::Waking => self.wake(model, deadline).await,
-            _ => Ok(routed),
-        }
+        if routed.route().standing.loads_on_request() { self.wake(model, deadline).await } else { Ok(routed) }
     }
 
     /// Answers a request by the route that was read for it.
@@ -286,6 +283,11 @@ impl Serving {
         Arc::clone(&self.shared.snapshots.borrow().status)
     }
 
+    /// What the source has of a model, loaded or not; `None` where it has nothing, or was not looked at yet.
+    pub fn listed(&self, model: &str) -> Option<Arc<ListedModel>> {
+        self.shared.snapshots.borrow().models.get(model).cloned()
+    }
+
     /// Whether the server takes traffic.
     pub fn readiness(&self) -> Readiness {
         // A reconciler that has ended tells nothing any more.
@@ -345,7 +347,7 @@ impl Serving {
 
     fn sleeps(&self, model: &str) -> bool {
         let table = self.shared.router.table();
-        table.route(model).is_some_and(|route| matches!(route.standing, Standing::OnDemand | Standing::Waking))
+        table.route(model).is_some_and(|route| route.standing.loads_on_request())
     }
 
     /// Asks for a model that is loaded on demand and waits until it is, or has failed.

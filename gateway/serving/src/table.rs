@@ -57,6 +57,13 @@ pub enum Standing {
     Unloaded,
 }
 
+impl Standing {
+    /// Whether requests wait for it to be loaded.
+    pub fn loads_on_request(&self) -> bool {
+        matches!(self, Standing::OnDemand | Standing::Waking)
+    }
+}
+
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Uses are told apart from this on.

@@ -128,7 +128,8 @@ fn bodies_alike(case: &Case, answer: &Answer) -> bool {
 
 fn http_bodies_alike(expected: &HttpAnswer, answer: &HttpAnswer, ignored: &Ignored) -> bool {
     let same = |name| expected.header(name) == answer.header(name);
-    if !same("content-encoding") || expected.header(HEADER_LENGTH).is_some() != answer.header(HEADER_LENGTH).is_some() {
+    let typed = expected.status != 200 || expected.body.is_empty() || same("content-type");
+    if !typed || !same("content-encoding") || expected.header(HEADER_LENGTH).is_some() != answer.header(HEADER_LENGTH).is_some() {
         return false;
     }
     let (expected_head, expected_tail) = split(expected);
@@ -300,4 +301,12 @@ fn bodies_are_alike_where_they_mean_the_same() {
     let counts = ["{\"s\":[{\"n\":\"m\",\"count\":1}]}", "{\"s\":[{\"n\":\"m\",\"count\":2}]}", "{\"s\":[{\"n\":\"m\"}]}"];
     assert!(check(counts[0], counts[1], &["s[*].*count"]) && !check(counts[0], counts[1], &[]));
     assert!(!check(counts[0], counts[2], &["s[*].*count"]), "what is blanked must be there");
+    let typed = |content_type: &str| {
+        let headers = vec![("content-type".to_owned(), content_type.to_owned())];
+        let answer = |headers| HttpAnswer { status: 200, headers, body: b"{}".to_vec() };
+        let ignored = Ignored { volatile: Vec::new(), models: Rc::default() };
+        let json = vec![("content-type".to_owned(), "application/json".to_owned())];
+        http_bodies_alike(&answer(json), &answer(headers), &ignored)
+    };
+    assert!(typed("application/json") && !typed("text/plain"));
 }

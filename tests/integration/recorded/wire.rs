@@ -62,7 +62,9 @@ fn exchange(address: SocketAddr, bytes: &[u8]) -> Answer {
     }
     let mut answer = Vec::new();
     // A reset is an end too; what came before it counts.
-    drop(stream.read_to_end(&mut answer));
+    if let Err(error) = stream.read_to_end(&mut answer) {
+        crate::http::expect_an_end(&error);
+    }
     Answer::read(answer)
 }
 

@@ -76,6 +76,7 @@ pub(crate) async fn model(State(port): Shared, name: Named) -> Result<Response, 
 
 pub(crate) async fn load(State(port): Shared, name: Named) -> Result<Response, Refusal> {
     let name = named(name)?;
+    let _waiting = port.waiting()?;
     port.sources.serving.load(&name).await?;
     let status = live_status(&port);
     Ok(Json(known_model(&status, &name)?).into_response())
@@ -84,6 +85,7 @@ pub(crate) async fn load(State(port): Shared, name: Named) -> Result<Response, R
 pub(crate) async fn unload(State(port): Shared, name: Named, query: Asked) -> Result<Json<Value>, Refusal> {
     let name = named(name)?;
     let wait = flag(&asked(query)?, "wait")?;
+    let _waiting = if wait { Some(port.waiting()?) } else { None };
     let receipts = port.sources.serving.unload(&name, wait).await?;
     Ok(Json(json!({ "model": name, "receipts": receipts })))
 }
@@ -127,6 +129,7 @@ pub(crate) async fn wait(
     let query = asked(query)?;
     let limit = query.get("timeout").map_or(Ok(port.settings.max_wait), |text| wait::duration(text))?;
     let digest = query.get("digest").map(String::as_str);
+    let _waiting = port.waiting()?;
     let outcome = wait::outcome(&port.sources.serving, &model, version, digest, limit.min(port.settings.max_wait));
     let outcome = tokio::select! {
         outcome = outcome => outcome,

@@ -8,10 +8,12 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::routes::{Port, router};
 use super::{AdminError, AdminSettings, AdminSources};
+use crate::http::watch::{Timeouts, Watch, WatchedStream};
 use crate::port::{Ending, serve_connections};
 
 /// Serves the port until `shutdown` is cancelled and what is in flight has ended, for at most the drain timeout.
@@ -33,16 +35,25 @@ pub async fn serve(
     let ending = Ending::default();
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(settings.read_timeout);
-    let port = Arc::new(Port { sources, settings, loopback, stopping: ending.stopping.clone() });
+    // hyper itself ends connections whose next head does not come in time.
+    let timeouts = Timeouts { header: settings.read_timeout, write: settings.write_timeout, idle: settings.read_timeout };
+    let waits = Semaphore::new(settings.max_waits.min(Semaphore::MAX_PERMITS));
+    let port = Arc::new(Port { sources, settings, loopback, waits, stopping: ending.stopping.clone() });
     let service = TowerToHyperService::new(router(port));
     serve_connections(listener, limits, shutdown, ending.clone(), |stream, _| {
+        let stream = WatchedStream::new(stream, Watch::new(timeouts));
         connection(stream, builder.clone(), service.clone(), ending.clone())
     })
     .await;
     Ok(())
 }
 
-async fn connection(stream: TcpStream, builder: http1::Builder, service: TowerToHyperService<Router>, ending: Ending) {
+async fn connection(
+    stream: WatchedStream<TcpStream>,
+    builder: http1::Builder,
+    service: TowerToHyperService<Router>,
+    ending: Ending,
+) {
     let log = |ended: hyper::Result<()>| {
         if let Err(error) = ended {
             tracing::debug!(%error, "admin connection failed");

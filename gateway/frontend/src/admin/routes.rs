@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::command;
 use super::refusal::Refusal;
@@ -19,8 +20,20 @@ pub(crate) struct Port {
     pub(crate) settings: AdminSettings,
     /// Whether the port listens on a loopback address.
     pub(crate) loopback: bool,
+    /// A permit for each request that may wait.
+    pub(crate) waits: Semaphore,
     /// Cancelled when the port stops to take requests.
     pub(crate) stopping: tokio_util::sync::CancellationToken,
+}
+
+impl Port {
+    /// Lets a request wait until the permit is dropped.
+    pub(crate) fn waiting(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        self.waits.try_acquire().map_err(|_| {
+            let error = format!("the limit of {} waiting requests is reached", self.settings.max_waits);
+            Refusal::new(StatusCode::TOO_MANY_REQUESTS, error, "try again in a moment")
+        })
+    }
 }
 
 /// The routes.

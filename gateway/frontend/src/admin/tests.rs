@@ -278,6 +278,47 @@ async fn waiting_and_resting_clients_do_not_hold_the_shutdown() {
 }
 
 #[tokio::test]
+async fn waits_leave_connections_to_the_probes() {
+    let settings = AdminSettings { max_waits: 1, ..AdminSettings::default() };
+    let bench = Bench::over(Sandbox::start([mlp()]).await, settings).await;
+    bench.sandbox.shelf.put("mlp", 2, &constant(8.0));
+    let mut waiting = TcpStream::connect(bench.address).await.unwrap();
+    waiting.write_all(b"GET /admin/v1/models/mlp/versions/9/wait HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    // A wait begins with a look: once what it saw is there, it waits.
+    let seen = async {
+        while bench.sandbox.serving.status().model("mlp").is_none_or(|model| model.stable != Some(2)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, seen).await.unwrap();
+    for (method, path) in [
+        (Method::GET, "/admin/v1/models/mlp/versions/9/wait"),
+        (Method::POST, "/admin/v1/models/mlp/load"),
+        (Method::POST, "/admin/v1/models/mlp/unload?wait=true"),
+    ] {
+        let (status, text) = bench.text(method, path, "").await;
+        assert!(status == 429 && text.contains("the limit of 1 waiting requests"), "{path}: {status} {text}");
+    }
+    assert_eq!(bench.text(Method::GET, "/livez", "").await.0, 200);
+    drop(waiting);
+    // The place is free again once the connection is seen to be gone.
+    let freed = async { while bench.post("/admin/v1/models/mlp/load", "").await.0 != 200 {} };
+    tokio::time::timeout(PATIENCE, freed).await.unwrap();
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_cut_off() {
+    let settings = AdminSettings { write_timeout: Duration::from_millis(50), ..AdminSettings::default() };
+    let bench = Bench::over(Sandbox::start([mlp()]).await, settings).await;
+    let mut deaf = TcpStream::connect(bench.address).await.unwrap();
+    // Until the answers fill every buffer, and then the requests do.
+    let asking = async { while deaf.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, asking).await.expect("the connection is cut");
+    bench.stopped().await;
+}
+
+#[tokio::test]
 async fn a_slow_head_is_cut_off() {
     let settings = AdminSettings { read_timeout: Duration::from_millis(50), ..AdminSettings::default() };
     let bench = Bench::over(Sandbox::start([mlp()]).await, settings).await;

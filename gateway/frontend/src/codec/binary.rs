@@ -102,6 +102,20 @@ pub(super) fn attach(described: Described, section: Bytes) -> Result<DecodedRequ
     Ok(DecodedRequest { id, infer, timeout: parameters.timeout, outputs, ignored, copied })
 }
 
+/// How much of the section is to be walked or copied: the elements of BYTES tensors, and what lies misaligned.
+pub(super) fn work_bytes(described: &Described, section: &Bytes) -> usize {
+    let mut at = 0usize;
+    let mut work = 0usize;
+    for input in &described.inputs {
+        let Contents::Binary { datatype, size_bytes, .. } = &input.contents else { continue };
+        if *datatype == DataType::Bytes || !section.as_ptr().addr().wrapping_add(at).is_multiple_of(datatype.alignment()) {
+            work = work.saturating_add((*size_bytes).min(section.len()));
+        }
+        at = at.saturating_add(*size_bytes);
+    }
+    work
+}
+
 fn tensor_of(name: &str, datatype: DataType, shape: &Shape, bytes: Bytes, copied: &mut u32) -> Result<Tensor, InferError> {
     let misaligned = !bytes.is_empty() && !bytes.as_ptr().addr().is_multiple_of(datatype.alignment());
     let bytes = if misaligned {
@@ -190,6 +204,27 @@ mod tests {
 
     fn input(size: usize) -> String {
         format!(r#"{{"inputs":[{{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{{"binary_data_size":{size}}}}}]}}"#)
+    }
+
+    #[test]
+    fn what_is_walked_or_copied_is_known_before() {
+        let mut body = AlignedBuffer::zeroed_aligned_at(1000, 0);
+        body.as_mut().fill(b' ');
+        let body = body.into_bytes();
+        let work = |inputs: &[(&str, usize)]| {
+            let inputs: Vec<String> = inputs
+                .iter()
+                .map(|(datatype, size)| {
+                    format!(r#"{{"name":"x","shape":[1],"datatype":"{datatype}","parameters":{{"binary_data_size":{size}}}}}"#)
+                })
+                .collect();
+            let described = super::super::json_in::describe(format!(r#"{{"inputs":[{}]}}"#, inputs.join(",")).as_bytes(), 1000);
+            work_bytes(&described.unwrap(), &body)
+        };
+        assert_eq!(work(&[("FP32", 400), ("INT64", 200)]), 0);
+        assert_eq!(work(&[("BYTES", 401), ("FP32", 100)]), 501);
+        assert_eq!(work(&[("UINT8", 1), ("UINT8", 3), ("INT64", 80), ("INT32", 4)]), 80);
+        assert_eq!(work(&[("BYTES", usize::MAX), ("BYTES", usize::MAX)]), 2000);
     }
 
     #[test]

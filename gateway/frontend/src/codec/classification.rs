@@ -1,21 +1,29 @@
 //! The classification extension: an output's best classes instead of its values.
 //!
 //! Each class is a BYTES element `value:index` or `value:index:label`, the best first, as Triton writes it: floats with six decimals,
-//! integers as they are. Equal values keep the lower index first; what is no number comes last. Deliberately absent: BOOL and BYTES,
-//! which have no order.
+//! integers as they are. Equal values keep the lower index first; what is no number comes last.
+//!
+//! Invariant: time grows with the output, memory with the classes that are kept, and those are bounded. Deliberately absent: BOOL and
+//! BYTES, which have no order.
 
 use std::cmp::Ordering;
-use std::fmt::Write as _;
+use std::io::Write as _;
 
 use bascule_runtime_api::{DataType, Element, Shape, Tensor};
 use bascule_serving::InferError;
 use half::{bf16, f16};
 
+/// What the classes of one output may take: as much as a body by default.
+const MAX_CLASSES_BYTES: usize = 64 << 20;
+
+/// The shortest class, `0:0`, with its length before it.
+const MIN_CLASS_BYTES: usize = 4 + 3;
+
 /// The best `classes` of each row of an output, or of the whole output where it has no batch axis (`batched` is false). `classes` is 1 or
 /// more; where there are fewer, all are given. `labels` names the classes by index.
 ///
 /// # Errors
-/// Where the output's datatype has no order.
+/// Where the output's datatype has no order, and [`InferError::TooLarge`] where so many classes take more than 64 MiB.
 pub fn classify(
     name: &str,
     tensor: &Tensor,
@@ -23,8 +31,8 @@ pub fn classify(
     batched: bool,
     labels: Option<&[String]>,
 ) -> Result<Tensor, InferError> {
-    let job = Job { tensor, classes, batched, labels };
-    let ranked = match tensor.datatype() {
+    let job = Job { name, tensor, classes, batched, labels };
+    match tensor.datatype() {
         DataType::Uint8 => job.rank::<u8>(),
         DataType::Uint16 => job.rank::<u16>(),
         DataType::Uint32 => job.rank::<u32>(),
@@ -37,16 +45,14 @@ pub fn classify(
         DataType::Fp32 => job.rank::<f32>(),
         DataType::Fp64 => job.rank::<f64>(),
         DataType::Bf16 => job.rank::<bf16>(),
-        datatype @ (DataType::Bool | DataType::Bytes) => {
-            return Err(InferError::invalid(format!(
-                "output '{name}': expected a datatype of numbers for the parameter 'classification', the output is {datatype}"
-            )));
-        }
-    };
-    ranked.ok_or_else(|| InferError::Internal { message: format!("classes of output '{name}' do not make a tensor") })
+        datatype @ (DataType::Bool | DataType::Bytes) => Err(InferError::invalid(format!(
+            "output '{name}': expected a datatype of numbers for the parameter 'classification', the output is {datatype}"
+        ))),
+    }
 }
 
 struct Job<'a> {
+    name: &'a str,
     tensor: &'a Tensor,
     classes: usize,
     batched: bool,
@@ -54,48 +60,90 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn rank<T: Score>(&self) -> Option<Tensor> {
-        let elements = self.tensor.elements::<T>()?;
-        let rows = self.tensor.shape().first().filter(|_| self.batched).map(|rows| usize::try_from(*rows)).transpose().ok()?;
+    fn rank<T: Score>(&self) -> Result<Tensor, InferError> {
+        let broken = || InferError::Internal { message: format!("classes of output '{}' do not make a tensor", self.name) };
+        let elements = self.tensor.elements::<T>().ok_or_else(broken)?;
+        let rows = self.tensor.shape().first().filter(|_| self.batched);
+        let rows = rows.map(|rows| usize::try_from(*rows)).transpose().map_err(|_| broken())?;
         let row_elements = elements.len() / rows.unwrap_or(1).max(1);
         let kept = self.classes.min(row_elements);
-        let mut best = Vec::with_capacity(kept * rows.unwrap_or(1));
-        let mut order: Vec<usize> = Vec::new();
+        // Known before any work is done.
+        let least_bytes = kept.saturating_mul(rows.unwrap_or(1)).saturating_mul(MIN_CLASS_BYTES);
+        if least_bytes > MAX_CLASSES_BYTES {
+            return Err(self.too_large());
+        }
+        let mut written = Vec::with_capacity(least_bytes);
+        let mut best = Vec::new();
         for row in 0..rows.unwrap_or(1) {
             let values = &elements[row * row_elements..(row + 1) * row_elements];
-            order.clear();
-            order.extend(0..row_elements);
-            let by_rank = |left: &usize, right: &usize| values[*left].rank(&values[*right]).then(left.cmp(right));
-            if kept > 0 && kept < row_elements {
-                order.select_nth_unstable_by(kept - 1, by_rank);
-                order.truncate(kept);
+            select(values, kept, &mut best);
+            for index in &best {
+                self.write(&mut written, values[*index], *index)?;
             }
-            order.sort_unstable_by(by_rank);
-            best.extend(order.iter().map(|index| self.show(values[*index], *index)));
         }
         let mut shape = Shape::new();
         shape.extend(rows.and_then(|rows| i64::try_from(rows).ok()));
-        shape.push(i64::try_from(kept).ok()?);
-        Tensor::from_byte_strings(shape, &best).ok()
+        shape.push(i64::try_from(kept).map_err(|_| broken())?);
+        Tensor::new(DataType::Bytes, shape, written.into()).map_err(|_| broken())
     }
 
-    fn show<T: Score>(&self, value: T, index: usize) -> String {
-        let mut text = value.shown();
-        // Writing to a string can't fail.
-        let _ = write!(text, ":{index}");
+    /// Writes one class, with its length before it.
+    fn write<T: Score>(&self, out: &mut Vec<u8>, value: T, index: usize) -> Result<(), InferError> {
+        let prefix = out.len();
+        out.extend_from_slice(&[0; 4]);
+        value.write(out);
+        // Writing to a vector can't fail.
+        let _ = write!(out, ":{index}");
         if let Some(label) = self.labels.and_then(|labels| labels.get(index)) {
-            text.push(':');
-            text.push_str(label);
+            out.push(b':');
+            out.extend_from_slice(label.as_bytes());
         }
-        text
+        let length = u32::try_from(out.len() - prefix - 4).ok().filter(|_| out.len() <= MAX_CLASSES_BYTES);
+        let length = length.ok_or_else(|| self.too_large())?;
+        out[prefix..prefix + 4].copy_from_slice(&length.to_le_bytes());
+        Ok(())
     }
+
+    fn too_large(&self) -> InferError {
+        InferError::TooLarge { what: format!("the classification of output '{}'", self.name), limit_bytes: MAX_CLASSES_BYTES }
+    }
+}
+
+/// The indices of the best `kept` values, the best first. Never holds more than twice as many.
+fn select<T: Score>(values: &[T], kept: usize, best: &mut Vec<usize>) {
+    const MIN_ROOM: usize = 256;
+    best.clear();
+    if kept == 0 {
+        return;
+    }
+    let by_rank = |left: &usize, right: &usize| values[*left].rank(&values[*right]).then(left.cmp(right));
+    let room = kept.saturating_mul(2).max(MIN_ROOM);
+    // The last that is kept of what was seen: who comes later must be better.
+    let mut last: Option<T> = None;
+    for (index, value) in values.iter().enumerate() {
+        if last.is_some_and(|last| value.rank(&last) != Ordering::Less) {
+            continue;
+        }
+        best.push(index);
+        if best.len() == room {
+            let (_, at, _) = best.select_nth_unstable_by(kept - 1, by_rank);
+            last = Some(values[*at]);
+            best.truncate(kept);
+        }
+    }
+    if best.len() > kept {
+        best.select_nth_unstable_by(kept - 1, by_rank);
+        best.truncate(kept);
+    }
+    best.sort_unstable_by(by_rank);
 }
 
 /// A value that classes are ranked by.
 trait Score: Element {
     /// Which comes first.
     fn rank(&self, other: &Self) -> Ordering;
-    fn shown(&self) -> String;
+    /// Writes it as Triton does.
+    fn write(&self, out: &mut Vec<u8>);
 }
 
 macro_rules! integer_score {
@@ -104,8 +152,9 @@ macro_rules! integer_score {
             fn rank(&self, other: &Self) -> Ordering {
                 other.cmp(self)
             }
-            fn shown(&self) -> String {
-                self.to_string()
+            fn write(&self, out: &mut Vec<u8>) {
+                // Writing to a vector can't fail.
+                let _ = write!(out, "{self}");
             }
         })+
     };
@@ -118,9 +167,10 @@ macro_rules! float_score {
                 // Only what is no number can't be compared, and that is last.
                 other.partial_cmp(self).unwrap_or_else(|| self.is_nan().cmp(&other.is_nan()))
             }
-            fn shown(&self) -> String {
+            fn write(&self, out: &mut Vec<u8>) {
                 let value = f64::from(*self);
-                if value.is_nan() { "nan".to_owned() } else { format!("{value:.6}") }
+                // Writing to a vector can't fail.
+                let _ = if value.is_nan() { write!(out, "nan") } else { write!(out, "{value:.6}") };
             }
         })+
     };
@@ -177,6 +227,37 @@ mod tests {
         assert_eq!(check(&[2, 0], &[] as &[f32], 2, true, &[]), (vec![2, 0], vec![]));
         assert_eq!(check(&[2], &[f16::from_f32(0.5), f16::from_f32(1.0)], 1, false, &[]), (vec![1], strings(&["1.000000:1"])));
         assert_eq!(check(&[2], &[1u8, 2], usize::MAX, false, &[]), (vec![2], strings(&["2:1", "1:0"])));
+    }
+
+    #[test]
+    fn few_of_many_are_those_that_a_full_sort_begins_with() {
+        // Values that repeat, rise, fall and are no numbers, as the pieces of the selection meet them.
+        let scattered: Vec<f32> = (0..5_000u32).map(|index| (index.wrapping_mul(2_654_435_761) % 1_009) as f32).collect();
+        let rising: Vec<f32> = (0..5_000).map(|index| if index % 7 == 0 { f32::NAN } else { index as f32 }).collect();
+        let falling: Vec<f32> = rising.iter().rev().copied().collect();
+        for values in [scattered, rising, falling] {
+            let mut sorted: Vec<usize> = (0..values.len()).collect();
+            sorted.sort_by(|left, right| values[*left].rank(&values[*right]));
+            for kept in [0, 1, 2, 127, 128, 129, 2_500, 4_999, 5_000] {
+                let mut best = Vec::new();
+                select(&values, kept, &mut best);
+                assert_eq!(best, sorted[..kept], "{kept}");
+                assert!(best.capacity() <= (2 * kept).max(256).next_power_of_two(), "{} for {kept}", best.capacity());
+            }
+        }
+    }
+
+    #[test]
+    fn more_classes_than_an_answer_holds_are_refused() {
+        let many = Tensor::new(DataType::Uint8, [10 << 20], vec![0; 10 << 20].into()).unwrap();
+        let error = classify("y", &many, 1_000_000_000, false, None).unwrap_err();
+        assert_eq!(error.to_string(), "the classification of output 'y' is larger than the limit of 67108864 bytes");
+        assert_eq!(error.code(), bascule_serving::ErrorCode::TooLarge);
+        // Labels count as well.
+        let label = ["l".repeat(40 << 20), "l".repeat(40 << 20)];
+        let two = Tensor::from_elements([2], &[1u8, 2]).unwrap();
+        assert!(classify("y", &two, 1, false, Some(&label)).is_ok());
+        assert!(matches!(classify("y", &two, 2, false, Some(&label)), Err(InferError::TooLarge { .. })));
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Who the server is, and what a model takes and gives.
 
-use bascule_runtime_api::TensorSpec;
-use bascule_serving::{InferError, Routed, Servable, VersionChoice};
+use std::time::Instant;
+
+use bascule_registry::ListedModel;
+use bascule_runtime_api::{Signature, TensorSpec};
+use bascule_serving::{InferError, Route, Serving};
 use serde::Serialize;
 
 /// The parts of the protocol that are served beyond its core.
@@ -50,17 +53,56 @@ pub struct TensorMetadata {
     pub shape: Vec<i64>,
 }
 
-/// What a model takes and gives: by the version that is asked for, else by the stable one.
+/// What a model takes and gives: by the version that is asked for, else by the stable one. Of a model that sleeps the manifests tell it;
+/// where they don't it is loaded.
 ///
 /// # Errors
 /// Where that version does not answer.
-pub fn model_metadata(routed: &Routed, version: &VersionChoice) -> Result<ModelMetadata, InferError> {
-    let servable = routed.servable(version)?;
+pub async fn metadata(
+    serving: &Serving,
+    model: &str,
+    version: Option<u64>,
+    deadline: Option<Instant>,
+) -> Result<ModelMetadata, InferError> {
+    let sleeps = serving.router().table().route(model).is_some_and(|route| route.standing.loads_on_request());
+    let declared = serving.listed(model).filter(|_| sleeps).and_then(|listed| declared(&listed, version));
+    if let Some(declared) = declared {
+        return Ok(declared);
+    }
+    let route = super::described(serving, model, deadline).await?;
+    model_metadata(&route, version)
+}
+
+/// What the manifests of a model say; `None` where they say nothing. Which version would answer is not known before one is loaded, so
+/// where none is asked for, all must say the same.
+fn declared(listed: &ListedModel, version: Option<u64>) -> Option<ModelMetadata> {
+    let there = listed.versions.values().filter(|generation| !generation.tombstoned);
+    let asked = there.filter(|generation| version.is_none_or(|version| generation.key.version == version));
+    let mut manifests = asked.map(|generation| &generation.manifest);
+    let first = manifests.next()?;
+    if manifests.any(|other| other.signature != first.signature || other.format != first.format) {
+        return None;
+    }
+    let signature: Signature = serde_json::from_value(first.signature.clone()?).ok()?;
+    let batched = signature.batch_axis.is_some();
+    let side = |specs: &[TensorSpec]| specs.iter().map(|spec| tensor(batched, spec)).collect();
+    Some(ModelMetadata {
+        name: listed.name.to_string(),
+        // None answers before it is loaded.
+        versions: version.iter().map(u64::to_string).collect(),
+        platform: platform(runtime_of(&first.format)).to_owned(),
+        inputs: side(&signature.inputs),
+        outputs: side(&signature.outputs),
+    })
+}
+
+pub(super) fn model_metadata(route: &Route, version: Option<u64>) -> Result<ModelMetadata, InferError> {
+    let servable = super::chosen(route, version)?;
     let versions = match version {
-        VersionChoice::Split => routed.route().versions().iter().map(|servable| servable.version().to_string()).collect(),
-        VersionChoice::Number(_) | VersionChoice::Alias(_) => vec![servable.version().to_string()],
+        None => route.versions().iter().map(|servable| servable.version().to_string()).collect(),
+        Some(version) => vec![version.to_string()],
     };
-    let side = |specs: &[TensorSpec]| specs.iter().map(|spec| tensor(servable, spec)).collect();
+    let side = |specs: &[TensorSpec]| specs.iter().map(|spec| tensor(servable.is_batched(), spec)).collect();
     Ok(ModelMetadata {
         name: servable.model().to_owned(),
         versions,
@@ -70,16 +112,25 @@ pub fn model_metadata(routed: &Routed, version: &VersionChoice) -> Result<ModelM
     })
 }
 
-fn tensor(servable: &Servable, spec: &TensorSpec) -> TensorMetadata {
+fn tensor(batched: bool, spec: &TensorSpec) -> TensorMetadata {
     let mut shape = spec.shape.clone();
-    if let Some(batch) = shape.first_mut().filter(|_| servable.is_batched()) {
+    if let Some(batch) = shape.first_mut().filter(|_| batched) {
         *batch = -1;
     }
     TensorMetadata { name: spec.name.clone(), datatype: spec.datatype.name(), shape }
 }
 
+/// The runtime of a format, as versions that are loaded name it.
+fn runtime_of(format: &str) -> &str {
+    match format {
+        "onnx" => "onnxruntime",
+        "torchscript" => "torch",
+        other => other,
+    }
+}
+
 /// What clients know a runtime's models by.
-pub(super) fn platform(runtime: &'static str) -> &'static str {
+pub(super) fn platform(runtime: &str) -> &str {
     match runtime {
         "onnxruntime" => "onnxruntime_onnx",
         "torch" => "pytorch_libtorch",

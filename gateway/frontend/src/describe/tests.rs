@@ -5,7 +5,7 @@ use std::time::Duration;
 use bascule_runtime_api::{DataType, TensorSpec};
 use bascule_runtime_fake::{FakeModel, FakeOp};
 use bascule_serving::{
-    CommandError, ErrorCode, InferRequest, ModelSettings, ModelStatus, NamedTensor, Publisher, Router, Status, VersionChoice,
+    CommandError, ErrorCode, InferRequest, LoadMode, ModelSettings, ModelStatus, NamedTensor, Publisher, Router, Status,
     VersionPolicy, VersionStatus,
 };
 use serde_json::{Value, json};
@@ -121,22 +121,25 @@ fn a_configuration_shows_what_settings_say() {
 #[test]
 fn metadata_are_shown_as_triton_shows_them() {
     let (router, _publisher) = served();
-    let shown = |model: &str, version: &VersionChoice| {
-        router.route(model).and_then(|routed| model_metadata(&routed, version)).map(|model| serde_json::to_string(&model).unwrap())
+    let table = router.table();
+    let shown = |model: &str, version: Option<u64>| {
+        known(&table, model)
+            .and_then(|route| metadata::model_metadata(route, version))
+            .map(|model| serde_json::to_string(&model).unwrap())
     };
     assert_eq!(
-        shown("multi", &VersionChoice::Split).unwrap(),
+        shown("multi", None).unwrap(),
         r#"{"name":"multi","versions":["1","3"],"platform":"onnxruntime_onnx","inputs":[{"name":"x","datatype":"FP32","shape":[-1,4]}],"outputs":[{"name":"y","datatype":"FP32","shape":[-1,3]}]}"#
     );
     assert_eq!(
-        shown("multi", &VersionChoice::Number(1)).unwrap(),
+        shown("multi", Some(1)).unwrap(),
         r#"{"name":"multi","versions":["1"],"platform":"onnxruntime_onnx","inputs":[{"name":"x","datatype":"FP32","shape":[-1,4]}],"outputs":[{"name":"y","datatype":"FP32","shape":[-1,3]}]}"#
     );
-    let code = |model, version| shown(model, &version).unwrap_err().code();
-    assert_eq!(code("nope", VersionChoice::Split), ErrorCode::NotFound);
-    assert_eq!(code("multi", VersionChoice::Number(2)), ErrorCode::NotFound);
-    assert_eq!(code("off", VersionChoice::Split), ErrorCode::NotFound);
-    assert_eq!(code("loading", VersionChoice::Split), ErrorCode::NotReady);
+    let code = |model, version| shown(model, version).unwrap_err().code();
+    assert_eq!(code("nope", None), ErrorCode::NotFound);
+    assert_eq!(code("multi", Some(2)), ErrorCode::NotFound);
+    assert_eq!(code("off", None), ErrorCode::NotFound);
+    assert_eq!(code("loading", None), ErrorCode::NotReady);
 }
 
 #[test]
@@ -153,8 +156,11 @@ fn only_extensions_that_are_served_are_named() {
 fn readiness_is_that_of_the_version_asked_for() {
     let (router, _publisher) = served();
     let table = router.table();
-    let check = |model: &str, version: Option<u64>| ready(&table, model, version).map_err(|error| error.to_string());
-    for (model, version) in [("mlp", None), ("mlp", Some(1)), ("multi", None), ("multi", Some(1))] {
+    let check = |model: &str, version: Option<u64>| {
+        ready_by(&table, model, version, |version| version == 1).map_err(|error| error.to_string())
+    };
+    let ready = [("mlp", None), ("mlp", Some(1)), ("multi", None), ("multi", Some(1)), ("lazy", None), ("lazy", Some(1))];
+    for (model, version) in ready {
         assert_eq!(check(model, version), Ok(()), "{model} {version:?}");
     }
     for (model, version, error) in [
@@ -163,7 +169,7 @@ fn readiness_is_that_of_the_version_asked_for() {
         ("multi", Some(2), "model 'multi' has no version 2 that is served; served: 1, 3"),
         ("off", None, "model 'off' is unloaded"),
         ("off", Some(1), "model 'off' has no version 1 that is served; served: none"),
-        ("lazy", None, "model 'lazy' is not ready: the first request loads it"),
+        ("lazy", Some(2), "model 'lazy' has no version 2 that is served; served: none"),
         ("loading", None, "model 'loading' is not ready: version 2 is fetching"),
         ("loading", Some(2), "model 'loading' is not ready: version 2 is fetching"),
     ] {
@@ -171,13 +177,59 @@ fn readiness_is_that_of_the_version_asked_for() {
     }
 }
 
-#[test]
-fn describing_is_no_use_of_a_model() {
-    let (router, _publisher) = served();
-    let table = router.table();
-    ready(&table, "mlp", None).unwrap();
+#[tokio::test]
+async fn describing_is_no_use_of_a_model() {
+    let stocked = sandbox::Stocked("mlp", 1, sandbox::constant(7.0), ModelSettings::default());
+    let sandbox = sandbox::Sandbox::start([stocked]).await;
+    let table = sandbox.serving.router().table();
+    ready(&sandbox.serving, "mlp", None).unwrap();
     statistics(&table, None, None).unwrap();
-    assert_eq!(table.route("mlp").unwrap().last_use.millis(), 0);
+    metadata(&sandbox.serving, "mlp", None, None).await.unwrap();
+    let route = described(&sandbox.serving, "mlp", None).await.unwrap();
+    model_config(chosen(&route, Some(1)).unwrap());
+    assert_eq!(route.last_use.millis(), 0);
+}
+
+#[tokio::test]
+async fn a_model_that_sleeps_is_ready_and_is_loaded_only_where_it_must_be() {
+    let stocked = sandbox::Stocked("mlp", 1, sandbox::constant(7.0), ModelSettings::default());
+    let sandbox = sandbox::Sandbox::with_mode([stocked], LoadMode::OnDemand).await;
+    for (version, is_ready) in [(None, true), (Some(1), true), (Some(2), false)] {
+        assert_eq!(ready(&sandbox.serving, "mlp", version).is_ok(), is_ready, "{version:?}");
+    }
+    let table = sandbox.serving.router().table();
+    assert_eq!(statistics(&table, Some("mlp"), None).unwrap_err().code(), ErrorCode::NotReady);
+    assert_eq!((sandbox.runtime.log().counts().live, table.route("mlp").unwrap().last_use.millis()), (0, 0));
+    sandbox.runtime.log().release();
+    let loaded = metadata(&sandbox.serving, "mlp", None, None).await.unwrap();
+    assert_eq!((loaded.versions.as_slice(), sandbox.runtime.log().counts().live), (&["1".to_owned()][..], 1));
+}
+
+#[tokio::test]
+async fn manifests_tell_of_a_model_that_sleeps() {
+    let sandbox = sandbox::Sandbox::with_mode([], LoadMode::OnDemand).await;
+    let told = async |version: u64, asked: Option<u64>| {
+        sandbox.serving.kick();
+        while sandbox.serving.listed("mlp").is_none_or(|model| !model.versions.contains_key(&version)) {
+            sandbox.serving.changed().await;
+        }
+        metadata(&sandbox.serving, "mlp", asked, None).await
+    };
+    sandbox.shelf.put_declared("mlp", 1, &sandbox::constant(7.0));
+    let mut first = told(1, Some(1)).await.unwrap();
+    assert_eq!((first.inputs[0].name.as_str(), first.inputs[0].shape.as_slice(), first.outputs.len()), ("x", &[-1, 4][..], 1));
+    assert_eq!((first.versions.as_slice(), first.platform.as_str()), (&["1".to_owned()][..], "fake"));
+    // Which version would answer is not known, and makes no difference.
+    sandbox.shelf.put_declared("mlp", 2, &sandbox::constant(8.0));
+    first.versions.clear();
+    assert_eq!(told(2, None).await, Ok(first));
+    assert_eq!(sandbox.runtime.log().counts().live, 0);
+    // Now it does, so it is loaded, and what it is made of tells.
+    sandbox.shelf.put_declared("mlp", 3, &sandbox::identity(DataType::Bytes, &[-1]));
+    sandbox.runtime.log().release();
+    let loaded = told(3, None).await.unwrap();
+    assert_eq!((loaded.versions.as_slice(), loaded.inputs[0].datatype), (&["3".to_owned()][..], "BYTES"));
+    assert_eq!(sandbox.runtime.log().counts().live, 1);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bascule_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use bascule_proto::inference::*;
-use bascule_serving::{ErrorCode, InferError, Serving, VersionChoice};
+use bascule_serving::{ErrorCode, InferError, Serving};
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
@@ -98,10 +98,6 @@ fn tell(metadata: &mut MetadataMap, name: &'static str, value: &str) {
     }
 }
 
-fn choice(version: &str) -> Result<VersionChoice, InferError> {
-    Ok(describe::parse_version(version)?.map_or(VersionChoice::Split, VersionChoice::Number))
-}
-
 fn unsupported<T, R>(request: &Request<T>, what: &str) -> Result<Response<R>, Status> {
     Err(refuse(&call_of(request), &InferError::Unsupported { what: what.to_owned() }))
 }
@@ -124,7 +120,7 @@ impl GrpcInferenceService for Service {
         let call = call_of(&request);
         let request = request.into_inner();
         let version = describe::parse_version(&request.version).map_err(|error| refuse(&call, &error))?;
-        match describe::ready(&self.serving.router().table(), &request.name, version) {
+        match describe::ready(&self.serving, &request.name, version) {
             Ok(()) => Ok(Response::new(ModelReadyResponse { ready: true })),
             Err(error) if matches!(error.code(), ErrorCode::NotFound | ErrorCode::NotReady) => {
                 Ok(Response::new(ModelReadyResponse { ready: false }))
@@ -141,9 +137,8 @@ impl GrpcInferenceService for Service {
         let call = call_of(&request);
         let request = request.into_inner();
         let described = async {
-            let version = choice(&request.version)?;
-            let routed = self.serving.route(&request.name, call.deadline()).await?;
-            describe::model_metadata(&routed, &version)
+            let version = describe::parse_version(&request.version)?;
+            describe::metadata(&self.serving, &request.name, version, call.deadline()).await
         };
         let model = described.await.map_err(|error| refuse(&call, &error))?;
         Ok(Response::new(messages::model_metadata(model)))
@@ -153,9 +148,9 @@ impl GrpcInferenceService for Service {
         let call = call_of(&request);
         let request = request.into_inner();
         let described = async {
-            let version = choice(&request.version)?;
-            let routed = self.serving.route(&request.name, call.deadline()).await?;
-            routed.servable(&version).map(|servable| describe::model_config(servable))
+            let version = describe::parse_version(&request.version)?;
+            let route = describe::described(&self.serving, &request.name, call.deadline()).await?;
+            describe::chosen(&route, version).map(|servable| describe::model_config(servable))
         };
         let config = described.await.map_err(|error| refuse(&call, &error))?;
         Ok(Response::new(ModelConfigResponse { config: Some(config) }))

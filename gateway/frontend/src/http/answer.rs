@@ -2,15 +2,17 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 use smallvec::{SmallVec, smallvec};
 
+use super::body::Room;
 use super::failure::Failure;
 use super::watch::Sending;
 use crate::codec::write_string;
@@ -18,46 +20,83 @@ use crate::codec::write_string;
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
+/// What lasts until the socket has taken the last byte of an answer.
+#[derive(Debug)]
+struct Owed {
+    /// Tells the connection that something is being sent.
+    sending: Sending,
+    /// The answer's share of the memory for bodies.
+    _room: Option<Arc<Room>>,
+}
+
+/// Bytes of an answer on their way to the socket. hyper may keep them long after it has asked for them, HTTP/2 above all, so they
+/// themselves tell when they move.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    bytes: Bytes,
+    owed: Option<Arc<Owed>>,
+}
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        if let Some(owed) = &self.owed {
+            owed.sending.moved();
+        }
+    }
+}
+
 /// A body that is all there: parts that are sent one after the other without being joined.
 #[derive(Debug, Default)]
 pub(crate) struct AnswerBody {
     parts: SmallVec<[Bytes; 4]>,
     next: usize,
     left: u64,
-    /// Tells the connection that something is being sent.
-    sending: Option<Sending>,
+    room: Option<Arc<Room>>,
+    owed: Option<Arc<Owed>>,
 }
 
 impl AnswerBody {
     pub(crate) fn new(parts: SmallVec<[Bytes; 4]>) -> AnswerBody {
         let left = parts.iter().map(|part| part.len() as u64).sum();
-        AnswerBody { parts, next: 0, left, sending: None }
+        AnswerBody { parts, next: 0, left, room: None, owed: None }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
         self.left
     }
 
+    /// Keeps a share of the memory for bodies until the body is sent.
+    pub(crate) fn keep(&mut self, room: Arc<Room>) {
+        self.room = Some(room);
+    }
+
     /// Ties the body to its connection's watch.
     pub(crate) fn watched(mut self, sending: Sending) -> AnswerBody {
-        self.sending = Some(sending);
+        self.owed = Some(Arc::new(Owed { sending, _room: self.room.take() }));
         self
     }
 }
 
 impl Body for AnswerBody {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, Infallible>>> {
         let next = self.next;
-        let Some(part) = self.parts.get_mut(next).map(std::mem::take) else { return Poll::Ready(None) };
+        let Some(bytes) = self.parts.get_mut(next).map(std::mem::take) else { return Poll::Ready(None) };
         self.next += 1;
-        self.left -= part.len() as u64;
-        if let Some(sending) = &self.sending {
-            sending.moved();
-        }
-        Poll::Ready(Some(Ok(Frame::data(part))))
+        self.left -= bytes.len() as u64;
+        let owed = self.owed.clone();
+        Poll::Ready(Some(Ok(Frame::data(Chunk { bytes, owed }))))
     }
 
     fn is_end_stream(&self) -> bool {

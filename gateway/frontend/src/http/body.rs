@@ -2,24 +2,28 @@
 //!
 //! The bytes go into one buffer, placed so that the first byte after the JSON is aligned. The buffer grows with what has arrived, by at
 //! the most four times at once, so a length that a header claims costs nothing. All buffers of the port share one budget. Deliberately
-//! absent: streaming into the codec; a request is decoded when it is whole.
+//! absent: streaming into the codec; a request is decoded when it is whole. An answer takes over the room of its request, so what is
+//! computed and not yet sent counts as well; it is never refused for that, since the work is done: the budget goes into debt, and new
+//! bodies wait for it to be paid.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bascule_runtime_api::AlignedBuffer;
 use bascule_serving::InferError;
 use bytes::Bytes;
-use http_body::Body;
+use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::HttpSettings;
 use super::failure::Failure;
+use super::watch::{Receiving, Watch};
 
-/// What a buffer begins with, at the most.
-const FIRST_BYTES: usize = 1 << 20;
+/// What a buffer begins with, at the most: so little that a thousand callers who announce much and send nothing take no noticeable part
+/// of the budget.
+const FIRST_BYTES: usize = 64 << 10;
 
 /// When a caller may try again while the budget is spent.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -27,18 +31,24 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The memory that all bodies under way share.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
-    left: Arc<AtomicUsize>,
+    /// Below 0 where answers have taken more than was left.
+    left: Arc<AtomicI64>,
 }
 
 impl Budget {
     pub(crate) fn new(bytes: usize) -> Budget {
-        Budget { left: Arc::new(AtomicUsize::new(bytes)) }
+        Budget { left: Arc::new(AtomicI64::new(counted(bytes))) }
     }
 
     /// Room for one request. It is given back when the room is dropped.
     pub(crate) fn room(&self, limit_bytes: usize) -> Room {
-        Room { budget: self.clone(), limit_bytes, taken: AtomicUsize::new(0) }
+        Room { budget: self.clone(), limit_bytes, taken: AtomicI64::new(0) }
     }
+}
+
+/// No memory is larger.
+fn counted(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// One request's share of the budget, and its own cap.
@@ -46,7 +56,7 @@ impl Budget {
 pub(crate) struct Room {
     budget: Budget,
     pub(crate) limit_bytes: usize,
-    taken: AtomicUsize,
+    taken: AtomicI64,
 }
 
 impl Room {
@@ -55,7 +65,8 @@ impl Room {
     }
 
     fn take(&self, bytes: usize) -> Result<(), Failure> {
-        let spend = |left: usize| left.checked_sub(bytes);
+        let bytes = counted(bytes);
+        let spend = |left: i64| left.checked_sub(bytes).filter(|left| *left >= 0);
         match self.budget.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend) {
             Ok(_) => {
                 self.taken.fetch_add(bytes, Ordering::Relaxed);
@@ -63,6 +74,13 @@ impl Room {
             }
             Err(_) => Err(InferError::Overloaded { what: "the memory for bodies".to_owned(), retry_after: RETRY_AFTER }.into()),
         }
+    }
+
+    /// Takes exactly so much from now on, whatever is left.
+    pub(crate) fn settle(&self, bytes: usize) {
+        let bytes = counted(bytes);
+        let taken = self.taken.swap(bytes, Ordering::Relaxed);
+        self.budget.left.fetch_add(taken - bytes, Ordering::Relaxed);
     }
 }
 
@@ -147,9 +165,38 @@ impl<'r> Assembly<'r> {
     }
 }
 
+/// A request's body, of which the connection's watch knows how long it is coming.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    body: Incoming,
+    receiving: Option<Receiving>,
+}
+
+impl Upload {
+    pub(crate) fn new(body: Incoming, watch: &Arc<Watch>) -> Upload {
+        let receiving = (!body.is_end_stream()).then(|| watch.receiving());
+        Upload { body, receiving }
+    }
+
+    /// Whether nothing more comes.
+    fn is_whole(&self) -> bool {
+        self.receiving.is_none()
+    }
+
+    /// The next part; `None` at the end.
+    async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+        let frame = self.body.frame().await;
+        let is_whole = frame.is_none() || self.body.is_end_stream();
+        if is_whole && let Some(receiving) = self.receiving.take() {
+            receiving.whole();
+        }
+        frame
+    }
+}
+
 /// Reads a whole body. The byte at `offset` is aligned.
-pub(crate) async fn collect(body: &mut Incoming, offset: usize, room: &Room, settings: &HttpSettings) -> Result<Bytes, Failure> {
-    let expected = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+pub(crate) async fn collect(body: &mut Upload, offset: usize, room: &Room, settings: &HttpSettings) -> Result<Bytes, Failure> {
+    let expected = body.body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     if expected.is_some_and(|bytes| bytes > room.limit_bytes) {
         return Err(room.too_large());
     }
@@ -175,10 +222,10 @@ pub(crate) async fn collect(body: &mut Incoming, offset: usize, room: &Room, set
     Ok(assembly.finish())
 }
 
-/// Reads what is left of a refused body and throws it away, within bounds. A socket that is closed while bytes are still on their way
-/// to it takes the answer along.
-pub(crate) fn discard(mut body: Incoming, settings: &HttpSettings) {
-    if body.is_end_stream() {
+/// Reads what is left of a body that nobody wants and throws it away, within bounds. A socket that is closed while bytes are still on
+/// their way to it takes the answer along.
+pub(crate) fn discard(mut body: Upload, settings: &HttpSettings) {
+    if body.is_whole() {
         return;
     }
     let (limit, stall, total) = (settings.max_body_bytes, settings.body_stall_timeout, settings.body_timeout);
@@ -245,6 +292,31 @@ mod tests {
         second.push(&[1; 9_000]).unwrap();
         drop(second);
         drop(other);
+        assert_eq!(budget.left.load(Ordering::Relaxed), 10_000);
+    }
+
+    #[test]
+    fn a_caller_that_only_announces_takes_little() {
+        let budget = Budget::new(1 << 30);
+        let rooms: Vec<Room> = (0..4096).map(|_| budget.room(64 << 20)).collect();
+        for room in &rooms {
+            Assembly::new(room, Some(64 << 20), 0).push(&[1]).unwrap();
+        }
+        assert!(budget.left.load(Ordering::Relaxed) >= 3 << 28);
+    }
+
+    #[test]
+    fn an_answer_counts_until_it_is_sent() {
+        let budget = Budget::new(10_000);
+        let room = budget.room(5_000);
+        Assembly::new(&room, Some(100), 0).push(&[1; 100]).unwrap();
+        room.settle(30_000);
+        let other = budget.room(5_000);
+        assert_eq!(other.take(1).unwrap_err().status().as_u16(), 429);
+        room.settle(1_000);
+        other.take(9_000).unwrap();
+        assert!(other.take(1).is_err());
+        drop((room, other));
         assert_eq!(budget.left.load(Ordering::Relaxed), 10_000);
     }
 }

@@ -5,18 +5,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 
+use super::body::Upload;
 use super::dispatch::{Context, dispatch};
-use super::watch::{Verdict, Watch, WatchedStream};
+use super::watch::{CLOSE_GRACE, Verdict, Watch, WatchedStream};
 use crate::port::Ending;
-
-/// How long a connection that is to close may take for what its protocol still owes.
-const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// How often HTTP/2 asks whether the peer is still there, and how long it waits for the answer.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -61,11 +61,12 @@ pub(crate) async fn serve_connection<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let _open = context.meters.connection();
-    let watch = Watch::new(&context.settings);
+    let watch = Watch::new(context.settings.timeouts());
     let io = TokioIo::new(WatchedStream::new(stream, Arc::clone(&watch)));
     let of_requests = Arc::clone(&watch);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let handling = of_requests.handling();
+        let request = request.map(|body| Upload::new(body, &of_requests));
         let context = Arc::clone(&context);
         async move {
             let answer = dispatch(context, peer, request).await;
@@ -76,7 +77,7 @@ pub(crate) async fn serve_connection<S>(
     let mut connection = std::pin::pin!(connection);
     let timer = sleep_until(Instant::now());
     let mut timer = std::pin::pin!(timer);
-    let mut closing = false;
+    let mut closing: Option<Instant> = None;
     loop {
         tokio::select! {
             result = connection.as_mut() => {
@@ -86,25 +87,23 @@ pub(crate) async fn serve_connection<S>(
                 return;
             }
             () = ending.cut.cancelled() => return,
-            () = ending.stopping.cancelled(), if !closing => {
-                closing = true;
-                connection.as_mut().graceful_shutdown();
-                timer.as_mut().reset(Instant::now() + CLOSE_GRACE);
-            }
-            () = timer.as_mut() => match watch.verdict() {
-                _ if closing && watch.is_free() => return,
+            () = ending.stopping.cancelled(), if closing.is_none() => {}
+            () = timer.as_mut() => match closing.map_or_else(|| watch.verdict(), |since| watch.closing(since)) {
                 Verdict::Stalled => {
                     tracing::debug!(%peer, "connection cut off: too slow");
                     return;
                 }
-                _ if closing => timer.as_mut().reset(Instant::now() + CLOSE_GRACE),
-                Verdict::Keep(until) => timer.as_mut().reset(until),
-                Verdict::Idle => {
-                    closing = true;
-                    connection.as_mut().graceful_shutdown();
-                    timer.as_mut().reset(Instant::now() + CLOSE_GRACE);
+                Verdict::Keep(until) => {
+                    timer.as_mut().reset(until);
+                    continue;
                 }
+                Verdict::Idle if closing.is_some() => return,
+                Verdict::Idle => {}
             }
         }
+        let since = Instant::now();
+        closing = Some(since);
+        connection.as_mut().graceful_shutdown();
+        timer.as_mut().reset(since + CLOSE_GRACE);
     }
 }

@@ -10,15 +10,14 @@ use std::time::Instant;
 
 use bascule_serving::{InferError, Readiness, Serving};
 use futures::FutureExt;
-use hyper::body::Incoming;
 use hyper::header::{EXPECT, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::answer::{Answer, head_only, json, refused};
-use super::body::{Budget, discard};
-use super::failure::Failure;
+use super::body::{Budget, Upload, discard};
+use super::failure::{Failure, cut};
 use super::meters::Meters;
 use super::routes::{Endpoint, ModelEndpoint, endpoint};
 use super::{HttpSettings, infer, model, repository};
@@ -28,6 +27,9 @@ use crate::request_id::{REQUEST_ID, request_id};
 
 /// The header that says which version answered.
 pub(crate) const MODEL_VERSION: &str = "x-bascule-model-version";
+
+/// What comes from callers is logged up to here.
+const MAX_LOGGED_BYTES: usize = 128;
 
 /// What every request of the port uses.
 pub(crate) struct Context {
@@ -75,7 +77,7 @@ pub(crate) struct Call {
 }
 
 /// Answers a request.
-pub(crate) async fn dispatch(context: Arc<Context>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+pub(crate) async fn dispatch(context: Arc<Context>, peer: SocketAddr, request: Request<Upload>) -> Answer {
     let call = Call { arrived: Instant::now(), peer };
     let id = request_id(request.headers());
     let (head, mut body) = request.into_parts();
@@ -83,17 +85,12 @@ pub(crate) async fn dispatch(context: Arc<Context>, peer: SocketAddr, request: R
     let mut record = Record { context: &context, id: &id, head: &head, arrived: call.arrived, open: true };
     let result = guarded(handle(&context, &call, &head, &mut body)).await;
     record.close(&result);
-    let mut answer = match result {
-        Ok(answer) => answer,
-        Err(failure) => {
-            // Whoever waits to be asked for the body is not going to send it.
-            let is_coming = !matches!(failure, Failure::Slow { .. } | Failure::Engine(InferError::Cancelled));
-            if is_coming && !head.headers().contains_key(EXPECT) {
-                discard(body, &context.settings);
-            }
-            refused(&failure, &id)
-        }
-    };
+    // Whoever waits to be asked for the body is not going to send it.
+    let is_coming = !matches!(result, Err(Failure::Slow { .. } | Failure::Engine(InferError::Cancelled)));
+    if is_coming && !head.headers().contains_key(EXPECT) {
+        discard(body, &context.settings);
+    }
+    let mut answer = result.unwrap_or_else(|failure| refused(&failure, &id));
     if let Ok(id) = HeaderValue::from_str(&id) {
         answer.headers_mut().insert(HeaderName::from_static(REQUEST_ID), id);
     }
@@ -106,7 +103,7 @@ async fn guarded(handler: impl Future<Output = Result<Answer, Failure>>) -> Resu
     handled.unwrap_or_else(|_| Err(InferError::Internal { message: "the handler panicked".to_owned() }.into()))
 }
 
-async fn handle(context: &Arc<Context>, call: &Call, head: &Request<()>, body: &mut Incoming) -> Result<Answer, Failure> {
+async fn handle(context: &Arc<Context>, call: &Call, head: &Request<()>, body: &mut Upload) -> Result<Answer, Failure> {
     let endpoint = endpoint(head.uri().path()).ok_or(Failure::NoPath)?;
     if !endpoint.takes(head.method()) {
         return Err(Failure::Method { allowed: endpoint.allowed().unwrap_or_default() });
@@ -163,9 +160,9 @@ impl Record<'_> {
             ($level:ident) => {
                 tracing::$level!(
                     request_id = self.id,
-                    method = %self.head.method(),
-                    path = self.head.uri().path(),
-                    model = self.model(),
+                    method = cut(self.head.method().as_str(), MAX_LOGGED_BYTES),
+                    path = cut(self.head.uri().path(), MAX_LOGGED_BYTES),
+                    model = self.model().as_deref().map(|model| cut(model, MAX_LOGGED_BYTES)),
                     version,
                     status,
                     took_us = u64::try_from(self.arrived.elapsed().as_micros()).unwrap_or(u64::MAX),
@@ -174,7 +171,8 @@ impl Record<'_> {
                 )
             };
         }
-        if status >= 500 {
+        // Everything else is how things are meant to go where a caller errs or a model is away: a caller could fill the log with it.
+        if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
             event!(warn);
         } else {
             event!(debug);

@@ -10,6 +10,9 @@ use hyper::StatusCode;
 
 use crate::errors::http_status;
 
+/// A text for a caller ends here: what makes it longer came from the caller.
+const MAX_MESSAGE_BYTES: usize = 1024;
+
 /// A refused request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -51,6 +54,16 @@ impl Failure {
 
     /// The text for the caller. An internal error shows nothing but the request's id.
     pub(crate) fn message(&self, request_id: &str) -> String {
+        let mut text = self.text(request_id);
+        let end = cut(&text, MAX_MESSAGE_BYTES).len();
+        if end < text.len() {
+            text.truncate(end);
+            text.push('…');
+        }
+        text
+    }
+
+    fn text(&self, request_id: &str) -> String {
         match self {
             Failure::Engine(error @ InferError::Internal { .. }) => format!("{error}; request id {request_id}"),
             Failure::Engine(error) => error.to_string(),
@@ -87,5 +100,25 @@ impl Failure {
             Failure::Encoding { .. } => Some(("accept-encoding", "gzip, deflate")),
             _ => None,
         }
+    }
+}
+
+/// The beginning of a text, of so many bytes at the most.
+pub(crate) fn cut(text: &str, max_bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(max_bytes)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_end_where_a_caller_s_name_would_make_them_long() {
+        let failure = Failure::Engine(InferError::UnknownModel { model: "ä".repeat(1 << 20) });
+        let message = failure.message("r-1");
+        assert!(message.starts_with("model 'ää") && message.ends_with("ä…"), "{message}");
+        assert!(message.len() <= MAX_MESSAGE_BYTES + '…'.len_utf8());
+        assert_eq!(cut("aä", 2), "a");
+        assert_eq!(cut("aä", 3), "aä");
     }
 }

@@ -1,30 +1,37 @@
 //! Inference: body, route, codec, engine, codec.
 //!
-//! What takes long on a processor (large JSON, compression) runs on the blocking pool, so that it never holds up other requests of the
-//! same thread. The table is read once, after the body is there. Deliberately absent: retries.
+//! What takes long on a processor (large JSON, tensors that are walked or copied, classes, compression) runs on the blocking pool, so that
+//! it never holds up other requests of the same thread. The table is read once, after the body is there. Deliberately absent: retries.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bascule_runtime_api::Tensor;
 use bascule_serving::{InferError, InferResponse, RouteKey, Routed, VersionChoice};
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, HeaderName, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use smallvec::SmallVec;
 
 use super::answer::{Answer, JSON, OCTETS, answer};
-use super::body::{Room, collect};
+use super::body::{Room, Upload, collect};
 use super::compression::{Coding, pack, unpack};
 use super::dispatch::{Call, Context, MODEL_VERSION};
 use super::failure::Failure;
 use super::headers::{InferHeaders, JSON_BYTES};
 use crate::codec::{
-    DecodedRequest, Encoded, Framing, NanStyle, OutputChoices, Rendered, classify, decode, decode_raw, encode, json_bytes,
+    DecodedRequest, Encoded, Framing, NanStyle, OutputChoice, OutputChoices, Rendered, classify, decode, decode_raw, encode,
+    json_bytes, outline,
 };
 
 /// JSON beyond this is read and written on the blocking pool: about a fifth of a millisecond.
 const LARGE_JSON_BYTES: usize = 64 << 10;
+
+/// The same of tensors that are walked or copied, which takes less for each byte.
+const LARGE_TENSOR_BYTES: usize = 512 << 10;
+
+/// Finding a class's place and writing it takes as long as so many bytes of JSON.
+const CLASS_BYTES: usize = 48;
 
 /// Answers below this are not worth compressing.
 const MIN_PACKED_BYTES: usize = 256;
@@ -38,7 +45,7 @@ pub(crate) async fn infer(
     name: &str,
     version: Option<u64>,
     headers: &HeaderMap,
-    body: &mut Incoming,
+    body: &mut Upload,
 ) -> Result<Answer, Failure> {
     let headers = InferHeaders::read(headers)?;
     let room = Arc::new(context.budget.room(context.settings.max_body_bytes));
@@ -55,8 +62,10 @@ pub(crate) async fn infer(
     // The inputs, and with them the body, are no longer needed; an answer may share their bytes all the same.
     drop(infer);
     let writing = Writing { id, response, outputs, nan: context.settings.nan };
-    let written = write(context, writing, headers.wanted).await?;
-    drop(room);
+    let mut written = write(context, writing, headers.wanted).await?;
+    // From here on the answer takes the room, until it is sent.
+    room.settle(usize::try_from(written.body().bytes()).unwrap_or(usize::MAX));
+    written.body_mut().keep(room);
     Ok(written)
 }
 
@@ -71,12 +80,7 @@ fn after(arrived: Instant, timeout: Option<Duration>) -> Option<Instant> {
 }
 
 /// The body, unpacked, with its binary section aligned.
-async fn whole_body(
-    context: &Arc<Context>,
-    headers: &InferHeaders,
-    room: &Arc<Room>,
-    body: &mut Incoming,
-) -> Result<Bytes, Failure> {
+async fn whole_body(context: &Arc<Context>, headers: &InferHeaders, room: &Arc<Room>, body: &mut Upload) -> Result<Bytes, Failure> {
     let offset = match headers.framing {
         Framing::Split { json_bytes } => json_bytes,
         Framing::Json | Framing::Raw => 0,
@@ -105,17 +109,25 @@ async fn read(
         routed.servable(&asked(version, headers, VersionChoice::Split))?;
     }
     if framing == Framing::Raw {
-        let servable = routed.servable(&asked(version, headers, VersionChoice::Split))?;
-        return Ok(decode_raw(body, servable.signature(), servable.is_batched())?);
+        let servable = Arc::clone(routed.servable(&asked(version, headers, VersionChoice::Split))?);
+        // A fixed size is only pointed at.
+        let copied = servable.signature().inputs.iter().any(|input| input.datatype.element_bytes().is_none());
+        let large = copied && body.len() > LARGE_TENSOR_BYTES;
+        let decode = move || Ok(decode_raw(body, servable.signature(), servable.is_batched())?);
+        return if large { context.blocking(decode).await } else { decode() };
     }
     let json_bytes = match framing {
         Framing::Split { json_bytes } => json_bytes.min(body.len()),
         Framing::Json | Framing::Raw => body.len(),
     };
-    if json_bytes <= LARGE_JSON_BYTES {
-        return Ok(decode(&body, framing, limit)?);
+    if json_bytes > LARGE_JSON_BYTES {
+        return context.blocking(move || Ok(decode(&body, framing, limit)?)).await;
     }
-    context.blocking(move || Ok(decode(&body, framing, limit)?)).await
+    let outline = outline(&body, framing, limit)?;
+    if outline.work_bytes() > LARGE_TENSOR_BYTES {
+        return context.blocking(move || Ok(outline.fill()?)).await;
+    }
+    Ok(outline.fill()?)
 }
 
 /// What is needed to write an answer.
@@ -130,17 +142,28 @@ async fn write(context: &Context, writing: Writing, wanted: Option<Coding>) -> R
     let large = {
         let outputs = &writing.response.outputs;
         let bytes = outputs.iter().map(|(_, tensor)| tensor.bytes().len()).sum::<usize>();
-        let written = rendered_bytes(&writing);
+        let written = work_bytes(&writing);
         written > LARGE_JSON_BYTES || wanted.is_some() && bytes > LARGE_JSON_BYTES
     };
     if large { context.blocking(move || writing.written(wanted)).await } else { writing.written(wanted) }
 }
 
-/// About how much JSON an answer has.
-fn rendered_bytes(writing: &Writing) -> usize {
+/// About how much JSON an answer has, or as how much it takes to write it.
+fn work_bytes(writing: &Writing) -> usize {
     let specs = &writing.response.servable.signature().outputs;
     let outputs = writing.response.outputs.iter().filter_map(|(index, tensor)| Some((specs.get(*index)?, tensor)));
-    outputs.map(|(spec, tensor)| json_bytes(&spec.name, tensor, writing.outputs.of(&spec.name).binary)).sum()
+    outputs.map(|(spec, tensor)| output_bytes(&spec.name, tensor, writing.outputs.of(&spec.name))).sum()
+}
+
+fn output_bytes(name: &str, tensor: &Tensor, choice: OutputChoice) -> usize {
+    if choice.classes == 0 {
+        return json_bytes(name, tensor, choice.binary);
+    }
+    // Every element is looked at, however few are kept. Where the rows of a batch have several dimensions, this counts too many.
+    let elements = tensor.element_count();
+    let columns = tensor.shape().last().and_then(|columns| usize::try_from(*columns).ok()).unwrap_or(1).max(1);
+    let kept = choice.classes.saturating_mul(elements / columns).min(elements);
+    elements.saturating_add(kept.saturating_mul(CLASS_BYTES))
 }
 
 impl Writing {
@@ -189,5 +212,25 @@ impl Writing {
             rendered.push(Rendered { name: &spec.name, tensor, binary: choice.binary });
         }
         encode(self.id.as_deref(), servable.model(), servable.version(), &rendered, self.nan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bascule_runtime_api::DataType;
+
+    use super::*;
+
+    #[test]
+    fn classes_count_by_the_elements_that_they_are_chosen_from() {
+        let bytes = |classes, shape: &[i64]| {
+            let elements = shape.iter().product::<i64>() as usize;
+            let tensor = Tensor::new(DataType::Uint8, shape, vec![0; elements].into()).unwrap();
+            output_bytes("y", &tensor, OutputChoice { binary: true, classes })
+        };
+        assert!(bytes(0, &[1 << 20]) < LARGE_JSON_BYTES);
+        assert!(bytes(1, &[1 << 20]) > LARGE_JSON_BYTES);
+        assert!(bytes(1_000_000_000, &[1, 2_000]) > LARGE_JSON_BYTES);
+        assert!(bytes(5, &[8, 1_000]) < LARGE_JSON_BYTES);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bascule_serving::VersionChoice;
 use hyper::StatusCode;
 use serde_json::json;
 
@@ -12,24 +11,19 @@ use super::failure::Failure;
 use crate::describe;
 
 pub(crate) async fn metadata(context: &Arc<Context>, name: &str, version: Option<u64>) -> Result<Answer, Failure> {
-    let routed = context.serving.route(name, None).await?;
-    json(StatusCode::OK, &describe::model_metadata(&routed, &choice(version))?)
+    json(StatusCode::OK, &describe::metadata(&context.serving, name, version, None).await?)
 }
 
 pub(crate) async fn config(context: &Arc<Context>, name: &str, version: Option<u64>) -> Result<Answer, Failure> {
-    let routed = context.serving.route(name, None).await?;
-    json(StatusCode::OK, &describe::model_config_json(routed.servable(&choice(version))?)?)
+    let route = describe::described(&context.serving, name, None).await?;
+    json(StatusCode::OK, &describe::model_config_json(describe::chosen(&route, version)?)?)
 }
 
 pub(crate) fn ready(context: &Arc<Context>, name: &str, version: Option<u64>) -> Result<Answer, Failure> {
-    describe::ready(&context.serving.router().table(), name, version)?;
+    describe::ready(&context.serving, name, version)?;
     json(StatusCode::OK, &json!({ "name": name, "ready": true }))
 }
 
 pub(crate) fn statistics(context: &Arc<Context>, name: Option<&str>, version: Option<u64>) -> Result<Answer, Failure> {
     json(StatusCode::OK, &describe::statistics(&context.serving.router().table(), name, version)?)
-}
-
-fn choice(version: Option<u64>) -> VersionChoice {
-    version.map_or(VersionChoice::Split, VersionChoice::Number)
 }

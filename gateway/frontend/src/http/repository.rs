@@ -6,13 +6,12 @@
 use std::sync::Arc;
 
 use bascule_serving::InferError;
-use hyper::body::Incoming;
 use hyper::header::ORIGIN;
 use hyper::{Request, StatusCode};
 use serde_json::{Map, Value};
 
 use super::answer::{Answer, done, json};
-use super::body::collect;
+use super::body::{Upload, collect};
 use super::dispatch::{Call, Context};
 use super::failure::Failure;
 use crate::describe;
@@ -20,7 +19,7 @@ use crate::describe;
 /// Commands are short.
 const MAX_COMMAND_BYTES: usize = 1 << 20;
 
-pub(crate) async fn index(context: &Arc<Context>, head: &Request<()>, body: &mut Incoming) -> Result<Answer, Failure> {
+pub(crate) async fn index(context: &Arc<Context>, head: &Request<()>, body: &mut Upload) -> Result<Answer, Failure> {
     let request = object(context, head, body).await?;
     let ready_only = match request.get("ready") {
         None => false,
@@ -35,7 +34,7 @@ pub(crate) async fn load(
     call: &Call,
     name: &str,
     head: &Request<()>,
-    body: &mut Incoming,
+    body: &mut Upload,
 ) -> Result<Answer, Failure> {
     admit(context, call, head)?;
     let parameters = parameters(object(context, head, body).await?)?;
@@ -49,7 +48,7 @@ pub(crate) async fn unload(
     call: &Call,
     name: &str,
     head: &Request<()>,
-    body: &mut Incoming,
+    body: &mut Upload,
 ) -> Result<Answer, Failure> {
     admit(context, call, head)?;
     // Triton's one parameter is about ensembles, which are not there: no model depends on another.
@@ -69,7 +68,7 @@ fn admit(context: &Context, call: &Call, head: &Request<()>) -> Result<(), Failu
 }
 
 /// The object that a command brings; an empty body is an empty one.
-async fn object(context: &Arc<Context>, head: &Request<()>, body: &mut Incoming) -> Result<Map<String, Value>, Failure> {
+async fn object(context: &Arc<Context>, head: &Request<()>, body: &mut Upload) -> Result<Map<String, Value>, Failure> {
     if let Some(coding) = super::compression::of_request(head.headers())? {
         let encoding = coding.name().to_str().unwrap_or_default().to_owned();
         return Err(Failure::Encoding { encoding });

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::watch::Timeouts;
 use crate::codec::NanStyle;
 
 /// Limits and time-outs of the HTTP port.
@@ -33,6 +34,13 @@ pub struct HttpSettings {
     pub nan: NanStyle,
     /// Whether load and unload are obeyed from addresses other than loopback. Default false: there is no authentication.
     pub remote_repository_commands: bool,
+}
+
+impl HttpSettings {
+    /// What a connection's watch goes by.
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        Timeouts { header: self.header_timeout, write: self.write_timeout, idle: self.idle_timeout }
+    }
 }
 
 impl Default for HttpSettings {

@@ -3,6 +3,7 @@
 mod disconnect;
 mod infer;
 mod limits;
+mod log;
 mod protocol;
 mod shutdown;
 
@@ -11,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_registry::Op;
-use bascule_runtime_api::DataType;
-use bascule_runtime_fake::{FakeLog, FakeModel};
+use bascule_runtime_api::{DataType, TensorSpec};
+use bascule_runtime_fake::{FakeLog, FakeModel, FakeOp};
 use bascule_serving::{Inline, ModelSettings, Servable, Serving, VersionPolicy};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -122,6 +123,57 @@ fn request(method: Method, path: &str, headers: &[(&str, &str)], body: impl Into
         request = request.header(*name, *value);
     }
     request.body(Full::new(body.into())).unwrap()
+}
+
+/// What each of the two outputs of [`two_outputs`] takes.
+const OUTPUT_BYTES: usize = 4 << 20;
+
+/// A model that answers its two inputs.
+fn two_outputs() -> Vec<Stocked> {
+    let specs = |prefix: &str| (0..2).map(|index| TensorSpec::new(format!("{prefix}{index}"), DataType::Uint8, [-1])).collect();
+    vec![model("m", 1, FakeModel::new(FakeOp::Identity, specs("x"), specs("y")))]
+}
+
+/// A request over HTTP/2 for two large binary outputs.
+fn two_inputs() -> Request<Full<Bytes>> {
+    let input = |name: &str| {
+        format!(
+            r#"{{"name":"{name}","shape":[{OUTPUT_BYTES}],"datatype":"UINT8","parameters":{{"binary_data_size":{OUTPUT_BYTES}}}}}"#
+        )
+    };
+    let json = format!(r#"{{"parameters":{{"binary_data_output":true}},"inputs":[{},{}]}}"#, input("x0"), input("x1"));
+    let length = json.len().to_string();
+    let body = [json.as_bytes(), &vec![7; 2 * OUTPUT_BYTES]].concat();
+    request(Method::POST, "http://localhost/v2/models/m/infer", &[("inference-header-content-length", &length)], body)
+}
+
+/// Reads both outputs over HTTP/2 with the smallest usual window, each for longer than two seconds, and ends the port in between where
+/// `stops`.
+async fn slow_reader(port: Port, stops: bool) {
+    const WINDOW_BYTES: u32 = 65_535;
+    let mut client = http2::Builder::new(TokioExecutor::new());
+    client.initial_stream_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
+    let request = two_inputs();
+    let (mut sender, connection) = client.handshake(TokioIo::new(port.connect().await)).await.unwrap();
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut body = response.into_body();
+    let (mut read, mut pause_at) = (0, 0);
+    while let Some(frame) = body.frame().await {
+        read += frame.expect("the answer is sent whole").data_ref().map_or(0, Bytes::len);
+        if read >= pause_at {
+            // The pace of the reader; nothing is waited for.
+            tokio::time::sleep(Duration::from_millis(35)).await;
+            pause_at = read + WINDOW_BYTES as usize;
+        }
+        if stops {
+            port.shutdown.cancel();
+        }
+    }
+    assert!(read > 2 * OUTPUT_BYTES, "{read}");
+    drop((body, sender));
+    port.stop().await;
 }
 
 /// An answer, read to its end.

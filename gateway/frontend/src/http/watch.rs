@@ -1,8 +1,9 @@
 //! Watches a connection for callers that send nothing, send slowly, or do not read.
 //!
 //! hyper's own header time-out would also end connections that rest between requests, and nothing in it ends a write that stalls; so the
-//! socket and the handlers note here what moves, and the connection's task asks now and then what to do. Deliberately absent: the pace of
-//! a body, which its reader watches.
+//! socket, the handlers and the bodies note here what moves, and the connection's task asks now and then what to do. An answer is owed
+//! until the socket has taken its last byte, wherever hyper keeps it until then. Deliberately absent: the pace of a request's body, which
+//! its reader watches.
 
 use std::io;
 use std::pin::Pin;
@@ -14,28 +15,49 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::HttpSettings;
+/// How long a connection that is to close may take for what its protocol still owes.
+pub(crate) const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// What a connection begins with that speaks HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long a connection may let others wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timeouts {
+    /// For a whole head, from its first byte on.
+    pub(crate) header: Duration,
+    /// Without the socket taking any of an answer.
+    pub(crate) write: Duration,
+    /// Without a request.
+    pub(crate) idle: Duration,
+}
+
+impl Timeouts {
+    /// How long to look away at the most: a connection begins to stir without telling its task.
+    fn look(&self) -> Duration {
+        self.header.min(self.write).min(self.idle).max(Duration::from_millis(1))
+    }
+}
 
 /// What a connection has been doing.
 #[derive(Debug)]
 pub(crate) struct Watch {
     start: Instant,
-    header_timeout: Duration,
-    write_timeout: Duration,
-    idle_timeout: Duration,
+    timeouts: Timeouts,
     /// Handlers that have not answered yet.
     handling: AtomicUsize,
-    /// Answers whose bodies are not yet handed to the socket.
+    /// Answers that the socket has not yet taken whole.
     sending: AtomicUsize,
+    /// Bodies of requests that have not come whole, whether or not somebody wants them.
+    receiving: AtomicUsize,
     /// When something last moved, in milliseconds from the start.
     moved: AtomicU64,
-    /// When the first byte after the last request came, in milliseconds from the start plus one; 0 for none.
+    /// When the first byte after the last request came, or when its turn came, in milliseconds from the start plus one; 0 for none.
     stirred: AtomicU64,
     /// Whether the socket takes no more for now.
     writing: AtomicBool,
+    /// Whether a body was given up before its end: what is left of it may still come.
+    abandoned: AtomicBool,
     http2: AtomicBool,
 }
 
@@ -51,17 +73,17 @@ pub(crate) enum Verdict {
 }
 
 impl Watch {
-    pub(crate) fn new(settings: &HttpSettings) -> Arc<Watch> {
+    pub(crate) fn new(timeouts: Timeouts) -> Arc<Watch> {
         Arc::new(Watch {
             start: Instant::now(),
-            header_timeout: settings.header_timeout,
-            write_timeout: settings.write_timeout,
-            idle_timeout: settings.idle_timeout,
+            timeouts,
             handling: AtomicUsize::new(0),
             sending: AtomicUsize::new(0),
+            receiving: AtomicUsize::new(0),
             moved: AtomicU64::new(0),
             stirred: AtomicU64::new(0),
             writing: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             http2: AtomicBool::new(false),
         })
     }
@@ -75,42 +97,64 @@ impl Watch {
     }
 
     fn is_busy(&self) -> bool {
-        self.handling.load(Ordering::Relaxed) + self.sending.load(Ordering::Relaxed) > 0
+        [&self.handling, &self.sending, &self.receiving].iter().any(|count| count.load(Ordering::Relaxed) > 0)
     }
 
-    /// Whether no request is under way, nor an answer on the socket's threshold. Half a head is no request.
-    pub(crate) fn is_free(&self) -> bool {
-        !self.is_busy() && !self.writing.load(Ordering::Relaxed)
-    }
-
-    /// A handler begins.
+    /// A handler begins: the head that was coming is there.
     pub(crate) fn handling(self: &Arc<Self>) -> Handling {
         self.handling.fetch_add(1, Ordering::Relaxed);
+        self.stirred.store(0, Ordering::Relaxed);
         self.moved();
         Handling(Arc::clone(self))
     }
 
+    /// A body of a request begins to come.
+    pub(crate) fn receiving(self: &Arc<Self>) -> Receiving {
+        self.receiving.fetch_add(1, Ordering::Relaxed);
+        Receiving { watch: Arc::clone(self), whole: false }
+    }
+
     /// What to do now.
     pub(crate) fn verdict(&self) -> Verdict {
+        let look = Instant::now() + self.timeouts.look();
         let after = |millis: u64, timeout: Duration| self.start + Duration::from_millis(millis) + timeout;
         let moved = self.moved.load(Ordering::Relaxed);
         let (limit, then) = if self.handling.load(Ordering::Relaxed) > 0 {
-            // A handler has its own limits; look again in a while.
-            return Verdict::Keep(Instant::now() + self.write_timeout);
+            // A handler has its own limits.
+            return Verdict::Keep(look);
         } else if self.sending.load(Ordering::Relaxed) > 0 {
-            (after(moved, self.write_timeout), Verdict::Stalled)
+            (after(moved, self.timeouts.write), Verdict::Stalled)
+        } else if self.receiving.load(Ordering::Relaxed) > 0 {
+            // A body that is thrown away has its own limits as well.
+            return Verdict::Keep(look);
         } else {
             match self.stirred.load(Ordering::Relaxed).checked_sub(1) {
                 // HTTP/2 stirs for its own upkeep.
-                Some(since) if !self.http2.load(Ordering::Relaxed) => (after(since, self.header_timeout), Verdict::Stalled),
-                _ => (after(moved, self.idle_timeout), Verdict::Idle),
+                Some(since) if !self.http2.load(Ordering::Relaxed) => (after(since, self.timeouts.header), Verdict::Stalled),
+                _ => (after(moved, self.timeouts.idle), Verdict::Idle),
             }
         };
-        if Instant::now() >= limit { then } else { Verdict::Keep(limit) }
+        if Instant::now() >= limit { then } else { Verdict::Keep(limit.min(look)) }
     }
 
+    /// What to do now with a connection that is to close since then. It ends by itself where its protocol lets it, so what is left is
+    /// cut: half a head, and a peer that does not say good-bye. Such a peer gets longer where it was answered meanwhile, because the
+    /// answer may still lie in the buffers of the system.
+    pub(crate) fn closing(&self, since: Instant) -> Verdict {
+        if self.is_busy() || self.writing.load(Ordering::Relaxed) {
+            let stalled = self.verdict() == Verdict::Stalled;
+            return if stalled { Verdict::Stalled } else { Verdict::Keep(Instant::now() + CLOSE_GRACE) };
+        }
+        let moved = self.start + Duration::from_millis(self.moved.load(Ordering::Relaxed));
+        let answered = self.http2.load(Ordering::Relaxed) && moved > since;
+        let limit = if answered { moved + self.timeouts.write } else { since + CLOSE_GRACE };
+        if Instant::now() >= limit { Verdict::Idle } else { Verdict::Keep(limit) }
+    }
+
+    /// Bytes came. While a body is coming they are the body's; else they begin a head, also where its turn has not come. The piece of a
+    /// head that comes with the last bytes of a body is not told from them: then the connection counts as resting.
     fn received(&self) {
-        if !self.is_busy() && self.stirred.load(Ordering::Relaxed) == 0 {
+        if self.receiving.load(Ordering::Relaxed) == 0 && self.stirred.load(Ordering::Relaxed) == 0 {
             self.stirred.store(self.now() + 1, Ordering::Relaxed);
         }
     }
@@ -129,8 +173,13 @@ impl Watch {
         None
     }
 
+    /// Whether the peer may be sending when its connection ends: the rest of a body, or what HTTP/2 says of what it reads.
+    fn is_talking(&self) -> bool {
+        self.http2.load(Ordering::Relaxed) || self.abandoned.load(Ordering::Relaxed)
+    }
+
     fn sent(&self) {
-        // HTTP/2 writes for its own upkeep; what it sends of answers is noted by their bodies.
+        // HTTP/2 writes for its own upkeep; what it sends of answers is noted by their bytes.
         if !self.http2.load(Ordering::Relaxed) {
             self.moved();
         }
@@ -139,8 +188,9 @@ impl Watch {
     fn finished(&self, count: &AtomicUsize) {
         count.fetch_sub(1, Ordering::Relaxed);
         self.moved();
-        if !self.is_busy() {
-            self.stirred.store(0, Ordering::Relaxed);
+        // A head that began to come ahead of its turn has its time from now on.
+        if !self.is_busy() && self.stirred.load(Ordering::Relaxed) != 0 {
+            self.stirred.store(self.now() + 1, Ordering::Relaxed);
         }
     }
 }
@@ -163,6 +213,29 @@ impl Drop for Handling {
     }
 }
 
+/// A body of a request on its way from the socket.
+#[derive(Debug)]
+pub(crate) struct Receiving {
+    watch: Arc<Watch>,
+    whole: bool,
+}
+
+impl Receiving {
+    /// All of it is there.
+    pub(crate) fn whole(mut self) {
+        self.whole = true;
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.watch.abandoned.store(true, Ordering::Relaxed);
+        }
+        self.watch.finished(&self.watch.receiving);
+    }
+}
+
 /// An answer's body on its way to the socket.
 #[derive(Debug)]
 pub(crate) struct Sending(Arc<Watch>);
@@ -179,18 +252,20 @@ impl Drop for Sending {
     }
 }
 
-/// A socket that tells its watch what moves, and that fails when a write stalls.
+/// A socket that tells its watch what moves, that fails when a write stalls, and that is closed only when its peer has heard of the end.
 pub(crate) struct WatchedStream<S> {
     inner: S,
     watch: Arc<Watch>,
     /// How much of HTTP/2's preface has come; `None` where something else came, or all of it.
     preface: Option<usize>,
     stall: Option<Pin<Box<Sleep>>>,
+    /// Runs from when the end was told to the peer.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WatchedStream<S> {
     pub(crate) fn new(inner: S, watch: Arc<Watch>) -> WatchedStream<S> {
-        WatchedStream { inner, watch, preface: Some(0), stall: None }
+        WatchedStream { inner, watch, preface: Some(0), stall: None, linger: None }
     }
 
     /// Ends a write that has waited too long.
@@ -201,10 +276,29 @@ impl<S> WatchedStream<S> {
             self.watch.sent();
             return written;
         }
-        let timeout = self.watch.write_timeout;
+        let timeout = self.watch.timeouts.write;
         let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(stall.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")))
+    }
+}
+
+impl<S: AsyncRead + Unpin> WatchedStream<S> {
+    /// Reads on and forgets, until the peer ends or for a while. A socket that is closed while its peer still sends is reset, and what the
+    /// peer has not received by then is lost.
+    fn linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let linger = self.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_GRACE)));
+        if linger.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut scratch = [0; 4096];
+        loop {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let read = ready!(Pin::new(&mut self.inner).poll_read(context, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
     }
 }
 
@@ -221,7 +315,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WatchedStream<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(context, bytes);
         self.guard(context, written)
@@ -245,7 +339,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
+        if self.linger.is_none() {
+            ready!(Pin::new(&mut self.inner).poll_shutdown(context))?;
+        }
+        if self.watch.is_talking() {
+            ready!(self.linger(context));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -253,9 +353,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
 mod tests {
     use super::*;
 
+    const LONG: Duration = Duration::from_hours(1);
+    const PATIENT: Timeouts = Timeouts { header: LONG, write: LONG, idle: LONG };
+
     /// Whether a connection that begins with these pieces is taken for HTTP/2.
     fn speaks_http2(pieces: &[&[u8]]) -> bool {
-        let watch = Watch::new(&HttpSettings::default());
+        let watch = Watch::new(PATIENT);
         let mut stream = WatchedStream::new((), Arc::clone(&watch));
         for piece in pieces {
             stream.preface = stream.preface.and_then(|seen| watch.preface(seen, piece));
@@ -274,18 +377,52 @@ mod tests {
 
     #[tokio::test]
     async fn a_busy_connection_is_kept() {
-        let settings = HttpSettings { idle_timeout: Duration::ZERO, header_timeout: Duration::ZERO, ..HttpSettings::default() };
-        let watch = Watch::new(&settings);
+        let watch = Watch::new(Timeouts { header: Duration::ZERO, idle: Duration::ZERO, ..PATIENT });
         assert_eq!(watch.verdict(), Verdict::Idle);
         watch.received();
         assert_eq!(watch.verdict(), Verdict::Stalled);
         let handling = watch.handling();
         assert!(matches!(watch.verdict(), Verdict::Keep(_)));
-        assert!(!watch.is_free());
+        let long_ago = Instant::now() - CLOSE_GRACE;
+        assert!(matches!(watch.closing(long_ago), Verdict::Keep(_)));
         let sending = handling.sending();
         assert!(matches!(watch.verdict(), Verdict::Keep(_)));
+        assert!(matches!(watch.closing(long_ago), Verdict::Keep(_)));
         drop(sending);
-        assert!(watch.is_free());
+        assert_eq!(watch.closing(long_ago), Verdict::Idle);
         assert_eq!(watch.verdict(), Verdict::Idle);
+    }
+
+    #[tokio::test]
+    async fn bytes_of_a_body_are_no_head_and_others_are() {
+        let watch = Watch::new(Timeouts { header: Duration::ZERO, ..PATIENT });
+        let is_kept = |watch: &Watch| matches!(watch.verdict(), Verdict::Keep(_));
+        let (handling, receiving) = (watch.handling(), watch.receiving());
+        watch.received();
+        drop(handling);
+        // The answer is gone, the rest of the refused body still comes.
+        watch.received();
+        assert!(is_kept(&watch));
+        drop(receiving);
+        assert!(is_kept(&watch));
+        // The next head begins while a handler runs.
+        let handling = watch.handling();
+        watch.received();
+        assert!(is_kept(&watch));
+        drop(handling);
+        assert_eq!(watch.verdict(), Verdict::Stalled);
+    }
+
+    #[tokio::test]
+    async fn who_was_answered_while_closing_has_time_to_say_good_bye() {
+        let mut watch = Watch::new(PATIENT);
+        let since = Instant::now() - CLOSE_GRACE;
+        Arc::get_mut(&mut watch).unwrap().start = since - CLOSE_GRACE;
+        watch.http2.store(true, Ordering::Relaxed);
+        assert_eq!(watch.closing(since), Verdict::Idle);
+        drop(watch.handling().sending());
+        assert!(matches!(watch.closing(since), Verdict::Keep(_)));
+        watch.http2.store(false, Ordering::Relaxed);
+        assert_eq!(watch.closing(since), Verdict::Idle);
     }
 }

@@ -150,17 +150,19 @@ impl HistogramFn for HistogramCell {
     }
 }
 
+/// The model that a series belongs to, and the version where it is not about all of them.
+type Owner = (String, Option<String>);
+
 #[derive(Debug)]
 struct Entry {
     labels: String,
-    /// The version that it belongs to, where it has both labels.
-    owner: Option<(String, String)>,
+    owner: Option<Owner>,
     series: Series,
 }
 
 #[derive(Debug)]
 struct Retired {
-    owner: (String, String),
+    owner: Owner,
     since: Instant,
     scrapes: u32,
 }
@@ -196,7 +198,8 @@ impl Store {
         let entry = self.entries.entry(key.to_retained()).or_insert_with(|| {
             let value = |name| key.labels().find(|label| label.key() == name).map(|label| label.value().to_owned());
             let pairs: Vec<(&str, &str)> = key.labels().map(|label| (label.key(), label.value())).collect();
-            Entry { labels: label_text(&pairs), owner: value("model").zip(value("version")), series: Series::new(key.name(), kind) }
+            let owner = value("model").map(|model| (model, value("version")));
+            Entry { labels: label_text(&pairs), owner, series: Series::new(key.name(), kind) }
         });
         entry.series.clone()
     }
@@ -222,7 +225,7 @@ impl Store {
     }
 
     pub(crate) fn retire(&mut self, model: &str, version: u64, now: Instant) {
-        let owner = (model.to_owned(), version.to_string());
+        let owner = (model.to_owned(), Some(version.to_string()));
         self.retired.retain(|retired| retired.owner != owner);
         self.retired.push(Retired { owner, since: now, scrapes: 0 });
         self.sweep(now);
@@ -245,13 +248,23 @@ impl Store {
                 // It came back, or a handle is about to be dropped: look again after another grace.
                 self.retired.push(Retired { since: now, scrapes: 0, ..retired });
             } else {
-                self.entries.retain(|_, entry| entry.owner.as_ref() != Some(&retired.owner));
+                self.forget(retired.owner);
             }
         }
     }
 
+    /// Drops a version's series, and with those of its last version the model's own.
+    fn forget(&mut self, version: Owner) {
+        self.entries.retain(|_, entry| entry.owner.as_ref() != Some(&version));
+        let model = (version.0, None);
+        let others = self.entries.values().filter_map(|entry| entry.owner.as_ref());
+        if !others.clone().any(|owner| owner.0 == model.0 && owner.1.is_some()) {
+            self.entries.retain(|_, entry| entry.owner.as_ref() != Some(&model));
+        }
+    }
+
     /// Whether a version's series may still be recorded to: it came back, or its last handle is about to be dropped.
-    fn is_held(&self, owner: &(String, String)) -> bool {
+    fn is_held(&self, owner: &Owner) -> bool {
         self.entries.values().any(|entry| entry.owner.as_ref() == Some(owner) && entry.series.is_held())
     }
 }

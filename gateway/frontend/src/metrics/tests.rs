@@ -118,6 +118,21 @@ fn a_version_that_left_is_shown_three_more_times() {
 }
 
 #[test]
+fn a_model_s_own_series_go_with_its_last_version() {
+    let metrics = Metrics::new();
+    with_local_recorder(&metrics, || metrics::counter!("bascule_swaps_total", "model" => "m").increment(2));
+    let swaps = |metrics: &Metrics| metrics.render(&[]).contains("bascule_swaps_total{model=\"m\"} 2\n");
+    let kept = serve(&metrics, "m", 2);
+    drop(serve(&metrics, "m", 1));
+    metrics.retire("m", 1);
+    assert!((0..2 * RETIRED_SCRAPES).all(|_| swaps(&metrics)));
+    drop(kept);
+    metrics.retire("m", 2);
+    assert!((0..RETIRED_SCRAPES).all(|_| swaps(&metrics)));
+    assert!(!swaps(&metrics));
+}
+
+#[test]
 fn a_version_that_left_goes_in_time_without_any_scrape() {
     let metrics = Metrics::new();
     let start = Instant::now();

@@ -171,12 +171,20 @@ async fn a_caller_that_sends_nothing_is_cut_off() {
 
 #[tokio::test]
 async fn a_caller_that_sends_half_a_head_is_cut_off() {
-    let settings = HttpSettings { idle_timeout: PATIENCE, header_timeout: SOON, ..HttpSettings::default() };
+    let long = Duration::from_hours(1);
+    let settings = HttpSettings { idle_timeout: long, write_timeout: long, header_timeout: SOON, ..HttpSettings::default() };
     let port = Port::start(settings, echo()).await;
     for half in ["G", "PRI", "GET /v2/health/live HTTP/1.1\r\nhost: x\r\n"] {
         let mut slow = port.connect().await;
         slow.write_all(half.as_bytes()).await.unwrap();
         assert_eq!(rest(&mut slow).await, b"", "{half:?}");
+        // The same after a request, when the connection's task has long looked away.
+        let mut slow = port.connect().await;
+        slow.write_all(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut status = [0; 12];
+        slow.read_exact(&mut status).await.unwrap();
+        slow.write_all(half.as_bytes()).await.unwrap();
+        assert!(rest(&mut slow).await.ends_with(b"{\"live\":true}"), "{half:?}");
     }
     port.stop().await;
 }
@@ -200,6 +208,81 @@ async fn slow_body(settings: HttpSettings, expected: &str) {
     let received = String::from_utf8(rest(&mut slow).await).unwrap();
     assert!(received.starts_with("HTTP/1.1 408"), "{received}");
     assert!(received.ends_with(&format!("{{\"error\":\"{expected}\"}}")), "{received}");
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn over_http2_a_caller_that_reads_slowly_is_not_cut_off() {
+    let (idle_timeout, write_timeout) = (Duration::from_secs(1), Duration::from_secs(2));
+    let settings = HttpSettings { idle_timeout, write_timeout, ..HttpSettings::default() };
+    let port = Port::start(settings, two_outputs()).await;
+    slow_reader(port, false).await;
+}
+
+#[tokio::test]
+async fn over_http2_a_caller_that_reads_nothing_is_cut_off() {
+    let (write_timeout, drain_timeout) = (SOON * 10, Duration::from_hours(1));
+    let settings = HttpSettings { write_timeout, drain_timeout, ..HttpSettings::default() };
+    let port = Port::start(settings, two_outputs()).await;
+    let mut sender = port.http2().await;
+    let response = sender.send_request(two_inputs()).await.unwrap();
+    // Only the cut lets the port end: the drain time-out is far away.
+    port.stop().await;
+    assert!(response.into_body().collect().await.is_err());
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_a_caller_that_reads_after_a_slow_upload() {
+    let settings = HttpSettings { header_timeout: SOON, ..HttpSettings::default() };
+    let port = Port::start(settings, echo()).await;
+    let mut slow = port.connect().await;
+    let (pieces, piece) = (10, [b' '; 100]);
+    let head = format!("POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", pieces * piece.len());
+    slow.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..pieces {
+        tokio::time::sleep(SOON / 5).await;
+        slow.write_all(&piece).await.unwrap();
+    }
+    // The connection rests for longer than a head may take, and serves on.
+    tokio::time::sleep(SOON * 2).await;
+    slow.write_all(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let received = String::from_utf8(rest(&mut slow).await).unwrap();
+    assert!(received.starts_with("HTTP/1.1 404") && received.ends_with("{\"live\":true}"), "{received}");
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_a_caller_that_sends_far_too_much() {
+    let settings = HttpSettings { max_body_bytes: 1000, ..HttpSettings::default() };
+    let port = Port::start(settings, echo()).await;
+    let mut slow = port.connect().await;
+    let (pieces, piece) = (20, [b' '; 1000]);
+    let head = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", pieces * piece.len());
+    slow.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..pieces {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        slow.write_all(&piece).await.expect("the socket takes what comes");
+    }
+    let received = rest(&mut slow).await;
+    assert!(received.starts_with(b"HTTP/1.1 413"), "{}", String::from_utf8_lossy(&received));
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn half_a_head_that_comes_while_a_handler_runs_is_timed_as_one() {
+    let settings = HttpSettings { idle_timeout: Duration::from_hours(1), header_timeout: SOON, ..HttpSettings::default() };
+    let blocking = blocking();
+    let port = Port::start(settings, vec![model("m", 1, blocking)]).await;
+    let mut slow = port.connect().await;
+    let body = r#"{"inputs":[{"name":"x","shape":[1,1],"datatype":"INT32","data":[5]}]}"#;
+    let head = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let log = Arc::clone(&port.log);
+    eventually("it runs", || log.counts().blocked == 1).await;
+    slow.write_all(b"GET /v2").await.unwrap();
+    port.log.release();
+    let received = String::from_utf8(rest(&mut slow).await).unwrap();
+    assert!(received.starts_with("HTTP/1.1 200") && received.ends_with("]}"), "{received}");
     port.stop().await;
 }
 

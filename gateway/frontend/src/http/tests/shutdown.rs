@@ -54,6 +54,12 @@ async fn what_is_in_flight_is_finished() {
 }
 
 #[tokio::test]
+async fn an_answer_is_sent_whole_to_a_slow_reader_over_http2() {
+    let port = Port::start(patient(), two_outputs()).await;
+    slow_reader(port, true).await;
+}
+
+#[tokio::test]
 async fn what_takes_too_long_is_cut_off() {
     let settings = HttpSettings { drain_timeout: Duration::from_millis(50), ..HttpSettings::default() };
     let port = Port::start(settings, vec![model("m", 1, blocking())]).await;
