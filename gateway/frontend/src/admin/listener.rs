@@ -35,8 +35,8 @@ pub async fn serve(
     builder.timer(TokioTimer::new()).header_read_timeout(settings.read_timeout);
     let port = Arc::new(Port { sources, settings, loopback, stopping: ending.stopping.clone() });
     let service = TowerToHyperService::new(router(port));
-    serve_connections(listener, limits, shutdown, ending.clone(), |stream, _| {
-        connection(stream, builder.clone(), service.clone(), ending.clone())
+    serve_connections(listener, limits, shutdown, ending, |stream, _, ending| {
+        connection(stream, builder.clone(), service.clone(), ending)
     })
     .await;
     Ok(())
