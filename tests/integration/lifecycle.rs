@@ -148,7 +148,7 @@ fn sigterm_finishes_what_is_in_flight_and_idle_connections_hold_nothing_up() {
     let mut gateway = sandbox.serve().ready();
     let mut idle = crate::http::Connection::open(gateway.http).unwrap();
     assert_eq!(idle.call("GET", "/v2/health/live", &[], &[]).status, 200);
-    let _grpc = std::net::TcpStream::connect(gateway.grpc).unwrap();
+    let _grpc = TcpStream::connect(gateway.grpc).unwrap();
     gateway.signal("TERM");
     assert!(gateway.wait().success(), "{}", gateway.log());
     assert_eq!(call(gateway.http, "GET", "/v2/health/live", &[], &[]).status, 0);
