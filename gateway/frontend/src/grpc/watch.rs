@@ -21,8 +21,9 @@ use tonic::body::Body;
 
 use super::budget::Share;
 
-/// What is handed to the connection at once: a caller that reads slowly is seen to read.
-const PIECE_BYTES: usize = 128 << 10;
+/// What is handed to the connection at once. Small, so that a caller is seen to read even where many large answers share a slow line;
+/// few clients take larger frames anyway.
+const PIECE_BYTES: usize = 32 << 10;
 
 /// The calls of a connection.
 #[derive(Debug)]

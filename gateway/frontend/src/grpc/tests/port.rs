@@ -102,14 +102,16 @@ async fn a_peer_that_falls_silent_does_not_hold_the_shutdown() {
 async fn an_open_reflection_stream_does_not_hold_the_shutdown() {
     use tonic_reflection::pb::v1::ServerReflectionRequest;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-    let settings = GrpcSettings { drain_timeout: Duration::from_secs(86_400), ..GrpcSettings::default() };
+    let day = Duration::from_secs(86_400);
+    let settings = GrpcSettings { drain_timeout: day, body_stall_timeout: day, body_timeout: day, ..GrpcSettings::default() };
     let bench = Bench::with([mlp()], settings).await;
     let (requests, receiver) = tokio::sync::mpsc::channel::<ServerReflectionRequest>(1);
     let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
     let mut client = ServerReflectionClient::new(bench.channel().await);
     let mut answers = client.server_reflection_info(receiver).await.unwrap().into_inner();
     bench.stop.cancel();
-    assert!(answers.message().await.unwrap().is_none());
+    let ended = tokio::time::timeout(PATIENCE, answers.message()).await.expect("the stream ends");
+    assert!(ended.unwrap().is_none());
     bench.stopped().await;
     drop(requests);
 }
