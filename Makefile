@@ -52,7 +52,7 @@ run: build ## Serve a copy of models/ on 127.0.0.1: HTTP 8000, gRPC 8001, admin 
 	@echo
 	@echo "  curl -s http://127.0.0.1:8000/v2/models/digits/infer -d @models/testset/request.json"
 	@echo
-	@exec target/release/bascule serve --registry .bascule/run/models $(ARGS)
+	@exec target/release/bascule serve --registry .bascule/run/models --state-dir .bascule/run/state $(ARGS)
 
 demo: build ## Swap versions under real traffic and print what happened; fails where a request failed.
 	@target/release/bascule demo --models models $(ARGS)
@@ -67,7 +67,7 @@ test-all: test test-long ## Run the tests and the long ones: 1,000 swaps, 10,000
 
 # The long tests alone; BOX=SECONDS runs as many as fit.
 test-long: test-deps
-	@$(if $(LOCKED),$(MAKE) $(FUZZ) || echo "make: going on without cargo-fuzz; fuzzing will be counted as skipped")
+	@$(MAKE) $(FUZZ) || echo "make: going on without cargo-fuzz; fuzzing will be counted as skipped"
 	@$(PYTHON) scripts/run_tests.py long $(if $(BOX),--box $(BOX))
 
 bench: build ## Measure overhead, swaps under load and batching; JSON goes to .bascule/bench.json.
@@ -78,6 +78,7 @@ lint: fmt clippy deny ## Check formatting, lints, licences and dependency rules.
 
 fmt:
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
 
 clippy:
 	$(CARGO) clippy $(LOCKED) --workspace --all-targets -- -D warnings

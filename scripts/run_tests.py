@@ -192,10 +192,11 @@ class BuildError(Exception):
 
 
 class Case:
-    """One long test: a name, a command, the folder to run it in, and what it needs that is not there, if anything."""
+    """One long test: a name, a command, the folder to run it in, and what it needs that is not there, if anything. `prepare` is a
+    command that comes first and does not count against the limit."""
 
-    def __init__(self, name, command, folder=REPOSITORY, lacks=None, limit=CASE_LIMIT):
-        self.name, self.command, self.folder, self.lacks, self.limit = name, command, folder, lacks, limit
+    def __init__(self, name, command, folder=REPOSITORY, lacks=None, limit=CASE_LIMIT, prepare=None):
+        self.name, self.command, self.folder, self.lacks, self.limit, self.prepare = name, command, folder, lacks, limit, prepare
 
 
 def ignored_tests():
@@ -224,7 +225,7 @@ def fuzz_targets():
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "fuzz/Cargo.toml", "*/fuzz/Cargo.toml"],
         cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True,
     ).stdout.split()  # fmt: skip
-    lacks, fuzzer = fuzzing_tools()
+    lacks, fuzzer, sanitizer = fuzzing_tools()
     for manifest in manifests:
         folder = (REPOSITORY / manifest).parent
         for target in sorted((folder / "fuzz_targets").glob("*.rs")):
@@ -233,8 +234,10 @@ def fuzz_targets():
             corpus.mkdir(parents=True, exist_ok=True)
             seeds = [str(path) for path in [folder / "seeds" / target.stem] if path.is_dir()]
             runs = [target.stem, str(corpus), *seeds, "--", f"-max_total_time={FUZZ_SECONDS}"]
-            command = [*fuzzer, *where, *runs]
-            cases.append(Case(f"fuzz: {target.stem}", command, folder.parent, lacks))
+            # The first builds for all: that takes minutes, and none where nothing has changed.
+            build = [*fuzzer, "build", *sanitizer, *where]
+            command = [*fuzzer, "run", *sanitizer, *where, *runs]
+            cases.append(Case(f"fuzz: {target.stem}", command, folder.parent, lacks, prepare=build))
     return cases
 
 
@@ -242,9 +245,9 @@ def fuzzing_tools():
     """What is missing for fuzzing, if anything, and the command that runs a target."""
     fuzzer = next(filter(shutil.which, [os.environ.get("CARGO_FUZZ", ""), "cargo-fuzz"]), None)
     if fuzzer is None:
-        return "cargo-fuzz is not installed (cargo install cargo-fuzz)", []
+        return "cargo-fuzz is not installed (cargo install cargo-fuzz)", [], []
     # Coverage needs flags that stable Rust hides; address checks, which need nightly, add little where there is no unsafe code.
-    return None, ["env", "RUSTC_BOOTSTRAP=1", fuzzer, "run", "--sanitizer=none"]
+    return None, ["env", "RUSTC_BOOTSTRAP=1", fuzzer], ["--sanitizer=none"]
 
 
 def rotated(cases, turn):
@@ -262,6 +265,14 @@ def run_case(case, left):
     """Runs a case within its limit and the seconds left, and tallies it."""
     if case.lacks:
         return Tally(skipped=[f"{case.name}: {case.lacks}"])
+    if case.prepare:
+        began = time.monotonic()
+        _, status = run(case.prepare, left, folder=case.folder)
+        if status is None:
+            return Tally(skipped=[f"{case.name}: its build was cut off by the end of this run's time box"])
+        if status != 0:
+            return Tally(failed=[f"{case.name}: does not build"])
+        left -= time.monotonic() - began
     limit = min(case.limit, left)
     with skip_log() as (log, skipped):
         environment = {**test_environment(log), "CARGO_MANIFEST_DIR": str(case.folder)}

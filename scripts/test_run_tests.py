@@ -90,6 +90,14 @@ class Cases(unittest.TestCase):
         self.assertEqual(self.outcome(hang, limit=0.2), (0, ["c: did not end within 0.2 s"], []))
         self.assertEqual(self.outcome(hang, left=0.2), (0, [], ["c: cut off after 0 s by the end of this run's time box"]))
 
+    def test_what_comes_first_must_succeed_and_may_take_longer_than_the_test(self):
+        prepare = lambda code: {"prepare": [sys.executable, "-c", code]}  # noqa: E731
+        hang = "import threading; threading.Event().wait()"
+        self.assertEqual(self.outcome("pass", **prepare("pass")), (1, [], []))
+        self.assertEqual(self.outcome("pass", **prepare("exit(1)")), (0, ["c: does not build"], []))
+        skipped = "c: its build was cut off by the end of this run's time box"
+        self.assertEqual(self.outcome("pass", left=0.2, **prepare(hang)), (0, [], [skipped]))
+
     def test_rotation_starts_elsewhere_and_leaves_nothing_out(self):
         self.assertEqual([rotated([1, 2, 3], turn) for turn in (0, 1, 5)], [[1, 2, 3], [2, 3, 1], [3, 1, 2]])
         self.assertEqual(rotated([], 7), [])

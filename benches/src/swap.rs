@@ -107,6 +107,8 @@ async fn publish(program: &Path, registry: &Path, model: &Path) -> Result<()> {
 async fn wait_for_version(gateway: &Gateway, version: u64) -> Result<()> {
     let path = format!("/admin/v1/models/digits/versions/{version}/wait?timeout=60s");
     let (status, body) = get(gateway.admin, &path).await?;
-    ensure!(status == 200, "version {version} did not become ready: {}", String::from_utf8_lossy(&body));
+    let waited: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let ready = status == 200 && waited["outcome"] == "ready";
+    ensure!(ready, "version {version} did not become ready: {}", String::from_utf8_lossy(&body));
     Ok(())
 }

@@ -110,6 +110,14 @@ pub fn local_path(place: &Place) -> Result<PathBuf> {
     url.to_file_path().map_err(|()| anyhow::anyhow!("registry {} names no path on this machine", place.0))
 }
 
+/// What makes a registry the same one after a restart: its place as it is named, since a link that leads elsewhere tomorrow is still
+/// this registry.
+fn identity(place: &Place) -> Result<String> {
+    let path = local_path(place)?;
+    let path = std::path::absolute(&path).with_context(|| format!("registry {} names no place", place.0))?;
+    Ok(path.display().to_string())
+}
+
 /// Opens a registry to publish to or to write a journal in; `create` makes the directory where it is not there. Blocks.
 ///
 /// # Errors
@@ -131,8 +139,9 @@ pub fn engine_options(
     on_retired: impl Fn(&VersionKey) + Send + Sync + 'static,
 ) -> Result<EngineOptions> {
     let cache = Cache::open(state.cache_dir())?;
-    let journal = journal(config, state)?;
-    let defaults = EngineOptions::new(source.versions(), journal, cache, state.path().to_owned());
+    let own = state.of_registry(&identity(&config.registry.url)?)?;
+    let journal = journal(config, &own)?;
+    let defaults = EngineOptions::new(source.versions(), journal, cache, own);
     Ok(EngineOptions {
         read_settings: settings_reader(&runtimes),
         runtimes,
@@ -140,6 +149,7 @@ pub fn engine_options(
         explicit_models: config.load.models.clone(),
         live: live_options(config),
         drain_timeout: config.server.drain_timeout,
+        cache_max_bytes: config.cache_max_bytes.0,
         on_retired: Arc::new(on_retired),
         ..defaults
     })
@@ -161,17 +171,17 @@ pub fn live_options(config: &Config) -> LiveOptions {
 }
 
 /// Where rollout decisions go: into the registry that is served, for models in its own layout; for plain models beside it.
-fn journal(config: &Config, state: &StateDir) -> Result<Arc<dyn JournalStore>> {
+fn journal(config: &Config, own: &Path) -> Result<Arc<dyn JournalStore>> {
     let beside = match &config.journal {
         Some(place) => {
             let dir = local_path(place).context("rollout.journal")?;
             std::fs::create_dir_all(&dir).with_context(|| format!("rollout.journal: can't make {}", dir.display()))?;
             dir
         }
-        None => state.journal_dir()?,
+        None => own.join("journal"),
     };
     let beside = LocalJournal::open(&beside)?;
-    Ok(Arc::new(Journals::new(config.registry.url.clone(), beside)))
+    Ok(Arc::new(Journals::new(config.registry.url.clone(), beside, config.journal.is_some())))
 }
 
 #[cfg(test)]

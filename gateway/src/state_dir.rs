@@ -66,27 +66,44 @@ impl StateDir {
         &self.path
     }
 
-    /// Where fetched versions lie.
-    pub fn cache_dir(&self) -> PathBuf {
-        self.path.join("cache")
-    }
-
-    /// Where the journals of plain models lie; made where it is not there.
+    /// Where what is known of one registry lies: what is served of it, what the operator switched off, journals. A gateway that is
+    /// pointed at another registry begins anew there, and finds everything again when it comes back. Made where it is not there.
     ///
     /// # Errors
     /// It can't be made.
-    pub fn journal_dir(&self) -> Result<PathBuf, StateDirError> {
-        let dir = self.path.join("journal");
-        match std::fs::create_dir_all(&dir) {
+    pub fn of_registry(&self, identity: &str) -> Result<PathBuf, StateDirError> {
+        let digest = bascule_registry::Digest::of(identity.as_bytes()).to_string();
+        let dir = self.path.join(format!("registry-{}", &digest[..12]));
+        let write = || {
+            std::fs::create_dir_all(&dir)?;
+            // For people who look into the directory.
+            std::fs::write(dir.join("registry.txt"), format!("{identity}\n"))
+        };
+        match write() {
             Ok(()) => Ok(dir),
             Err(source) => Err(StateDirError::Unusable { path: dir, source }),
         }
+    }
+
+    /// Where fetched versions lie, whatever registry they came from.
+    pub fn cache_dir(&self) -> PathBuf {
+        self.path.join("cache")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_registry_has_a_state_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        let [a, again, b] = ["/srv/a", "/srv/a", "/srv/b"].map(|identity| state.of_registry(identity).unwrap());
+        assert_eq!(a, again);
+        assert_ne!(a, b);
+        assert_eq!(std::fs::read_to_string(b.join("registry.txt")).unwrap(), "/srv/b\n");
+    }
 
     #[test]
     fn one_process_at_a_time_has_the_directory() {

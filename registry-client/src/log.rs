@@ -87,7 +87,8 @@ impl NumberedLog {
         Ok(there)
     }
 
-    async fn exists(&self, seq: u64) -> Result<bool, StoreError> {
+    /// Whether an entry is there.
+    pub(crate) async fn exists(&self, seq: u64) -> Result<bool, StoreError> {
         exists(self.store.as_ref(), &self.path(seq)).await
     }
 }

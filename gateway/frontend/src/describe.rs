@@ -81,6 +81,7 @@ fn absent(route: &Route) -> InferError {
         Standing::NotReady { reason, retry_after } => {
             InferError::NotReady { model: route.model.to_string(), reason: reason.clone(), retry_after: *retry_after }
         }
+        Standing::Waking => not_ready(route, "it is being loaded".to_owned()),
         Standing::OnDemand => not_ready(route, "the first request loads it".to_owned()),
         Standing::Serving => not_ready(route, "no version takes traffic".to_owned()),
     }

@@ -52,6 +52,11 @@ fn split(route: &Route, key: impl FnOnce(u64) -> u32) -> Result<&Arc<Servable>, 
         (None, Standing::NotReady { reason, retry_after }) => {
             Err(InferError::NotReady { model: route.model.to_string(), reason: reason.clone(), retry_after: *retry_after })
         }
+        (None, Standing::Waking) => Err(InferError::NotReady {
+            model: route.model.to_string(),
+            reason: "it is being loaded".to_owned(),
+            retry_after: crate::table::RETRY_AFTER,
+        }),
         (None, Standing::Serving | Standing::OnDemand) => Err(InferError::NotReady {
             model: route.model.to_string(),
             reason: "no version takes traffic".to_owned(),

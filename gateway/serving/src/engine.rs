@@ -13,7 +13,7 @@ use crate::error::with_causes;
 use crate::journal::JournalStore;
 use crate::loader::Runtimes;
 use crate::persist::{self, Persisted, Writer, Written};
-use crate::reconcile::{self, Looks, Reconciler, Rules};
+use crate::reconcile::{self, Looks, Reconciler, Rules, Stock};
 use crate::serving::Shared;
 use crate::{LoadMode, ModelSettings, Router, Serving, TransitionPolicy};
 
@@ -177,6 +177,12 @@ pub enum StartError {
         /// The operating system's answer.
         source: std::io::Error,
     },
+    /// The reconciler has nowhere to run.
+    #[error("cannot start a thread")]
+    Thread {
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
     /// The asynchronous runtime is on its way out.
     #[error("a blocking thread ended early")]
     Stopped,
@@ -193,7 +199,7 @@ impl Engine {
     /// # Errors
     /// Where the state directory can't be used. A source that can't be read is no error: it shows in the status.
     pub async fn start(options: EngineOptions) -> Result<Serving, StartError> {
-        let (persisted, runtimes) = prepare(&options).await?;
+        let (persisted, stock, runtimes) = prepare(&options).await?;
         let (router, publisher) = Router::new();
         let (mailbox, events) = mpsc::channel(MAILBOX_CAPACITY);
         let (written, written_now) = watch::channel(Written::default());
@@ -204,8 +210,8 @@ impl Engine {
         tokio::spawn(persist::keep(Arc::clone(&writer), written));
         let reconciler = Reconciler::new(Rules::of(&options), options.source.describe(), persisted, publisher);
         let (shell, snapshots) =
-            reconcile::Shell::new(reconciler, &options, runtimes, mailbox.downgrade(), writer, Arc::clone(&wanted));
-        tokio::spawn(shell.run(events));
+            reconcile::Shell::new(reconciler, &options, stock, runtimes, mailbox.downgrade(), writer, Arc::clone(&wanted));
+        shell.start(events).map_err(|source| StartError::Thread { source })?;
         let seer = reconcile::Seer::new(&options, live_now, Arc::clone(&looks), mailbox.downgrade());
         tokio::spawn(seer.run());
         let (stopping, _) = watch::channel(false);
@@ -216,15 +222,18 @@ impl Engine {
 
 /// All that blocks at the start: reads what was kept and opens the runtimes' libraries, on a thread of ordinary priority, which the
 /// threads that a library starts for itself inherit.
-async fn prepare(options: &EngineOptions) -> Result<(Persisted, Arc<Runtimes>), StartError> {
+async fn prepare(options: &EngineOptions) -> Result<(Persisted, Arc<Stock>, Arc<Runtimes>), StartError> {
     let (state_dir, runtimes) = (options.state_dir.clone(), options.runtimes.clone());
+    let (source, cache, max_bytes) = (Arc::clone(&options.source), options.cache.clone(), options.cache_max_bytes);
     let prepared = tokio::task::spawn_blocking(move || {
         let persisted = Persisted::read(&state_dir).map_err(|source| StartError::State { dir: state_dir, source })?;
+        let served = persisted.served.values().flat_map(|served| &served.versions).map(|generation| generation.digest);
+        let stock = Stock::new(source, cache, max_bytes, served);
         let runtimes = Runtimes::open(runtimes);
         for (format, error) in runtimes.unavailable() {
             tracing::warn!(format, error = with_causes(error), "a runtime can't be used");
         }
-        Ok((persisted, Arc::new(runtimes)))
+        Ok((persisted, Arc::new(stock), Arc::new(runtimes)))
     });
     prepared.await.map_err(|_| StartError::Stopped)?
 }

@@ -27,6 +27,12 @@ pub trait JournalStore: Send + Sync {
     /// # Errors
     /// [`JournalError::Unavailable`] where the store fails.
     async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError>;
+
+    /// Whether the journal of such a model has an entry after this one: other replicas may write it, too. Cheap, since every look asks.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`] where the store fails.
+    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError>;
 }
 
 /// One directory for the journals of every model, whatever its layout: for one replica.
@@ -46,5 +52,9 @@ impl JournalStore for LocalJournal {
 
     async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
         LocalJournal::rollout(self, model).await
+    }
+
+    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
+        LocalJournal::has_grown(self, model, seq).await
     }
 }

@@ -18,7 +18,7 @@ use bascule_runtime_api::{Footprint, LoadError, LoadOptions, Runtime, Session, S
 use chrono::{DateTime, Utc};
 
 use self::golden::Golden;
-use crate::error::with_causes;
+use crate::error::{panicked, with_causes};
 use crate::reconcile::Files;
 use crate::state::FailedStep;
 use crate::{ModelSettings, Servable, ServableSpec, memory};
@@ -240,12 +240,8 @@ fn described(error: &LoadError) -> String {
 
 /// A panic of a runtime fails the version, not the gateway.
 fn guarded<T>(step: FailedStep, work: impl FnOnce() -> Result<T, LoadFailure>) -> Result<T, LoadFailure> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(LoadFailure::new(step, panicked(panic.as_ref()))))
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
-    let message = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-    format!("the runtime panicked: {}", message.unwrap_or("no message"))
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(LoadFailure::new(step, format!("the runtime {}", panicked(panic.as_ref())))))
 }
 
 #[cfg(test)]

@@ -31,7 +31,10 @@ pub(crate) enum Phase {
     /// Sessions are made or warmed up; it can't be stopped.
     Loading,
     Ready,
-    Draining,
+    /// `until` is when it should have ended: one that goes on after that, because a run can't be stopped, holds up nothing.
+    Draining {
+        until: Duration,
+    },
     Failed {
         retry_at: Duration,
     },
@@ -82,9 +85,18 @@ pub(crate) struct Means {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Idle {
     pub(crate) model: ModelName,
-    /// See [`crate::table::LastUse::second`].
+    /// See [`crate::table::LastUse::millis`].
     pub(crate) last_use: u64,
     pub(crate) reserved_bytes: u64,
+}
+
+/// Models that were loaded on demand and hold memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Yielding {
+    /// Those that nobody uses now.
+    pub(crate) idle: Vec<Idle>,
+    /// What the others hold, which are in use or on their way.
+    pub(crate) busy_bytes: u64,
 }
 
 /// One thing to do.
@@ -118,15 +130,18 @@ pub(crate) struct Plan {
     pub(crate) wake_at: Option<Duration>,
 }
 
-/// What to do next. `idle` is asked only where memory is short.
-pub(crate) fn plan(view: &ModelView<'_>, means: &Means, idle: impl FnOnce() -> Vec<Idle>, now: Duration) -> Plan {
+/// Memory that others use now is looked at again after this long: nothing tells when a model becomes idle.
+const BUSY_RECHECK: Duration = Duration::from_millis(50);
+
+/// What to do next. `yielding` is asked only where memory is short.
+pub(crate) fn plan(view: &ModelView<'_>, means: &Means, yielding: impl FnOnce() -> Yielding, now: Duration) -> Plan {
     let mut plan = Plan::default();
     let abandoned = abandon(view, &mut plan);
     let left: Vec<ResidencyView> =
         view.residencies.iter().filter(|residency| !abandoned.contains(&residency.id)).copied().collect();
     begin(view, &left, &mut plan);
-    let freed = unload(view, &left, &mut plan);
-    reserve(&left, freed, means, idle, &mut plan);
+    let freed = unload(view, &left, now, &mut plan);
+    reserve(&left, freed, means, yielding, now, &mut plan);
     // A residency that was begun just now is pending from the next plan on.
     start(view, &left, means, now, &mut plan);
     plan
@@ -139,7 +154,7 @@ fn abandon(view: &ModelView<'_>, plan: &mut Plan) -> Vec<ResidencyId> {
     let useless = |residency: &&ResidencyView| match residency.phase {
         Phase::Pending | Phase::Fetching | Phase::Verifying { .. } => !(residency.current || residency.restored && keeps_restored),
         Phase::Failed { .. } => !residency.current,
-        Phase::Loading | Phase::Ready | Phase::Draining => false,
+        Phase::Loading | Phase::Ready | Phase::Draining { .. } => false,
     };
     let ids: Vec<ResidencyId> = view.residencies.iter().filter(useless).map(|residency| residency.id).collect();
     plan.actions.extend(ids.iter().map(|id| Action::Abandon { id: *id }));
@@ -148,28 +163,34 @@ fn abandon(view: &ModelView<'_>, plan: &mut Plan) -> Vec<ResidencyId> {
 
 fn begin(view: &ModelView<'_>, left: &[ResidencyView], plan: &mut Plan) {
     let is_resident = |version: VersionNumber| {
-        left.iter().any(|residency| residency.version == version && residency.current && residency.phase != Phase::Draining)
+        let lives = |residency: &ResidencyView| residency.current && !matches!(residency.phase, Phase::Draining { .. });
+        left.iter().any(|residency| residency.version == version && lives(residency))
     };
     let missing = view.aspired.versions.keys().copied().filter(|version| !is_resident(*version));
     plan.actions.extend(missing.map(|version| Action::Begin { version }));
 }
 
 /// Unloads what answers nobody; the bytes that this will free.
-fn unload(view: &ModelView<'_>, left: &[ResidencyView], plan: &mut Plan) -> u64 {
+fn unload(view: &ModelView<'_>, left: &[ResidencyView], now: Duration, plan: &mut Plan) -> u64 {
     let choice = choose(view.aspired, view.transition, left);
     let mut leaving: Vec<&ResidencyView> =
         left.iter().filter(|residency| residency.phase == Phase::Ready && !choice.names(residency.id)).collect();
     leaving.sort_by_key(|residency| (residency.version, residency.id));
     if !view.aspired.versions.is_empty() {
-        let draining = left.iter().any(|residency| residency.phase == Phase::Draining);
+        let draining = left.iter().any(|residency| drains(residency, now));
         leaving.truncate(usize::from(!draining));
     }
     plan.actions.extend(leaving.iter().map(|residency| Action::Unload { id: residency.id }));
     leaving.iter().map(|residency| residency.reserved_bytes).sum()
 }
 
+/// Whether it is on its way out and within its time.
+fn drains(residency: &ResidencyView, now: Duration) -> bool {
+    matches!(residency.phase, Phase::Draining { until } if until > now)
+}
+
 /// Decides on the load that waits for memory, where there is one.
-fn reserve(left: &[ResidencyView], freed: u64, means: &Means, idle: impl FnOnce() -> Vec<Idle>, plan: &mut Plan) {
+fn reserve(left: &[ResidencyView], freed: u64, means: &Means, yielding: impl FnOnce() -> Yielding, now: Duration, plan: &mut Plan) {
     let waiting = left.iter().find_map(|residency| match residency.phase {
         Phase::Verifying { needs: Some(needs) } => Some((residency.id, needs)),
         _ => None,
@@ -190,13 +211,20 @@ fn reserve(left: &[ResidencyView], freed: u64, means: &Means, idle: impl FnOnce(
         plan.waits_for_memory = true;
         return;
     }
-    let evicted = if bytes <= limit { evict(bytes - soon, idle()) } else { None };
-    match evicted {
-        Some(models) => {
+    let Yielding { idle, busy_bytes } = if bytes <= limit { yielding() } else { Yielding::default() };
+    let idle_bytes = idle.iter().fold(0u64, |sum, idle| sum.saturating_add(idle.reserved_bytes));
+    let enough_later = bytes <= soon.saturating_add(idle_bytes).saturating_add(busy_bytes);
+    match evict(bytes.saturating_sub(soon), idle) {
+        Some(models) if bytes <= limit => {
             plan.actions.extend(models.into_iter().map(|model| Action::Evict { model }));
             plan.waits_for_memory = true;
         }
-        None => {
+        // Nobody gives way before there is enough, and those who wait for the load wait on.
+        _ if bytes <= limit && enough_later => {
+            plan.waits_for_memory = true;
+            plan.wake_at = Some(now.saturating_add(BUSY_RECHECK));
+        }
+        _ => {
             let reserved = budget.reserved;
             let cause = format!(
                 "it needs {bytes} bytes by estimate, and of the memory budget of {limit} bytes {reserved} are reserved: {free} are left"
@@ -227,9 +255,13 @@ fn start(view: &ModelView<'_>, left: &[ResidencyView], means: &Means, now: Durat
         Phase::Failed { retry_at } if residency.current && retry_at > now => Some(retry_at),
         _ => None,
     });
-    plan.wake_at = retries.min();
+    let drains_until = left.iter().filter_map(|residency| match residency.phase {
+        Phase::Draining { until } if until > now => Some(until),
+        _ => None,
+    });
+    plan.wake_at = plan.wake_at.into_iter().chain(retries).chain(drains_until).min();
     let moving = |residency: &ResidencyView| {
-        matches!(residency.phase, Phase::Fetching | Phase::Verifying { .. } | Phase::Loading | Phase::Draining)
+        matches!(residency.phase, Phase::Fetching | Phase::Verifying { .. } | Phase::Loading) || drains(residency, now)
     };
     if left.iter().any(moving) || plan.actions.iter().any(|action| matches!(action, Action::Unload { .. })) {
         return;

@@ -7,6 +7,7 @@
 //! The order that requests rely on: a version is in the table only while it is ready, and it is closed (an effect) only after a table
 //! without it was published.
 
+mod bring;
 mod event;
 mod loads;
 mod look;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use bascule_registry::ModelName;
 
+pub(crate) use self::bring::{FetchProgress, Stock};
 pub(crate) use self::event::{Drained, Effect, Event, Files, Now, ResidencyId, Snapshot};
 #[cfg(test)]
 pub(crate) use self::event::{Look, Unloading};
@@ -35,7 +37,7 @@ use crate::LoadMode;
 use crate::aspire::{Circumstances, Demand, aspire};
 use crate::engine::{EngineOptions, LiveOptions, RetryPolicy, SettingsReader};
 use crate::persist::{Operator, Persisted, Write};
-use crate::plan::{Action, Budget, Idle, Means, ModelView, choose, plan};
+use crate::plan::{Action, Budget, Idle, Means, ModelView, Yielding, choose, plan};
 use crate::state::Stage;
 use crate::status::{DrainReceipt, ModelStatus, Readiness, Status};
 use crate::table::Publisher;
@@ -102,7 +104,7 @@ pub(crate) struct Reconciler {
     jobs: VecDeque<Job>,
     trims: loads::Trims,
     receipts: Arc<VecDeque<(ResidencyId, DrainReceipt)>>,
-    statuses: BTreeMap<ModelName, ModelStatus>,
+    statuses: BTreeMap<ModelName, Arc<ModelStatus>>,
     /// Effects that must come after the publish, and those that need not.
     drains: Vec<Effect>,
     effects: Vec<Effect>,
@@ -187,7 +189,8 @@ impl Reconciler {
     /// out in order.
     pub(crate) fn settle(&mut self, now: Now) -> (Vec<Effect>, Snapshot) {
         self.drain += 1;
-        while let Some(name) = self.dirty.pop_first() {
+        self.note_overdue(now);
+        while let Some(name) = self.dirty.pop_first().or_else(|| self.next_for_slot()) {
             self.settle_model(&name, now);
             self.touched.insert(name);
         }
@@ -195,9 +198,14 @@ impl Reconciler {
         self.publish();
         self.effects.append(&mut self.drains);
         self.trim_if_due(now);
-        self.update_readiness();
+        self.update_readiness(now);
         let snapshot = self.snapshot(now);
         (std::mem::take(&mut self.effects), snapshot)
+    }
+
+    /// A model that waits for a fetch slot, while one is free. Whoever is told and needs it no more leaves it to the next.
+    fn next_for_slot(&mut self) -> Option<ModelName> {
+        if self.fetching < MAX_FETCHES { self.waiting_for_slot.pop_first() } else { None }
     }
 
     /// When [`Event::Tick`] should come, if nothing else does.
@@ -241,7 +249,7 @@ impl Reconciler {
             let views = model.views();
             let view = ModelView { aspired: &model.aspired, transition: self.rules.live.transition, residencies: &views };
             let means = Means { budget: self.budget, fetch_slots: MAX_FETCHES.saturating_sub(self.fetching) };
-            let plan = plan(&view, &means, || self.idle_models(), now.at);
+            let plan = plan(&view, &means, || self.yielding_models(), now.at);
             let until =
                 model.aspired.until.and_then(|until| (until - now.utc).to_std().ok()).map(|left| now.at.saturating_add(left));
             model.wake_at = [plan.wake_at, until].into_iter().flatten().min();
@@ -301,24 +309,30 @@ impl Reconciler {
             Action::Refuse { id, cause } => {
                 self.fail(model, id, crate::loader::LoadFailure::new(crate::state::FailedStep::Memory, cause), now);
             }
-            Action::Unload { id } => self.unload(model, id),
+            Action::Unload { id } => self.unload(model, id, now),
             Action::Abandon { id } => self.abandon(model, id),
             Action::Evict { model: evicted } => self.evict(&evicted, now),
         }
     }
 
-    /// Models that could give way to another; the one that is being settled is not among them.
-    fn idle_models(&self) -> Vec<Idle> {
+    /// Models that could give way to another, now or once they are idle; the one that is being settled is not among them.
+    fn yielding_models(&self) -> Yielding {
+        let mut yielding = Yielding::default();
         if self.rules.load_mode != LoadMode::OnDemand {
-            return Vec::new();
+            return yielding;
         }
-        let idle = self.models.values().filter(|model| model.wanted && !model.residencies.is_empty() && model.is_idle());
-        idle.map(|model| Idle {
-            model: model.name.clone(),
-            last_use: model.last_use.second(),
-            reserved_bytes: model.residencies.values().map(|residency| residency.reserved_bytes).sum(),
-        })
-        .collect()
+        for model in self.models.values().filter(|model| model.wanted) {
+            // What drains is counted as freeing already.
+            let held = model.residencies.values().filter(|residency| residency.stage() != Stage::Draining);
+            let reserved_bytes = held.map(|residency| residency.reserved_bytes).sum();
+            if reserved_bytes > 0 && model.is_idle() {
+                let last_use = model.last_use.millis();
+                yielding.idle.push(Idle { model: model.name.clone(), last_use, reserved_bytes });
+            } else {
+                yielding.busy_bytes = yielding.busy_bytes.saturating_add(reserved_bytes);
+            }
+        }
+        yielding
     }
 
     fn evict(&mut self, name: &ModelName, now: Now) {
@@ -337,30 +351,34 @@ impl Reconciler {
         self.stopping.is_some() && !self.models.values().flat_map(|model| model.residencies.values()).any(moving)
     }
 
-    fn update_readiness(&mut self) {
-        self.decided = self.decided || (self.source.is_decided() && self.models.values().all(ModelState::is_decided));
+    fn update_readiness(&mut self, now: Now) {
+        self.decided = self.decided || (self.source.is_decided() && self.models.values().all(|model| self.is_decided(model, now)));
     }
 
-    fn readiness(&self) -> Readiness {
+    /// Whether all that should be loaded of a model at the start is, or has failed once.
+    fn is_decided(&self, model: &ModelState, now: Now) -> bool {
+        self.demand(model) != Demand::Wanted || model.is_decided(now.at)
+    }
+
+    fn readiness(&self, now: Now) -> Readiness {
         if self.stopping.is_some() {
             return Readiness::Stopping;
         }
         let not_yet = |reason: String| Readiness::NotYet { reason };
         if !self.decided {
-            let undecided = self.models.values().find(|model| !model.is_decided());
+            let undecided = self.models.values().find(|model| !self.is_decided(model, now));
             return not_yet(match undecided {
                 Some(model) => format!("model '{}' is being loaded", model.name),
                 None => self.source.waiting_for(),
             });
         }
-        let failing = |status: &&ModelStatus| {
+        let failing = |status: &&Arc<ModelStatus>| {
             let failed = status.versions.iter().any(|version| version.stage == Stage::Failed.name());
             failed || status.standing == report::NOT_READY
         };
-        match self.statuses.values().find(failing).filter(|_| self.rules.live.strict_ready) {
-            Some(status) => not_yet(format!("model '{}' is not ready", status.name)),
-            None => Readiness::Ready,
-        }
+        // Not looked for where nobody asks.
+        let failing = if self.rules.live.strict_ready { self.statuses.values().find(failing) } else { None };
+        failing.map_or(Readiness::Ready, |status| not_yet(format!("model '{}' is not ready", status.name)))
     }
 
     /// Models that were to be loaded at the start and that no source has.
@@ -385,11 +403,11 @@ impl Reconciler {
     fn snapshot(&mut self, now: Now) -> Snapshot {
         for name in std::mem::take(&mut self.touched) {
             match self.models.get(&name) {
-                Some(model) => drop(self.statuses.insert(name, self.model_status(model, now))),
+                Some(model) => drop(self.statuses.insert(name, Arc::new(self.model_status(model, now)))),
                 None => drop(self.statuses.remove(&name)),
             }
         }
-        let readiness = self.readiness();
+        let readiness = self.readiness(now);
         let status = Status {
             models: self.statuses.values().cloned().collect(),
             registry: self.source.status(self.missing()),

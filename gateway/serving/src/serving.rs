@@ -24,6 +24,9 @@ use crate::{InferError, InferRequest, InferResponse, Routed, Router, Standing};
 /// How long [`Serving::apply`] waits for the look that shows its effect. The entry is written either way.
 const APPLY_LOOK_WAIT: Duration = Duration::from_secs(5);
 
+/// How long [`Serving::load`] waits for files that have changed lately to keep still.
+const SETTLE_WAIT: Duration = Duration::from_secs(15);
+
 /// How often a request is sent again because its model was evicted just before it arrived.
 const EVICTION_RETRIES: usize = 3;
 
@@ -152,7 +155,10 @@ impl Serving {
     /// As [`Router::route`]; [`InferError::NotReady`] and [`InferError::DeadlineExceeded`] where a load takes too long.
     pub async fn route(&self, model: &str, deadline: Option<Instant>) -> Result<Routed, InferError> {
         let routed = self.shared.router.route(model)?;
-        if routed.route().standing == Standing::OnDemand { self.wake(model, deadline).await } else { Ok(routed) }
+        match routed.route().standing {
+            Standing::OnDemand | Standing::Waking => self.wake(model, deadline).await,
+            _ => Ok(routed),
+        }
     }
 
     /// Answers a request by the route that was read for it.
@@ -164,7 +170,9 @@ impl Serving {
         for _ in 0..EVICTION_RETRIES {
             let model = routed.route().model.clone();
             let error = match self.shared.router.infer(routed, request).await {
-                Err(error @ (InferError::NotReady { .. } | InferError::UnknownVersion { .. })) => error,
+                Err(
+                    error @ (InferError::NotReady { .. } | InferError::UnknownVersion { .. } | InferError::UnknownAlias { .. }),
+                ) => error,
                 result => return result,
             };
             if !self.sleeps(model.as_ref()) {
@@ -181,20 +189,39 @@ impl Serving {
     /// # Errors
     /// [`CommandError::LoadFailed`] where a version of it failed, others where it could not be tried.
     pub async fn load(&self, model: &str) -> Result<(), CommandError> {
+        let name = ModelName::new(model).map_err(|_| CommandError::UnknownModel { model: shown(model) })?;
+        let loaded = self.load_now(&name).await;
+        // Files of a plain version count at the second look that sees them alike.
+        if self.settles(&name).await { self.load_now(&name).await } else { loaded }
+    }
+
+    async fn load_now(&self, name: &ModelName) -> Result<(), CommandError> {
+        let model = name.as_str();
         let unknown = || CommandError::UnknownModel { model: shown(model) };
-        let name = ModelName::new(model).map_err(|_| unknown())?;
         let ticket = self.shared.looks.ask();
         let (reply, answer) = oneshot::channel();
-        self.post(Event::Load { model: name, ticket, reply }).await?;
+        self.post(Event::Load { model: name.clone(), ticket, reply }).await?;
         let drain = answer.await.map_err(|_| CommandError::Stopping)??;
-        let snapshot = self.when(|snapshot| snapshot.looked >= ticket && snapshot.drain >= drain).await?;
-        self.kept(snapshot.write).await?;
+        let looked = self.when(|snapshot| snapshot.looked >= ticket && snapshot.drain >= drain).await?;
+        self.kept(looked.write).await?;
         let snapshot = self.when(|snapshot| snapshot.status.model(model).is_none_or(is_settled)).await?;
-        match (snapshot.status.model(model), &snapshot.look_error) {
-            (Some(status), _) => outcome(status),
-            (None, Some(error)) => Err(CommandError::Source { message: error.clone() }),
+        match (snapshot.status.model(model), &looked.look_error) {
+            // What is known of it from before is loaded. Whether there is something new, nobody can say.
+            (_, Some(error)) => Err(CommandError::Source { message: error.clone() }),
+            (Some(status), None) => outcome(status),
             (None, None) => Err(unknown()),
         }
+    }
+
+    /// Waits, within a bound, until the files of a model that have changed lately have kept still for long enough to count. True where
+    /// there were such files and they do now: a look that begins after this sees them.
+    async fn settles(&self, model: &ModelName) -> bool {
+        let unsettled = |snapshot: &Snapshot| snapshot.models.get(model).is_some_and(|listed| !listed.unsettled.is_empty());
+        if !unsettled(&self.snapshot()) {
+            return false;
+        }
+        let settled = self.when(|snapshot| !unsettled(snapshot));
+        matches!(tokio::time::timeout(SETTLE_WAIT, settled).await, Ok(Ok(_)))
     }
 
     /// Unloads a model until [`Serving::load`]: also a restart does not bring it back, nor does a new version. With `wait`, returns
@@ -267,7 +294,8 @@ impl Serving {
 
     /// Whether the server takes traffic.
     pub fn readiness(&self) -> Readiness {
-        if *self.shared.stopping.borrow() {
+        // A reconciler that has ended tells nothing any more.
+        if *self.shared.stopping.borrow() || self.shared.snapshots.has_changed().is_err() {
             return Readiness::Stopping;
         }
         self.shared.snapshots.borrow().readiness.clone()
@@ -335,7 +363,8 @@ impl Serving {
     }
 
     fn sleeps(&self, model: &str) -> bool {
-        self.shared.router.table().route(model).is_some_and(|route| route.standing == Standing::OnDemand)
+        let table = self.shared.router.table();
+        table.route(model).is_some_and(|route| matches!(route.standing, Standing::OnDemand | Standing::Waking))
     }
 
     /// Asks for a model that is loaded on demand and waits until it is, or has failed.
@@ -348,7 +377,7 @@ impl Serving {
             let routed = self.shared.router.route(model)?;
             match routed.route().standing {
                 Standing::OnDemand => self.want(&routed, until).await,
-                Standing::NotReady { .. } if !has_failed(&snapshots.borrow(), model) => {}
+                Standing::Waking => {}
                 _ => return Ok(routed),
             }
             match timeout_at(until.into(), snapshots.changed()).await {
@@ -388,13 +417,6 @@ fn is_loading(status: &ModelStatus) -> bool {
 
 fn is_settled(status: &ModelStatus) -> bool {
     !is_loading(status)
-}
-
-fn has_failed(snapshot: &Snapshot, model: &str) -> bool {
-    snapshot
-        .status
-        .model(model)
-        .is_some_and(|status| is_settled(status) && status.versions.iter().any(|version| version.stage == Stage::Failed.name()))
 }
 
 /// What came of a load, once nothing of the model is on its way.

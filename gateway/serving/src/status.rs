@@ -3,19 +3,20 @@
 //! The same structs are what `bascule status --json` prints and reads back, so every field has a plain JSON form.
 
 use std::collections::BTreeMap;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::reconcile::FetchProgress;
 use crate::{Servable, memory};
 
 /// Everything that the engine knows of its models, at one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Status {
     /// The models by name, ascending.
-    pub models: Vec<ModelStatus>,
+    pub models: Vec<Arc<ModelStatus>>,
     /// Where versions come from.
     pub registry: RegistryStatus,
     /// Main memory.
@@ -57,7 +58,7 @@ pub struct MemoryStatus {
 pub struct ModelStatus {
     /// Its name.
     pub name: String,
-    /// `serving`, `not_ready`, `on_demand` or `unloaded`.
+    /// `serving`, `not_ready`, `on_demand`, `waking` (asked for on demand and on its way) or `unloaded`.
     pub standing: String,
     /// Why nothing is loaded although it could be: `held: unloaded by operator`.
     pub held: Option<String>,
@@ -149,6 +150,13 @@ pub struct VersionStatus {
     pub metrics: BTreeMap<String, f64>,
     /// What was read and is not honoured, and what went wrong without stopping the load.
     pub warnings: Vec<String>,
+    /// Size of its files.
+    pub bytes: u64,
+    /// While it is fetched: what of that is there.
+    pub fetched_bytes: Option<u64>,
+    /// Where `fetched_bytes` comes from.
+    #[serde(skip)]
+    pub(crate) fetch: Weak<FetchProgress>,
     /// Where live counters come from.
     #[serde(skip)]
     pub(crate) servable: Weak<Servable>,
@@ -206,7 +214,7 @@ impl Status {
     pub fn with_live(&self) -> Status {
         let mut status = self.clone();
         status.memory.rss_bytes = memory::rss_bytes();
-        for version in status.models.iter_mut().flat_map(|model| &mut model.versions) {
+        for version in status.models.iter_mut().flat_map(|model| &mut Arc::make_mut(model).versions) {
             version.read_live();
         }
         status
@@ -215,7 +223,7 @@ impl Status {
     /// One model, where it is known.
     pub fn model(&self, name: &str) -> Option<&ModelStatus> {
         let index = self.models.binary_search_by(|model| model.name.as_str().cmp(name)).ok()?;
-        self.models.get(index)
+        self.models.get(index).map(Arc::as_ref)
     }
 }
 
@@ -228,6 +236,7 @@ impl ModelStatus {
 
 impl VersionStatus {
     fn read_live(&mut self) {
+        self.fetched_bytes = self.fetch.upgrade().map(|fetch| fetch.bytes());
         let Some(servable) = self.servable.upgrade() else { return };
         let snapshot = servable.stats().snapshot();
         self.requests = snapshot.success.count + snapshot.fail.count;
@@ -273,7 +282,7 @@ mod tests {
         };
         let version = VersionStatus { version: 3, stage: "failed".to_owned(), ..VersionStatus::default() };
         let model = ModelStatus { name: "m".to_owned(), versions: vec![version], ..ModelStatus::default() };
-        let status = Status { models: vec![model], receipts: vec![receipt.clone()], ..Status::default() };
+        let status = Status { models: vec![Arc::new(model)], receipts: vec![receipt.clone()], ..Status::default() };
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["receipts"][0]["took_seconds"], 1.5);
         let back: Status = serde_json::from_value(json.clone()).unwrap();

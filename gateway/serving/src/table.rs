@@ -51,11 +51,16 @@ pub enum Standing {
     },
     /// The first request loads it.
     OnDemand,
+    /// A request has asked for it and it is on its way; others wait for it, too.
+    Waking,
     /// The operator has unloaded it.
     Unloaded,
 }
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Uses are told apart from this on.
+const LAST_USE_MILLIS: u64 = 8;
 
 /// When a model was last asked for; shared by every generation of its route.
 #[derive(Debug, Default)]
@@ -64,15 +69,15 @@ pub struct LastUse(AtomicU64);
 impl LastUse {
     /// Notes a use now.
     pub(crate) fn touch(&self) {
-        let second = START.elapsed().as_secs() + 1;
-        // Many requests of one second write once.
-        if self.0.load(Ordering::Relaxed) != second {
-            self.0.store(second, Ordering::Relaxed);
+        let millis = u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        // Many requests of one moment write once: the line is shared by all threads.
+        if self.0.load(Ordering::Relaxed) + LAST_USE_MILLIS <= millis {
+            self.0.store(millis, Ordering::Relaxed);
         }
     }
 
-    /// The second of the last use, counted from the start of the program; 0 before the first. Good for comparing.
-    pub fn second(&self) -> u64 {
+    /// When the last use was, in milliseconds from the start of the program, some 10 ms sharp; 0 before the first. Good for comparing.
+    pub fn millis(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

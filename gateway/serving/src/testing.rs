@@ -99,6 +99,8 @@ pub(crate) struct MemorySource {
     held: Mutex<Held>,
     /// Looks and fetches fail while this is on.
     pub(crate) down: AtomicBool,
+    /// Looks and fetches panic while this is on.
+    pub(crate) broken: AtomicBool,
     /// Fetches wait while this is on.
     pub(crate) stuck: watch::Sender<bool>,
 }
@@ -130,6 +132,7 @@ impl MemorySource {
     }
 
     fn is_down(&self) -> Result<(), std::io::Error> {
+        assert!(!self.broken.load(Ordering::SeqCst), "a fault of the source's");
         if self.down.load(Ordering::SeqCst) { Err(std::io::Error::other("unplugged")) } else { Ok(()) }
     }
 }

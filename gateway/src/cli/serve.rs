@@ -72,7 +72,7 @@ impl Serve {
             .enable_all()
             .build()
             .context("can't start the asynchronous runtime")?;
-        runtime.block_on(async {
+        let outcome = runtime.block_on(async {
             // From here on no signal is lost, however early it comes.
             let mut signals = Signals::listen()?;
             let server = Server::start(&effective, runtimes).await.map_err(not_started)?;
@@ -83,7 +83,10 @@ impl Serve {
             self.until_stopped(&server, &mut signals, effective, &level, environment).await;
             hint.abort();
             stop(server, signals).await
-        })
+        });
+        // What still blocks a thread, a file system that hangs say, must not keep the process.
+        runtime.shutdown_background();
+        outcome
     }
 
     /// Waits for a signal to stop; the others are obeyed meanwhile.

@@ -78,6 +78,9 @@ fn versions(status: &Status) -> Table {
 fn row(model: &ModelStatus, version: &VersionStatus) -> [String; 11] {
     // Outwardly both are the same.
     let state = match version.stage.as_str() {
+        "fetching" => {
+            format!("{} (fetching, {} of {})", version.state, bytes(version.fetched_bytes.unwrap_or(0)), bytes(version.bytes))
+        }
         stage @ ("failed" | "unloaded") => format!("{} ({stage})", version.state),
         _ => version.state.clone(),
     };
@@ -156,7 +159,7 @@ mod tests {
         });
         let model = ModelStatus { name: "m".into(), versions: vec![ready, failed], rejected: vec![3], ..ModelStatus::default() };
         let status = Status {
-            models: vec![model],
+            models: vec![model.into()],
             registry: RegistryStatus { describe: "directory ./models".into(), ..RegistryStatus::default() },
             memory: MemoryStatus { rss_bytes: Some(1 << 30), ..MemoryStatus::default() },
             ready: true,

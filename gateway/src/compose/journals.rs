@@ -13,11 +13,13 @@ use crate::config::Place;
 pub(super) struct Journals {
     registry: Place,
     beside: LocalJournal,
+    /// Other replicas write the one beside it, too.
+    shared: bool,
 }
 
 impl Journals {
-    pub(super) fn new(registry: Place, beside: LocalJournal) -> Journals {
-        Journals { registry, beside }
+    pub(super) fn new(registry: Place, beside: LocalJournal, shared: bool) -> Journals {
+        Journals { registry, beside, shared }
     }
 
     /// Opened for each decision: the directory may have been away when the program started, or have become another since.
@@ -48,5 +50,9 @@ impl JournalStore for Journals {
 
     async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
         self.beside.rollout(model).await
+    }
+
+    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
+        if self.shared { self.beside.has_grown(model, seq).await } else { Ok(false) }
     }
 }

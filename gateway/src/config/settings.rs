@@ -89,8 +89,11 @@ const SETTLE_INTERVAL: Key<Duration> = Key::new(
 );
 const ABSENT: Key<Absent> =
     Key::new("registry.absent", || Absent::Keep, "what happens to a version whose directory is deleted").live();
-const JOURNAL: Key<Option<Place>> =
-    Key::new("rollout.journal", || None, "the registry that holds rollout journals, where the one that is served can't");
+const JOURNAL: Key<Option<Place>> = Key::new(
+    "rollout.journal",
+    || None,
+    "a directory for the rollout journals of plain models, which several replicas share; unset for one of this gateway's own",
+);
 const LOAD_MODE: Key<LoadMode> = Key::new("load.mode", || LoadMode::Watch, "what makes models load");
 const LOAD_MODELS: Key<Vec<ModelName>> = Key::new("load.models", Vec::new, "models that explicit mode loads at the start");
 const EXPLICIT_FOLLOW: Key<bool> =
@@ -122,6 +125,12 @@ const LEVEL: Key<String> = Key::new(
 .checked(directives);
 const STATE_DIR: Key<PathBuf> =
     Key::new("state.dir", || PathBuf::from("./.bascule"), "the cache, and what must survive a restart; one process at a time");
+const CACHE_MAX_BYTES: Key<ByteCount> = Key::new(
+    "cache.max_bytes",
+    || ByteCount(20 * 1024 * MIB),
+    "what fetched versions may take on disk together; those that are loaded are never evicted",
+)
+.checked(some_bytes);
 const NAN: Key<NanStyle> = Key::new("json.nan", || NanStyle::Bare, "how NaN and Infinity are written in JSON answers");
 
 /// Every setting.
@@ -160,6 +169,7 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &FORMAT,
     &LEVEL,
     &STATE_DIR,
+    &CACHE_MAX_BYTES,
     &NAN,
 ];
 
@@ -212,6 +222,8 @@ pub struct Config {
     pub log_level: String,
     /// `state.dir`.
     pub state_dir: PathBuf,
+    /// `cache.max_bytes`.
+    pub cache_max_bytes: ByteCount,
     /// `json.nan`.
     pub nan: NanStyle,
 }
@@ -305,6 +317,7 @@ impl Config {
             log_format: layers.take(&FORMAT),
             log_level: layers.take(&LEVEL),
             state_dir: layers.take(&STATE_DIR),
+            cache_max_bytes: layers.take(&CACHE_MAX_BYTES),
             nan: layers.take(&NAN),
         };
         config.check_together(layers);

@@ -73,6 +73,11 @@ impl JournalEntries {
         Ok(self.folded().await?.rollout)
     }
 
+    /// Whether there is an entry of this number.
+    pub(crate) async fn has(&self, seq: u64) -> Result<bool, JournalError> {
+        self.log.exists(seq).await.map_err(|error| self.unavailable(error))
+    }
+
     /// Writes an entry after the last one and returns its number. `check` is asked besides [`Rollout::validate`], each time
     /// that others have written in between.
     pub(crate) async fn append(&self, proposal: &Proposal, at: DateTime<Utc>) -> Result<u64, JournalError> {

@@ -72,6 +72,14 @@ impl LocalJournal {
         self.entries(model).rollout().await
     }
 
+    /// Whether there is an entry after this one.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`] where the disk fails.
+    pub async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
+        self.entries(model).has(seq.saturating_add(1)).await
+    }
+
     fn entries(&self, model: &ModelName) -> JournalEntries {
         JournalEntries::new(Arc::clone(&self.store), Path::from(model.as_str()))
     }

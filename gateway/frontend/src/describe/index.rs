@@ -23,7 +23,7 @@ pub struct IndexEntry {
 
 /// Every known model and version by name and number; only what answers where `ready_only`.
 pub fn index(status: &Status, ready_only: bool) -> Vec<IndexEntry> {
-    let entries = status.models.iter().flat_map(entries);
+    let entries = status.models.iter().flat_map(|model| entries(model));
     entries.filter(|entry| !ready_only || entry.state.as_deref() == Some(READY)).collect()
 }
 

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_runtime_api::{DataType, TensorSpec};
@@ -176,7 +177,7 @@ fn describing_is_no_use_of_a_model() {
     let table = router.table();
     ready(&table, "mlp", None).unwrap();
     statistics(&table, None, None).unwrap();
-    assert_eq!(table.route("mlp").unwrap().last_use.second(), 0);
+    assert_eq!(table.route("mlp").unwrap().last_use.millis(), 0);
 }
 
 #[tokio::test]
@@ -227,7 +228,7 @@ fn version(version: u64, stage: &str, state: &str, cause: Option<&str>) -> Versi
 
 #[test]
 fn the_index_lists_what_has_become_of_every_model() {
-    let model = |name: &str, versions| ModelStatus { name: name.to_owned(), versions, ..ModelStatus::default() };
+    let model = |name: &str, versions| Arc::new(ModelStatus { name: name.to_owned(), versions, ..ModelStatus::default() });
     let status = Status {
         models: vec![
             model("broken", vec![version(1, "failed", "UNAVAILABLE", Some("model.onnx: not a model"))]),

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bascule_serving::{ErrorCode, ModelSettings, ModelStatus, Status, VersionStatus};
 use chrono::{DateTime, TimeDelta};
@@ -221,7 +222,7 @@ fn status() -> Status {
     changing.memory_measured = true;
     let versions = vec![version(1, "unloaded", "UNAVAILABLE"), serving, changing, version(3, "failed", "UNAVAILABLE")];
     let mut status = Status {
-        models: vec![ModelStatus { name: "m".to_owned(), versions, ..ModelStatus::default() }],
+        models: vec![Arc::new(ModelStatus { name: "m".to_owned(), versions, ..ModelStatus::default() })],
         ready: true,
         ..Status::default()
     };

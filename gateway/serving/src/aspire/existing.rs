@@ -35,7 +35,10 @@ pub(crate) fn fold(
     };
     let Some(before) = before else { return listed.cloned() };
     let Some(listed) = listed else { return without_source(before, removal, stays) };
-    let kept = before.versions.iter().filter(|(version, generation)| !listed.versions.contains_key(version) && stays(generation));
+    // A version whose files have not settled yet is there, whatever was served of it before.
+    let stays = |version: &u64, generation: &Generation| listed.unsettled.contains(version) || stays(generation);
+    let gone = before.versions.iter().filter(|(version, _)| !listed.versions.contains_key(version));
+    let kept = gone.filter(|(version, generation)| stays(version, generation));
     let kept: Vec<_> = kept.map(|(version, generation)| (*version, Arc::clone(generation))).collect();
     if kept.is_empty() {
         // Shared where nothing has changed, so that whoever compares can compare pointers.

@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -452,4 +453,192 @@ async fn options_change_while_the_engine_runs() {
     serving.kick();
     let strict = |serving: &Serving| matches!(serving.readiness(), Readiness::NotYet { .. });
     until(&serving, "a failure that counts", strict).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_asks_while_a_model_is_on_its_way_waits_for_it() {
+    let world = World::new();
+    world.source.publish("m", 1, &constant(1.0));
+    world.source.stuck.send_replace(true);
+    let options = with(on_demand(&world), |live| live.on_demand_wait = Duration::from_secs(60));
+    let serving = Engine::start(options).await.unwrap();
+    serving.wait_ready().await;
+    let asking = |serving: &Serving| {
+        let serving = serving.clone();
+        tokio::spawn(async move { ask(&serving, "m", 1).await })
+    };
+    let first = asking(&serving);
+    let fetching = |serving: &Serving| serving.status().model("m").is_some_and(|model| model.standing == "waking");
+    until(&serving, "the fetch", fetching).await;
+    let others: Vec<_> = (0..8).map(|_| asking(&serving)).collect();
+    world.source.stuck.send_replace(false);
+    for asked in others.into_iter().chain([first]) {
+        assert_eq!(asked.await.unwrap(), Ok((1, vec![1.0])));
+    }
+    assert_eq!(world.runtime.log().counts().loaded, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_waits_for_memory_that_others_use_now() {
+    let world = World::new();
+    for model in ["a", "b"] {
+        world.source.publish(model, 1, &FakeModel { bytes: 10_000, block: model == "a", ..constant(1.0) });
+    }
+    let log = world.runtime.log();
+    log.release();
+    let options = with(on_demand(&world), |live| {
+        live.memory_budget_bytes = Some(15_000);
+        live.on_demand_wait = Duration::from_secs(60);
+    });
+    let settings = ModelSettings { inline: crate::Inline::Never, ..ModelSettings::default() };
+    let serving =
+        Engine::start(EngineOptions { read_settings: Arc::new(move |_, _| Ok(settings.clone())), ..options }).await.unwrap();
+    serving.wait_ready().await;
+    assert_eq!(ask(&serving, "a", 1).await, Ok((1, vec![1.0])));
+    log.hold();
+    let (asker, waiter) = (serving.clone(), serving.clone());
+    let user = tokio::spawn(async move { ask(&asker, "a", 1).await });
+    assert!(tokio::task::block_in_place(|| log.wait_until(Duration::from_secs(60), |counts| counts.blocked == 1)));
+    let waiting = tokio::spawn(async move { ask(&waiter, "b", 1).await });
+    until(&serving, "b", |serving| serving.status().model("b").is_some_and(|model| model.standing == "waking")).await;
+    log.release();
+    assert_eq!(user.await.unwrap(), Ok((1, vec![1.0])));
+    assert_eq!(waiting.await.unwrap(), Ok((1, vec![1.0])));
+}
+
+#[tokio::test]
+async fn decisions_of_other_replicas_are_followed() {
+    let world = World::new();
+    for version in [1, 2] {
+        world.source.publish("m", version, &constant(version as f64));
+    }
+    world.source.change("m", |model| model.layout = Layout::Plain);
+    let serving = world.start().await;
+    serving.wait_ready().await;
+    assert_eq!(stable(&serving, "m"), Some(2));
+    let other = LocalJournal::open(&world.dir.path().join("journal")).unwrap();
+    other.append(&name("m"), Op::Pin { version: 1 }, "another replica", "", Uuid::new_v4()).await.unwrap();
+    serving.kick();
+    until(&serving, "the pin", |serving| stable(serving, "m") == Some(1)).await;
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_read_concerns_its_model_only() {
+    let world = World::new();
+    for model in ["good", "bad"] {
+        world.source.publish(model, 1, &constant(1.0));
+        world.source.change(model, |model| model.layout = Layout::Plain);
+    }
+    // A file where the journal's directory should be.
+    std::fs::create_dir_all(world.dir.path().join("journal")).unwrap();
+    std::fs::write(world.dir.path().join("journal/bad"), "").unwrap();
+    let serving = world.start().await;
+    serving.wait_ready().await;
+    assert_eq!((stable(&serving, "good"), stable(&serving, "bad")), (Some(1), None));
+    let problems = serving.status().registry.problems.clone();
+    assert!(problems.iter().any(|problem| problem.contains("bad")), "{problems:?}");
+    std::fs::remove_file(world.dir.path().join("journal/bad")).unwrap();
+    serving.kick();
+    until(&serving, "the other one", |serving| stable(serving, "bad") == Some(1)).await;
+}
+
+#[tokio::test]
+async fn what_lies_on_disk_is_compared_before_it_is_served_again() {
+    let world = World::new();
+    world.source.publish("m", 1, &constant(1.0));
+    let serving = world.start().await;
+    serving.wait_ready().await;
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+    // Of the same size, so that only its content tells.
+    let file = find(&world.dir.path().join("cache"), "model.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("\"value\":1.0", "\"value\":6.0")).unwrap();
+    let serving = restarted(&world).await;
+    serving.wait_ready().await;
+    assert_eq!(ask(&serving, "m", 1).await, Ok((1, vec![1.0])));
+}
+
+fn find(dir: &Path, name: &str) -> PathBuf {
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().is_some_and(|found| found == name) {
+                return path;
+            }
+            if path.is_dir() {
+                dirs.push(path);
+            }
+        }
+    }
+    panic!("there is no {name}");
+}
+
+#[tokio::test]
+async fn what_served_before_a_restart_is_not_evicted_for_something_else() {
+    let world = World::new();
+    for model in ["a", "b"] {
+        world.source.publish(model, 1, &constant(1.0));
+    }
+    let serving = world.start().await;
+    serving.wait_ready().await;
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+    for model in ["a", "b"] {
+        world.source.publish(model, 2, &constant(2.0));
+    }
+    restarted(&world).await.shutdown(Duration::from_secs(30)).await;
+    // Nothing fits into the cache but what is in use or was before the restart.
+    world.source.down.store(true, Ordering::SeqCst);
+    while Cache::open(world.dir.path().join("cache")).is_err() {
+        tokio::task::yield_now().await;
+    }
+    let serving = Engine::start(EngineOptions { cache_max_bytes: 1, ..world.options() }).await.unwrap();
+    serving.wait_ready().await;
+    for model in ["a", "b"] {
+        assert!(stable(&serving, model).is_some(), "{model}: {:?}", serving.status().models);
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_panics_is_one_that_fails() {
+    let world = World::new();
+    world.source.publish("m", 1, &constant(1.0));
+    let serving = world.start().await;
+    serving.wait_ready().await;
+    world.source.broken.store(true, Ordering::SeqCst);
+    let Err(CommandError::Source { message }) = serving.load("m").await else { panic!() };
+    assert!(message.contains("panicked"), "{message}");
+    assert_eq!(ask(&serving, "m", 1).await, Ok((1, vec![1.0])));
+    world.source.broken.store(false, Ordering::SeqCst);
+    world.source.publish("m", 2, &constant(2.0));
+    assert_eq!(serving.load("m").await, Ok(()));
+    assert_eq!(stable(&serving, "m"), Some(2));
+}
+
+#[tokio::test]
+async fn a_load_waits_for_files_to_keep_still() {
+    let world = World::new();
+    world.source.publish("m", 1, &constant(1.0));
+    let serving = world.start().await;
+    serving.wait_ready().await;
+    world.source.publish("m", 2, &constant(2.0));
+    world.source.change("m", |model| {
+        let generation = model.versions.remove(&2).unwrap();
+        model.unsettled.insert(2);
+        // It counts at the look after the next.
+        model.problems = vec![serde_json::to_string(&*generation).unwrap()];
+    });
+    let loader = serving.clone();
+    let loading = tokio::spawn(async move { loader.load("m").await });
+    until(&serving, "the first look", |serving| serving.status().model("m").is_some_and(|model| !model.problems.is_empty())).await;
+    world.source.change("m", |model| {
+        model.unsettled.clear();
+        let generation = serde_json::from_str(&model.problems.remove(0)).unwrap();
+        model.versions.insert(2, Arc::new(generation));
+    });
+    serving.kick();
+    assert_eq!(loading.await.unwrap(), Ok(()));
+    assert_eq!(stable(&serving, "m"), Some(2));
 }

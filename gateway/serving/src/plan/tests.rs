@@ -4,6 +4,7 @@ use super::*;
 use crate::testing::{generation, name};
 
 const NOW: Duration = Duration::from_secs(100);
+const DRAIN_UNTIL: Duration = Duration::from_secs(9999);
 
 /// Residencies as text: number, then `=` for current, `!` for not, then the phase: `p`ending, `f`etching, `v`erifying, `v300` waiting for
 /// 300 bytes, `l`oading, `r`eady, `d`raining, `x` failed and due, `x150` failed until second 150. A leading `*` says restored. Ids
@@ -20,7 +21,8 @@ fn residencies(text: &str) -> Vec<ResidencyView> {
             "v" => Phase::Verifying { needs: number.parse().ok() },
             "l" => Phase::Loading,
             "r" => Phase::Ready,
-            "d" => Phase::Draining,
+            "d" => Phase::Draining { until: DRAIN_UNTIL },
+            "o" => Phase::Draining { until: NOW },
             "x" => Phase::Failed { retry_at: Duration::from_secs(number.parse().unwrap_or(100)) },
             other => panic!("phase {other}"),
         };
@@ -30,7 +32,7 @@ fn residencies(text: &str) -> Vec<ResidencyView> {
             current: text.as_bytes()[at] == b'=',
             restored,
             phase,
-            reserved_bytes: if matches!(phase, Phase::Ready | Phase::Draining) { 100 } else { 0 },
+            reserved_bytes: if matches!(phase, Phase::Ready | Phase::Draining { .. }) { 100 } else { 0 },
         }
     };
     text.split_whitespace().enumerate().map(one).collect()
@@ -67,7 +69,7 @@ fn shown(plan: &Plan) -> String {
     let mut words: Vec<String> = plan.actions.iter().map(action).collect();
     words.extend(plan.waits_for_slot.then(|| "wait for a slot".to_owned()));
     words.extend(plan.waits_for_memory.then(|| "wait for memory".to_owned()));
-    words.extend(plan.wake_at.map(|at| format!("wake at {}", at.as_secs())));
+    words.extend(plan.wake_at.filter(|at| *at != DRAIN_UNTIL).map(|at| format!("wake at {}", at.as_secs())));
     words.join(", ")
 }
 
@@ -75,17 +77,23 @@ struct World {
     transition: TransitionPolicy,
     means: Means,
     idle: Vec<Idle>,
+    busy_bytes: u64,
 }
 
 fn world() -> World {
     let budget = Budget::default();
-    World { transition: TransitionPolicy::AvailabilityPreserving, means: Means { budget, fetch_slots: 1 }, idle: Vec::new() }
+    World {
+        transition: TransitionPolicy::AvailabilityPreserving,
+        means: Means { budget, fetch_slots: 1 },
+        idle: Vec::new(),
+        busy_bytes: 0,
+    }
 }
 
 fn check_in(world: &World, what: &str, aspire: &str, text: &str, expected: &str) {
     let (aspired, residencies) = (aspired(aspire), residencies(text));
     let view = ModelView { aspired: &aspired, transition: world.transition, residencies: &residencies };
-    let plan = plan(&view, &world.means, || world.idle.clone(), NOW);
+    let plan = plan(&view, &world.means, || Yielding { idle: world.idle.clone(), busy_bytes: world.busy_bytes }, NOW);
     assert_eq!(shown(&plan), expected, "{what}");
 }
 
@@ -198,10 +206,28 @@ fn idle_models_give_way_least_recently_used_first() {
 }
 
 #[test]
+fn what_others_use_now_is_waited_for() {
+    let world = |busy_bytes| World { busy_bytes, idle: vec![idle("a", 9, 100)], ..with_budget(300, 300, 0) };
+    let waits = "wait for memory, wake at 100";
+    check_in(&world(200), "all of it is enough", "1 n1", "1=v300", waits);
+    check_in(&world(200), "nobody goes before there is enough", "1 n1", "1=v200", waits);
+    check_in(&world(200), "unless it is enough", "1 n1", "1=v100", "evict a, wait for memory");
+    check_in(&world(150), "and what is never enough is refused", "1 n1", "1=v300", "refuse 1");
+    check_in(&world(500), "as is what exceeds the budget", "1 n1", "1=v301", "refuse 1");
+}
+
+#[test]
+fn a_drain_that_does_not_end_holds_up_nothing() {
+    check("in its time", "2 n2", "1!d 2=p", "");
+    check("overdue", "2 n2", "1!o 2=p", "fetch 2");
+    check("of a version that is wanted again", "1 n1", "1=o", "begin v1");
+}
+
+#[test]
 fn a_refusal_shows_its_arithmetic() {
     let (aspired, residencies) = (aspired("1 n1"), residencies("1=v300"));
     let view = ModelView { aspired: &aspired, transition: TransitionPolicy::AvailabilityPreserving, residencies: &residencies };
-    let plan = plan(&view, &with_budget(1000, 800, 0).means, Vec::new, NOW);
+    let plan = plan(&view, &with_budget(1000, 800, 0).means, Yielding::default, NOW);
     let [Action::Refuse { cause, .. }] = plan.actions.as_slice() else { panic!("{plan:?}") };
     assert_eq!(cause, "it needs 300 bytes by estimate, and of the memory budget of 1000 bytes 800 are reserved: 200 are left");
 }

@@ -186,7 +186,7 @@ impl Bench {
     /// Does one piece of work, well where it is up to the bench.
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Fetch { id, generation } => {
+            Effect::Fetch { id, generation, .. } => {
                 let files = Files::at(self.folder(&generation.digest));
                 self.tell(Event::Fetched { id, result: Ok(files) });
             }

@@ -9,6 +9,7 @@ use bascule_registry::{Generation, Lease, ListedModel, Listing, ModelName, Versi
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
+use super::bring::FetchProgress;
 use crate::engine::LiveOptions;
 use crate::loader::{LoadFailure, LoadJob, Loaded, Verified, VerifyJob};
 use crate::memory::Trim;
@@ -149,7 +150,7 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) enum Effect {
     /// Answered by [`Event::Fetched`].
-    Fetch { id: ResidencyId, generation: Arc<Generation> },
+    Fetch { id: ResidencyId, generation: Arc<Generation>, progress: Arc<FetchProgress> },
     /// Nobody wants the files any more. There may still be an answer.
     CancelFetch { id: ResidencyId },
     /// Answered by [`Event::Verified`].

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bascule_registry::VersionNumber;
 
+use super::bring::FetchProgress;
 use super::event::{Drained, Effect, Files, Now, ResidencyId};
 use super::model::{ModelState, Residency};
 use super::{Job, Reconciler};
@@ -20,6 +21,10 @@ use crate::status::DrainReceipt;
 const TRIM_INTERVAL: Duration = Duration::from_secs(30);
 /// Receipts that those who wait for a drain may still want to see.
 const KEPT_RECEIPTS: usize = 256;
+/// Versions that were loaded once and that the status still shows, for each model.
+const KEPT_UNLOADED: usize = 16;
+/// After its timeout a drain stops its runs; this long it may take for that to show.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// A retry never comes at once, whatever the settings say.
 const MIN_RETRY: Duration = Duration::from_millis(1);
 
@@ -79,7 +84,9 @@ impl Reconciler {
         }
         residency.go(VersionState::Fetching);
         self.fetching += 1;
-        self.effects.push(Effect::Fetch { id, generation: Arc::clone(&residency.generation) });
+        let progress = Arc::new(FetchProgress::default());
+        residency.fetch = Arc::downgrade(&progress);
+        self.effects.push(Effect::Fetch { id, generation: Arc::clone(&residency.generation), progress });
     }
 
     pub(super) fn fetched(&mut self, id: ResidencyId, result: Result<Files, String>, now: Now) {
@@ -87,7 +94,7 @@ impl Reconciler {
             let Some(residency) = model.residencies.get_mut(&id).filter(|residency| residency.stage() == Stage::Fetching) else {
                 return;
             };
-            this.end_fetch();
+            this.fetching -= 1;
             match result {
                 Ok(files) => {
                     residency.files = Some(files);
@@ -97,12 +104,6 @@ impl Reconciler {
                 Err(cause) => this.fail(model, id, LoadFailure::new(FailedStep::Fetching, cause), now),
             }
         });
-    }
-
-    fn end_fetch(&mut self) {
-        self.fetching -= 1;
-        // One slot is free for one more model.
-        self.dirty.extend(self.waiting_for_slot.pop_first());
     }
 
     pub(super) fn verified(&mut self, id: ResidencyId, result: Result<Verified, LoadFailure>, now: Now) {
@@ -225,21 +226,40 @@ impl Reconciler {
         let Some(mut residency) = model.residencies.remove(&id) else { return };
         if residency.stage() == Stage::Fetching {
             self.effects.push(Effect::CancelFetch { id });
-            self.end_fetch();
+            self.fetching -= 1;
         }
         residency.go(VersionState::Unloaded);
         self.left(model, &residency);
     }
 
     /// Lets a version go. It leaves the table with the publish of this drain of the mailbox, and is closed after it.
-    pub(super) fn unload(&mut self, model: &mut ModelState, id: ResidencyId) {
+    pub(super) fn unload(&mut self, model: &mut ModelState, id: ResidencyId, now: Now) {
         let Some(residency) = model.residencies.get_mut(&id) else { return };
         let Some(servable) = residency.servable.take() else { return };
         residency.go(VersionState::Draining);
         self.budget.freeing = self.budget.freeing.saturating_add(residency.reserved_bytes);
         self.trims.draining += 1;
         let timeout = self.stopping.unwrap_or(self.rules.drain_timeout);
+        residency.drain_until = now.at.saturating_add(timeout).saturating_add(DRAIN_GRACE);
         self.drains.push(Effect::Drain { id, servable, timeout });
+    }
+
+    /// Drains that should have ended: a run can't be stopped. Their memory is not counted on any more, and what waits for them goes on.
+    pub(super) fn note_overdue(&mut self, now: Now) {
+        if self.trims.draining == 0 {
+            return;
+        }
+        for model in self.models.values_mut() {
+            for residency in model.residencies.values_mut() {
+                let late = residency.stage() == Stage::Draining && !residency.overdue && residency.drain_until <= now.at;
+                if late {
+                    residency.overdue = true;
+                    self.budget.freeing = self.budget.freeing.saturating_sub(residency.reserved_bytes);
+                    tracing::warn!(model = %model.name, version = residency.version(), "a drain does not end: a run can't be stopped");
+                    self.dirty.insert(model.name.clone());
+                }
+            }
+        }
     }
 
     pub(super) fn drained(&mut self, id: ResidencyId, drained: &Drained, now: Now) {
@@ -248,9 +268,14 @@ impl Reconciler {
             residency.go(VersionState::Unloaded);
             let bytes = residency.reserved_bytes;
             let version = residency.version();
-            this.budget.freeing = this.budget.freeing.saturating_sub(bytes);
+            if !residency.overdue {
+                this.budget.freeing = this.budget.freeing.saturating_sub(bytes);
+            }
             this.give_back(bytes);
             model.unloaded.insert(version, residency.generation.digest);
+            if model.unloaded.len() > KEPT_UNLOADED {
+                model.unloaded.pop_first();
+            }
             meters::drain_ended(drained.took);
             tracing::info!(model = %model.name, version, digest = %residency.generation.digest.short(), took = ?drained.took, "unloaded");
             let receipt = DrainReceipt {

@@ -62,6 +62,11 @@ impl SourceView {
         self.listed || (self.failed && self.restored)
     }
 
+    /// Whether a look has succeeded.
+    pub(super) fn has_listed(&self) -> bool {
+        self.listed
+    }
+
     pub(super) fn waiting_for(&self) -> String {
         match &self.last_error {
             Some(error) => format!("{} can't be read: {error}", self.describe),
@@ -128,6 +133,7 @@ impl Reconciler {
         for name in names {
             let mut model = self.models.remove(&name).unwrap_or_else(|| ModelState::new(name.clone()));
             self.fold_in(&mut model, listing, removal);
+            model.note_unsettled(now.at);
             self.models.insert(name, model);
         }
         let newest = |model: &ModelState| model.listed.clone().or_else(|| model.exists.clone());
@@ -137,6 +143,9 @@ impl Reconciler {
     fn fold_in(&mut self, model: &mut ModelState, listing: &Listing, removal: Removal) {
         let before = model.listed.as_ref().or(model.exists.as_ref());
         model.listed = fold(before, listing.models.get(&model.name), removal, |generation| model.is_resident(generation));
+        if !self.source.listed {
+            self.know_early_unload(model);
+        }
         self.resurrect(model);
         self.follow(model, Follow::AsRuled(removal));
     }

@@ -3,16 +3,18 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bascule_registry::{Layout, ListedModel, Listing, ModelName, Rollout, VersionSource};
+use futures::FutureExt as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::event::{Event, Look};
 use crate::engine::{EngineOptions, LiveOptions};
-use crate::error::with_causes;
+use crate::error::{panicked, with_causes};
 use crate::journal::JournalStore;
 
 /// After this long, whoever waits for the first look is told that it is slow.
@@ -170,7 +172,12 @@ impl Seer {
 
     async fn look(&mut self) -> Look {
         let cursor = self.listing.as_ref().map(|listing| listing.cursor.clone());
-        match self.source.list(cursor.as_ref()).await {
+        // A source that panics is one that can't be read: looking goes on.
+        let listed = AssertUnwindSafe(self.source.list(cursor.as_ref())).catch_unwind().await;
+        let listed = listed
+            .map_err(|panic| format!("the source {}", panicked(panic.as_ref())))
+            .and_then(|listed| listed.map_err(|error| with_causes(&error)));
+        match listed {
             Ok(Some(listing)) => {
                 self.listing = Some(listing);
                 self.unreported = true;
@@ -179,37 +186,47 @@ impl Seer {
                 if let Some(listing) = &mut self.listing {
                     listing.recheck_after = None;
                 }
-                if !self.unreported && self.stale.is_empty() {
-                    self.failures = 0;
-                    return Look::Unchanged;
-                }
             }
             Err(error) => {
                 self.failures += 1;
-                return Look::Failed(with_causes(&error));
+                return Look::Failed(error);
             }
         }
-        match self.with_journals().await {
-            Ok(listing) => {
-                self.failures = 0;
-                self.unreported = false;
-                Look::Listed(Box::new(listing))
-            }
-            Err(error) => {
-                self.failures += 1;
-                Look::Failed(error)
+        self.failures = 0;
+        self.note_grown_journals().await;
+        if !self.unreported && self.stale.is_empty() {
+            return Look::Unchanged;
+        }
+        let Some(listing) = self.with_journals().await else { return Look::Unchanged };
+        self.unreported = false;
+        Look::Listed(Box::new(listing))
+    }
+
+    /// Models whose journal others have written since it was read.
+    async fn note_grown_journals(&mut self) {
+        for (name, rollout) in &self.rollouts {
+            // One that can't be read now keeps what it said; reading it again tells.
+            if self.journal.has_grown(name, rollout.seq).await.unwrap_or(true) {
+                self.stale.insert(name.clone());
             }
         }
     }
 
-    /// The listing, with the journals of models whose source holds none.
-    async fn with_journals(&mut self) -> Result<Listing, String> {
-        let Some(mut listing) = self.listing.clone() else { return Err("nothing was listed".to_owned()) };
+    /// The listing, with the journals of models whose source holds none. A model whose journal can't be read is what it was before:
+    /// nobody guesses what was decided.
+    async fn with_journals(&mut self) -> Option<Listing> {
+        let mut listing = self.listing.clone()?;
         self.rollouts.retain(|name, _| listing.models.contains_key(name));
+        let mut unread = BTreeSet::new();
         for model in listing.models.values_mut().filter(|model| model.layout == Layout::Plain) {
             if self.stale.contains(&model.name) || !self.rollouts.contains_key(&model.name) {
-                let rollout = self.journal.rollout(&model.name).await.map_err(|error| with_causes(&error))?;
-                self.rollouts.insert(model.name.clone(), rollout);
+                match self.journal.rollout(&model.name).await {
+                    Ok(rollout) => drop(self.rollouts.insert(model.name.clone(), rollout)),
+                    Err(error) => {
+                        listing.problems.push(with_causes(&error));
+                        unread.insert(model.name.clone());
+                    }
+                }
             }
             if let Some(rollout) = self.rollouts.get(&model.name).filter(|rollout| model.rollout != **rollout) {
                 let mut decided = ListedModel::clone(model);
@@ -218,7 +235,9 @@ impl Seer {
                 *model = Arc::new(decided);
             }
         }
-        self.stale.clear();
-        Ok(listing)
+        listing.complete &= unread.is_empty();
+        listing.models.retain(|name, _| !unread.contains(name));
+        self.stale = unread;
+        Some(listing)
     }
 }

@@ -1,12 +1,13 @@
 //! One model as the reconciler keeps it: what exists of it, what is resident, and what the table says of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bascule_registry::{Digest, Generation, ListedModel, ModelName, VersionNumber};
 use bascule_runtime_api::Footprint;
 
+use super::bring::FetchProgress;
 use super::event::{Files, ResidencyId};
 use super::settings::SettingsCache;
 use crate::aspire::Aspired;
@@ -16,6 +17,9 @@ use crate::plan::{Choice, Phase, ResidencyView};
 use crate::state::{FailedStep, Failure, Stage, VersionState};
 use crate::table::{LastUse, Route};
 use crate::{ModelSettings, Servable};
+
+/// How long the start waits for files that do not keep still.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// One stay of one content of one version in memory.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub(super) struct Residency {
     pub(super) attempts: u32,
     /// When this attempt began.
     pub(super) begun_at: Duration,
+    /// How far its fetch is, while there is one.
+    pub(super) fetch: Weak<FetchProgress>,
     pub(super) files: Option<Files>,
     pub(super) verified: Option<Verified>,
     /// Of all sessions: an estimate first, what the sessions say later.
@@ -38,6 +44,10 @@ pub(super) struct Residency {
     /// Taken from the budget for it.
     pub(super) reserved_bytes: u64,
     pub(super) servable: Option<Arc<Servable>>,
+    /// While it drains: when that should have ended.
+    pub(super) drain_until: Duration,
+    /// It drains for longer than that: a run can't be stopped, and nobody waits for its memory any more.
+    pub(super) overdue: bool,
     pub(super) warnings: Vec<String>,
 }
 
@@ -51,11 +61,14 @@ impl Residency {
             restored: false,
             attempts: 0,
             begun_at: Duration::ZERO,
+            fetch: Weak::new(),
             files: None,
             verified: None,
             footprint: None,
             reserved_bytes: 0,
             servable: None,
+            drain_until: Duration::ZERO,
+            overdue: false,
             warnings: Vec::new(),
         }
     }
@@ -104,7 +117,7 @@ impl Residency {
             VersionState::Loading | VersionState::Warming => Phase::Loading,
             VersionState::Ready => Phase::Ready,
             // What is unloaded is taken out of the map in the same step.
-            VersionState::Draining | VersionState::Unloaded => Phase::Draining,
+            VersionState::Draining | VersionState::Unloaded => Phase::Draining { until: self.drain_until },
             VersionState::Failed(failure) => Phase::Failed { retry_at: failure.retry_at },
         }
     }
@@ -136,6 +149,8 @@ pub(super) struct ModelState {
     pub(super) served: Option<Arc<Served>>,
     /// When it needs another look, although nothing happens.
     pub(super) wake_at: Option<Duration>,
+    /// Since when nothing but files that change is known of it.
+    pub(super) unsettled_since: Option<Duration>,
 }
 
 impl ModelState {
@@ -156,6 +171,7 @@ impl ModelState {
             unloaded: BTreeMap::new(),
             served: None,
             wake_at: None,
+            unsettled_since: None,
         }
     }
 
@@ -167,6 +183,13 @@ impl ModelState {
         model.exists = Some(Arc::new(served.as_listed()));
         model.served = Some(Arc::new(served));
         model
+    }
+
+    /// What exists of it by the last look: anything else is new.
+    pub(super) fn known(&self) -> BTreeMap<VersionNumber, Digest> {
+        let listed = self.listed.as_ref().or(self.exists.as_ref());
+        let versions = listed.iter().flat_map(|listed| &listed.versions);
+        versions.map(|(version, generation)| (*version, generation.digest)).collect()
     }
 
     /// Versions that are ready, whatever their content.
@@ -216,21 +239,32 @@ impl ModelState {
     }
 
     /// Whether each version that should be loaded is, or has failed once.
-    pub(super) fn is_decided(&self) -> bool {
+    pub(super) fn is_decided(&self, now: Duration) -> bool {
         let decided = |version: &VersionNumber| {
             let mut lives = self.residencies.values().filter(|residency| residency.version() == *version);
             lives.any(|residency| residency.stage() == Stage::Ready || residency.attempts > 0)
         };
         // Files that have not kept still for long enough may be a version, as they are at every first look at a plain directory.
         let settled = self.exists.as_ref().is_none_or(|exists| exists.unsettled.is_empty());
-        self.aspired.versions.keys().all(decided) && (settled || !self.aspired.versions.is_empty())
+        // Files that never keep still are no reason to be unready for ever.
+        let patient = self.unsettled_since.is_none_or(|since| now.saturating_sub(since) < SETTLE_PATIENCE);
+        self.aspired.versions.keys().all(decided) && (settled || !self.aspired.versions.is_empty() || !patient)
     }
 
-    /// Whether nothing of it moves and nobody uses it.
+    /// Takes note of whether nothing but files that change is known of it.
+    pub(super) fn note_unsettled(&mut self, now: Duration) {
+        let only_unsettled = self.exists.as_ref().is_some_and(|exists| exists.versions.is_empty() && !exists.unsettled.is_empty());
+        self.unsettled_since = if only_unsettled { Some(self.unsettled_since.unwrap_or(now)) } else { None };
+    }
+
+    /// Whether nothing of it is on its way and nobody uses it. What has failed holds nothing and may be tried again later.
     pub(super) fn is_idle(&self) -> bool {
         self.residencies.values().all(|residency| {
             let unused = residency.servable.as_ref().is_some_and(|servable| servable.stats().in_flight() == 0);
-            residency.stage() == Stage::Ready && unused
+            match residency.stage() {
+                Stage::Ready => unused,
+                stage => stage == Stage::Failed,
+            }
         })
     }
 

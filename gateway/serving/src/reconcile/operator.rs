@@ -1,5 +1,7 @@
 //! What the operator wants: load, unload, and the wishes of requests for models that are loaded on demand.
 
+use std::collections::BTreeMap;
+
 use bascule_registry::ModelName;
 
 use super::Reconciler;
@@ -12,6 +14,8 @@ use crate::{CommandError, LoadMode};
 
 /// Loads that may wait for a look. Their names come from outside.
 const MAX_ASKED: usize = 1024;
+/// Unloads that may come before the first look, when nobody can tell which names exist.
+const MAX_EARLY: usize = 1024;
 
 impl Reconciler {
     /// Takes the wish in; what it is about is decided by the look with this ticket or a later one. The answer is the drain of the
@@ -73,20 +77,31 @@ impl Reconciler {
             return Err(CommandError::Stopping);
         }
         self.asked.remove(name);
-        let Some(model) = self.models.get_mut(name) else {
+        let (known, leaving) = match self.models.get_mut(name) {
+            Some(model) => {
+                model.wanted = false;
+                (model.known(), model.residencies.keys().copied().collect())
+            }
             // Nothing of that name exists: it is unloaded already, and names from outside are not kept.
-            return Ok(Unloading { leaving: Vec::new(), write: 0 });
+            None if self.source.has_listed() => return Ok(Unloading { leaving: Vec::new(), write: 0 }),
+            None if self.operators.len() >= MAX_EARLY => return Err(CommandError::Busy),
+            // The first look may find it.
+            None => (BTreeMap::new(), Vec::new()),
         };
-        model.wanted = false;
-        let listed = model.listed.as_ref().or(model.exists.as_ref());
-        let versions = listed.iter().flat_map(|listed| &listed.versions);
-        let known = versions.map(|(version, generation)| (*version, generation.digest)).collect();
-        let leaving = model.residencies.keys().copied().collect();
         let off = Operator::Off { since: now.utc, known };
         self.operators.insert(name.clone(), off.clone());
         self.persist(Write::Operator(name.clone(), Some(off)));
         self.dirty.insert(name.clone());
         Ok(Unloading { leaving, write: self.write })
+    }
+
+    /// A model that was unloaded before the first look is unloaded as that look finds it: nothing of it is new.
+    pub(super) fn know_early_unload(&mut self, model: &ModelState) {
+        if let Some(Operator::Off { known, .. }) = self.operators.get_mut(&model.name)
+            && known.is_empty()
+        {
+            *known = model.known();
+        }
     }
 
     /// Somebody asked for a model that is loaded on demand.

@@ -69,6 +69,7 @@ fn standing_name(model: &ModelState) -> &'static str {
     match model.route.as_ref().map(|route| &route.standing) {
         Some(Standing::Serving) => "serving",
         Some(Standing::OnDemand) => "on_demand",
+        Some(Standing::Waking) => "waking",
         Some(Standing::Unloaded) => "unloaded",
         Some(Standing::NotReady { .. }) | None => NOT_READY,
     }
@@ -148,6 +149,8 @@ fn version(model: &ModelState, residency: &Residency, now: Now) -> VersionStatus
         run_id: manifest.lineage.run_id.clone(),
         metrics: manifest.metrics.clone(),
         warnings: residency.warnings.clone(),
+        bytes: residency.generation.bytes,
+        fetch: residency.fetch.clone(),
         servable: servable.map(Arc::downgrade).unwrap_or_default(),
         ..VersionStatus::default()
     }

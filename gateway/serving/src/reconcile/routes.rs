@@ -13,7 +13,7 @@ use crate::meters;
 use crate::persist::{Content, Served, Write};
 use crate::state::Stage;
 use crate::table::{Candidate, RETRY_AFTER, Route, Split, Standing};
-use crate::{Servable, rollout_seed};
+use crate::{LoadMode, Servable, rollout_seed};
 
 impl Reconciler {
     /// Publishes what has changed, once; and keeps what is served on disk.
@@ -83,6 +83,10 @@ impl Reconciler {
             Demand::Idle => Standing::OnDemand,
             Demand::Wanted => {
                 let stages: Vec<Stage> = model.residencies.values().map(super::model::Residency::stage).collect();
+                let on_its_way = !model.aspired.versions.is_empty() && !stages.contains(&Stage::Failed);
+                if self.rules.load_mode == LoadMode::OnDemand && on_its_way && model.choice.stable.is_none() {
+                    return Standing::Waking;
+                }
                 not_ready(if stages.iter().any(|stage| stage.is_loading()) {
                     "it is being loaded"
                 } else if stages.contains(&Stage::Failed) {

@@ -3,16 +3,17 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bascule_registry::{Cache, Clock, Generation, ModelName, NoProgress, VersionKey, VersionSource};
+use bascule_registry::{Clock, Generation, ModelName, VersionKey};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::Reconciler;
-use super::event::{Effect, Event, Files, Now, ResidencyId, Snapshot};
+use super::bring::{FetchProgress, Stock};
+use super::event::{Effect, Event, Now, ResidencyId, Snapshot};
 use crate::drain::drain;
 use crate::engine::EngineOptions;
-use crate::error::with_causes;
 use crate::loader::{self, LoadFailure, Runtimes};
 use crate::memory;
 use crate::persist::Writer;
@@ -25,9 +26,9 @@ const MAX_EVENTS: usize = 256;
 pub(crate) struct Shell {
     reconciler: Reconciler,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    source: Arc<dyn VersionSource>,
-    cache: Cache,
-    cache_max_bytes: u64,
+    stock: Arc<Stock>,
+    /// Where fetches and drains run; the shell itself has a thread of its own.
+    tasks: Handle,
     runtimes: Arc<Runtimes>,
     clock: Arc<dyn Clock>,
     mailbox: mpsc::WeakSender<Event>,
@@ -41,6 +42,7 @@ impl Shell {
     pub(crate) fn new(
         mut reconciler: Reconciler,
         options: &EngineOptions,
+        stock: Arc<Stock>,
         runtimes: Arc<Runtimes>,
         mailbox: mpsc::WeakSender<Event>,
         writer: Arc<Writer>,
@@ -51,9 +53,8 @@ impl Shell {
         let shell = Shell {
             reconciler,
             snapshots,
-            source: Arc::clone(&options.source),
-            cache: options.cache.clone(),
-            cache_max_bytes: options.cache_max_bytes,
+            stock,
+            tasks: Handle::current(),
             runtimes,
             clock: Arc::clone(&options.clock),
             mailbox,
@@ -65,8 +66,18 @@ impl Shell {
         (shell, receiver)
     }
 
-    /// Works until every handle on the engine is gone.
-    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+    /// Works until every handle on the engine is gone, on a thread of its own: what it does takes longer the more models there are, and
+    /// no request waits for that.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub(crate) fn start(self, events: mpsc::Receiver<Event>) -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let thread = std::thread::Builder::new().name("reconciler".to_owned());
+        thread.spawn(move || runtime.block_on(self.run(events))).map(drop)
+    }
+
+    async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         self.settle(Vec::new());
         loop {
             let first = match self.reconciler.wake_at() {
@@ -120,7 +131,7 @@ impl Shell {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Fetch { id, generation } => self.fetch(id, generation),
+            Effect::Fetch { id, generation, progress } => self.fetch(id, generation, progress),
             Effect::CancelFetch { id } => {
                 if let Some(fetch) = self.fetches.remove(&id) {
                     fetch.abort();
@@ -142,7 +153,7 @@ impl Shell {
             }
             Effect::Drain { id, servable, timeout } => {
                 let mailbox = self.mailbox.clone();
-                tokio::spawn(async move {
+                self.tasks.spawn(async move {
                     let drained = drain(servable, timeout).await;
                     post(&mailbox, Event::Drained { id, drained }).await;
                 });
@@ -160,15 +171,11 @@ impl Shell {
         }
     }
 
-    fn fetch(&mut self, id: ResidencyId, generation: Arc<Generation>) {
-        let (cache, source, mailbox, max_bytes) =
-            (self.cache.clone(), Arc::clone(&self.source), self.mailbox.clone(), self.cache_max_bytes);
-        let task = tokio::spawn(async move {
-            let fetched = cache.ensure(source.as_ref(), &generation, &NoProgress).await;
-            let result = fetched.map(Files::leased).map_err(|error| with_causes(&error));
+    fn fetch(&mut self, id: ResidencyId, generation: Arc<Generation>, progress: Arc<FetchProgress>) {
+        let (stock, mailbox) = (Arc::clone(&self.stock), self.mailbox.clone());
+        let task = self.tasks.spawn(async move {
+            let result = stock.bring(&generation, &progress).await;
             post(&mailbox, Event::Fetched { id, result }).await;
-            // What nobody uses any more makes room; the runtime may be on its way out, then nothing needs room.
-            drop(tokio::task::spawn_blocking(move || cache.evict_unleased(max_bytes)).await);
         });
         self.fetches.insert(id, task.abort_handle());
     }
@@ -190,7 +197,7 @@ impl Shell {
             tracing::error!(name, %error, "cannot start a thread");
             let event = otherwise(LoadFailure::new(FailedStep::Loading, format!("cannot start a thread: {error}")));
             let mailbox = self.mailbox.clone();
-            tokio::spawn(async move { post(&mailbox, event).await });
+            self.tasks.spawn(async move { post(&mailbox, event).await });
         }
     }
 }

@@ -360,7 +360,7 @@ impl Simulation {
         let reconciler = &self.bench.reconciler;
         let residencies = || reconciler.models.values().flat_map(|model| model.residencies.values());
         let reserved: u64 = residencies().map(|residency| residency.reserved_bytes).sum();
-        let draining = residencies().filter(|residency| residency.stage() == Stage::Draining);
+        let draining = residencies().filter(|residency| residency.stage() == Stage::Draining && !residency.overdue);
         let freeing: u64 = draining.map(|residency| residency.reserved_bytes).sum();
         assert_eq!((reconciler.budget.reserved, reconciler.budget.freeing), (reserved, freeing));
         assert!(reconciler.budget.limit.is_none_or(|limit| reserved <= limit), "{reserved} bytes are reserved");

@@ -368,3 +368,74 @@ fn a_shutdown_drains_everything_and_forgets_nothing() {
     assert_eq!((bench.live_sessions(), bench.snapshot.status.memory.reserved_bytes), (0, 0));
     assert_eq!(bench.disk.served, served);
 }
+
+#[test]
+fn a_slot_that_is_not_taken_goes_to_the_next() {
+    let mut bench = bench();
+    for model in 0..MAX_FETCHES {
+        bench.publish(&format!("a{model}"), 1, &constant(1.0));
+    }
+    for model in 0..=MAX_FETCHES {
+        bench.publish(&format!("bad{model}"), 1, &constant(1.0));
+        bench.configure(&format!("bad{model}"), "nonsense");
+    }
+    bench.publish("z", 1, &constant(1.0));
+    bench.look_and_run();
+    assert_eq!(bench.stages("z"), "1 ready*");
+    assert!(bench.snapshot.readiness.is_ready());
+}
+
+#[test]
+fn a_drain_that_does_not_end_holds_up_neither_the_next_version_nor_its_memory() {
+    let budget = LiveOptions { memory_budget_bytes: Some(35_000), ..rules().live };
+    let mut bench = Bench::new(Rules { live: budget, ..rules() });
+    let content = |value| FakeModel { bytes: 10_000, ..constant(value) };
+    bench.publish("m", 1, &content(1.0));
+    bench.look_and_run();
+    bench.publish("m", 2, &content(2.0));
+    bench.look();
+    let stuck = loop {
+        match bench.work.remove(0) {
+            drain @ Effect::Drain { .. } => break drain,
+            other => bench.perform(other),
+        }
+    };
+    bench.publish("m", 3, &content(3.0));
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "1 draining, 2 ready*, 3 pending");
+    bench.wait(60 * SECOND);
+    bench.run();
+    assert_eq!(bench.stages("m"), "1 draining, 2 unloaded, 3 ready*");
+    assert_eq!(bench.snapshot.status.memory.reserved_bytes, 20_000, "what it holds is held");
+    bench.perform(stuck);
+    assert_eq!(bench.snapshot.status.memory.reserved_bytes, 10_000);
+}
+
+#[test]
+fn the_status_forgets_versions_of_long_ago() {
+    let mut bench = bench();
+    for version in 1..=40 {
+        bench.publish("m", version, &constant(1.0));
+        bench.look_and_run();
+    }
+    assert_eq!(bench.status("m").versions.len(), 17, "{}", bench.stages("m"));
+}
+
+#[test]
+fn files_that_changed_lately_are_not_gone() {
+    let mut bench = Bench::new(Rules { live: LiveOptions { absent: Absent::Unload, ..rules().live }, ..rules() });
+    bench.publish("m", 1, &constant(1.0));
+    bench.look_and_run();
+    bench.restart();
+    // The first look at a plain directory can't tell yet whether its files keep still.
+    let listed = bench.source.get_mut("m").unwrap();
+    let versions = std::mem::take(&mut listed.versions);
+    listed.unsettled.insert(1);
+    bench.look_and_run();
+    assert_eq!(bench.stages("m"), "1 ready*");
+    let listed = bench.source.get_mut("m").unwrap();
+    listed.unsettled.clear();
+    bench.look_and_run();
+    assert_eq!(bench.stable("m"), None, "now it is");
+    drop(versions);
+}

@@ -23,6 +23,7 @@ fn an_unload_lasts_until_a_load_and_over_restarts_and_publishes() {
     bench.restart();
     bench.run();
     assert_eq!(bench.stages("m"), "2 ready*", "and a restart brings it back without a look");
+    bench.look();
     assert!(bench.unload("nobody").leaving.is_empty());
     assert!(!bench.disk.operator.contains_key("nobody"), "names from outside are not kept");
 }
@@ -204,4 +205,75 @@ fn want(bench: &mut Bench, model: &str) {
     bench.router.route(model).unwrap();
     bench.tell(Event::Wanted { model: name(model) });
     bench.run();
+}
+
+#[test]
+fn an_unload_before_the_first_look_counts() {
+    for resurrect in [false, true] {
+        let mut bench = Bench::new(Rules { live: LiveOptions { resurrect, ..rules().live }, ..rules() });
+        bench.publish("m", 1, &constant(1.0));
+        bench.unload("m");
+        bench.look_and_run();
+        assert_eq!((bench.stages("m").as_str(), bench.stable("m")), ("", None));
+        assert_eq!(bench.status("m").held.as_deref(), Some("held: unloaded by operator"));
+        bench.publish("m", 2, &constant(2.0));
+        bench.look_and_run();
+        assert_eq!(bench.stable("m"), resurrect.then_some(2), "version 1 was nothing new, version 2 is");
+    }
+}
+
+#[test]
+fn a_model_on_demand_with_a_broken_version_gives_way_too() {
+    let mut bench = on_demand(Some(25_000));
+    for model in ["a", "b", "c"] {
+        bench.publish(model, 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
+    }
+    bench.look();
+    want(&mut bench, "a");
+    bench.publish("a", 2, &FakeModel { fail_load: Some("no luck".to_owned()), ..constant(2.0) });
+    bench.look_and_run();
+    assert_eq!(bench.stages("a"), "1 ready*, 2 failed");
+    want(&mut bench, "b");
+    want(&mut bench, "c");
+    assert_eq!(["a", "b", "c"].map(|model| bench.stable(model)), [None, Some(1), Some(1)]);
+}
+
+#[test]
+fn a_model_that_was_asked_for_stays_asked_for_until_it_is_there_or_has_failed() {
+    let mut bench = on_demand(None);
+    bench.publish("good", 1, &constant(1.0));
+    bench.publish("bad", 1, &FakeModel { fail_load: Some("no luck".to_owned()), ..constant(1.0) });
+    bench.look();
+    let standing = |bench: &Bench, model: &str| bench.router.table().route(model).unwrap().standing.clone();
+    for model in ["good", "bad"] {
+        assert_eq!(standing(&bench, model), Standing::OnDemand);
+        bench.tell(Event::Wanted { model: name(model) });
+        assert_eq!(standing(&bench, model), Standing::Waking, "whoever comes now waits, too");
+    }
+    bench.run();
+    assert_eq!(standing(&bench, "good"), Standing::Serving);
+    assert!(matches!(standing(&bench, "bad"), Standing::NotReady { .. }));
+}
+
+#[test]
+fn readiness_does_not_wait_for_files_that_never_keep_still() {
+    let mut bench = bench();
+    bench.publish("good", 1, &constant(1.0));
+    bench.publish("moving", 1, &constant(1.0));
+    let moving = bench.source.get_mut("moving").unwrap();
+    moving.versions.clear();
+    moving.unsettled.insert(1);
+    bench.look_and_run();
+    assert!(!bench.snapshot.readiness.is_ready(), "they may be a version");
+    bench.at += 29 * SECOND;
+    bench.look();
+    assert!(!bench.snapshot.readiness.is_ready());
+    bench.at += SECOND;
+    bench.look();
+    assert!(bench.snapshot.readiness.is_ready());
+    let mut bench = on_demand(None);
+    bench.publish("moving", 1, &constant(1.0));
+    bench.source.get_mut("moving").unwrap().unsettled.insert(1);
+    bench.look();
+    assert!(bench.snapshot.readiness.is_ready(), "nobody has asked for it");
 }

@@ -1,0 +1,89 @@
+//! Bringing a version's files to local disk: what lies there is compared once with what was fetched, what is not there is fetched, and
+//! what nobody uses makes room first.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bascule_registry::{Cache, Digest, FetchError, Generation, Lease, Progress, VersionSource};
+use futures::FutureExt as _;
+
+use super::event::Files;
+use crate::error::{panicked, with_causes};
+
+/// How far a fetch is.
+#[derive(Debug, Default)]
+pub(crate) struct FetchProgress(Mutex<BTreeMap<String, u64>>);
+
+impl FetchProgress {
+    /// Bytes of all files that are there.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+}
+
+impl Progress for FetchProgress {
+    fn advance(&self, file: &str, done: u64, _total: u64) {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = files.get_mut(file) {
+            *bytes = done;
+        } else {
+            files.insert(file.to_owned(), done);
+        }
+    }
+}
+
+/// The cache and what it is filled from.
+pub(crate) struct Stock {
+    source: Arc<dyn VersionSource>,
+    cache: Cache,
+    max_bytes: u64,
+    /// Trees that were fetched by this process, or read again by it and found whole.
+    verified: Mutex<HashSet<Digest>>,
+    /// Trees of what served before the restart, each until it is brought: nothing else makes room at their cost.
+    kept: Mutex<HashMap<Digest, Lease>>,
+}
+
+impl Stock {
+    /// Keeps the trees of what served. Blocks.
+    pub(crate) fn new(source: Arc<dyn VersionSource>, cache: Cache, max_bytes: u64, served: impl Iterator<Item = Digest>) -> Stock {
+        let kept = served.filter_map(|digest| Some((digest, cache.find(&digest)?))).collect();
+        Stock { source, cache, max_bytes, verified: Mutex::default(), kept: Mutex::new(kept) }
+    }
+
+    /// The files of a version.
+    ///
+    /// # Errors
+    /// Why they can't be had, for people.
+    pub(crate) async fn bring(self: Arc<Self>, generation: &Generation, progress: &FetchProgress) -> Result<Files, String> {
+        let digest = generation.digest;
+        let (stock, bytes) = (Arc::clone(&self), generation.bytes);
+        // A cancelled runtime is the only way to fail: then nobody waits for the answer.
+        drop(tokio::task::spawn_blocking(move || stock.prepare(&digest, bytes)).await);
+        let fetched = AssertUnwindSafe(self.cache.ensure(self.source.as_ref(), generation, progress)).catch_unwind().await;
+        let lease =
+            fetched.map_err(|panic| format!("the source {}", panicked(panic.as_ref())))?.map_err(|error| with_causes(&error))?;
+        lock(&self.verified).insert(digest);
+        lock(&self.kept).remove(&digest);
+        Ok(Files::leased(lease))
+    }
+
+    /// Throws away a tree that is not what was fetched, or makes room for one that is not there. Blocks.
+    fn prepare(&self, digest: &Digest, bytes: u64) {
+        if lock(&self.verified).contains(digest) && self.cache.find(digest).is_some() {
+            return;
+        }
+        match self.cache.verify(digest) {
+            Ok(()) => {}
+            Err(FetchError::NotFound { .. }) => drop(self.cache.evict_unleased(self.max_bytes.saturating_sub(bytes))),
+            Err(error) => {
+                tracing::warn!(%digest, error = with_causes(&error), "a version on local disk is not whole and is fetched again");
+                self.cache.discard(digest);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
