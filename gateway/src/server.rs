@@ -39,11 +39,26 @@ pub struct Server {
     pub serving: Serving,
     /// Where it listens.
     pub addresses: Addresses,
-    shutdown: CancellationToken,
-    ports: JoinSet<()>,
+    data: Tasks,
+    admin: Tasks,
+    shutdown_delay: Duration,
     drain_timeout: Duration,
     shown: watch::Sender<Arc<serde_json::Value>>,
     _state: StateDir,
+}
+
+/// What ends together.
+#[derive(Default)]
+struct Tasks {
+    shutdown: CancellationToken,
+    running: JoinSet<()>,
+}
+
+impl Tasks {
+    async fn end(mut self) {
+        self.shutdown.cancel();
+        while self.running.join_next().await.is_some() {}
+    }
 }
 
 impl Server {
@@ -69,20 +84,21 @@ impl Server {
             (bind("http", server.http).await?, bind("grpc", server.grpc).await?, bind("admin", server.admin).await?);
         let addresses = Addresses { http: http.local_addr()?, grpc: grpc.local_addr()?, admin: admin.local_addr()? };
         let serving = Engine::start(options).await?;
-        let shutdown = CancellationToken::new();
-        let mut ports = JoinSet::new();
-        ports.spawn(http::serve(http, serving.clone(), http_settings(effective), shutdown.clone()));
-        ports.spawn(grpc::serve(grpc, serving.clone(), grpc_settings(server), shutdown.clone()));
+        let (mut data, mut of_admin) = (Tasks::default(), Tasks::default());
+        let shutdown = data.shutdown.clone();
+        data.running.spawn(http::serve(http, serving.clone(), http_settings(effective), shutdown.clone()));
+        data.running.spawn(grpc::serve(grpc, serving.clone(), grpc_settings(server), shutdown.clone()));
+        data.running.spawn(watch(watched, serving.clone(), effective.config.registry.poll_interval, shutdown));
         let (shown, config) = watch::channel(Arc::new(shown(effective, addresses)));
         let sources = AdminSources { serving: serving.clone(), metrics, config };
-        let admin_served = admin::serve(admin, sources, admin_settings(server), shutdown.clone());
-        ports.spawn(async move {
+        let admin_served = admin::serve(admin, sources, admin_settings(server), of_admin.shutdown.clone());
+        of_admin.running.spawn(async move {
             if let Err(error) = admin_served.await {
                 tracing::error!(%error, "the admin port is not served");
             }
         });
-        ports.spawn(watch(watched, serving.clone(), effective.config.registry.poll_interval, shutdown.clone()));
-        Ok(Server { serving, addresses, shutdown, ports, drain_timeout: server.drain_timeout, shown, _state: state })
+        let (shutdown_delay, drain_timeout) = (server.shutdown_delay, server.drain_timeout);
+        Ok(Server { serving, addresses, data, admin: of_admin, shutdown_delay, drain_timeout, shown, _state: state })
     }
 
     /// Goes by what may change while a gateway runs, and shows all that applies now.
@@ -95,11 +111,14 @@ impl Server {
         Ok(())
     }
 
-    /// Stops accepting, finishes what is in flight, then drains the engine. Each step takes the drain timeout at the most.
-    pub async fn stop(mut self) {
-        self.shutdown.cancel();
-        while self.ports.join_next().await.is_some() {}
+    /// Says that it is not ready, waits so that this is seen, stops accepting, finishes what is in flight, drains the engine, and ends
+    /// the admin port last: what happens on the way can be seen there. Each step takes the drain timeout at the most.
+    pub async fn stop(self) {
+        self.serving.announce_stop();
+        tokio::time::sleep(self.shutdown_delay).await;
+        self.data.end().await;
         self.serving.shutdown(self.drain_timeout).await;
+        self.admin.end().await;
     }
 }
 
@@ -148,7 +167,9 @@ fn grpc_settings(server: &ServerConfig) -> GrpcSettings {
         max_header_bytes: u32::try_from(server.max_header_bytes.0).unwrap_or(u32::MAX),
         max_connections: server.max_connections as usize,
         handshake_timeout: server.header_timeout,
-        body_timeout: server.body_stall_timeout,
+        body_stall_timeout: server.body_stall_timeout,
+        body_timeout: server.body_timeout,
+        write_timeout: server.write_timeout,
         drain_timeout: server.drain_timeout,
         remote_repository_commands: server.allow_remote,
         ..GrpcSettings::default()

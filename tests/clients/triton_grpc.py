@@ -206,7 +206,8 @@ def repository(client, checks):
         assert state() == "READY", state()
         client.unload_model("spare")
         until(lambda: not client.is_model_ready("spare"))
-        assert state() == "UNAVAILABLE", state()
+        # It drains meanwhile.
+        until(lambda: state() == "UNAVAILABLE")
         with code("NOT_FOUND"):
             infer()
         client.load_model("spare")

@@ -146,7 +146,8 @@ def repository(client, checks):
         assert entry()["state"] == "READY" and entry()["version"] == "1", entry()
         client.unload_model("spare")
         until(lambda: not client.is_model_ready("spare"))
-        assert entry().get("state") == "UNAVAILABLE", entry()
+        # It drains meanwhile.
+        until(lambda: entry().get("state") == "UNAVAILABLE")
         with status(404):
             infer()
         client.load_model("spare")

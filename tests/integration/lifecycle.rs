@@ -1,10 +1,13 @@
 //! Versions come, fail, are replaced and go, and the server stays ready.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use bascule_onnx_writer::models::{constant, large};
 use serde_json::json;
 
 use crate::http::{call, get, post};
-use crate::sandbox::{Gateway, Sandbox};
+use crate::sandbox::{Gateway, PATIENCE, Sandbox};
 
 /// Asks model `m` with one row; status, and the value that every element of its answer has.
 pub fn ask(gateway: &Gateway, path: &str) -> (u16, f64) {
@@ -145,7 +148,7 @@ fn sigterm_finishes_what_is_in_flight_and_idle_connections_hold_nothing_up() {
     let mut gateway = sandbox.serve().ready();
     let mut idle = crate::http::Connection::open(gateway.http).unwrap();
     assert_eq!(idle.call("GET", "/v2/health/live", &[], &[]).status, 200);
-    let _grpc = std::net::TcpStream::connect(gateway.grpc).unwrap();
+    let _grpc = TcpStream::connect(gateway.grpc).unwrap();
     gateway.signal("TERM");
     assert!(gateway.wait().success(), "{}", gateway.log());
     assert_eq!(call(gateway.http, "GET", "/v2/health/live", &[], &[]).status, 0);
@@ -190,4 +193,46 @@ fn a_hangup_applies_what_may_change_and_refuses_the_rest_by_name() {
         gateway.log().contains("memory_budget") && gateway.log().contains("nothing changes")
     });
     assert_eq!(setting("load.memory_budget"), Some(json!("1GiB")));
+}
+
+#[test]
+fn a_gateway_that_stops_says_so_first_and_is_seen_until_the_end() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let hours = ["server.drain_timeout=1h", "server.body_stall_timeout=1h", "server.body_timeout=1h"];
+    let sandbox = hours.into_iter().fold(sandbox, Sandbox::set);
+    sandbox.plain("m", 1, &constant(1.0, 2));
+    let mut gateway = sandbox.serve().ready();
+    let body = json!({ "inputs": [{ "name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 0.5] }] }).to_string();
+    let mut slow = TcpStream::connect(gateway.http).unwrap();
+    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    let head = format!("POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\nexpect: 100-continue\r\n\r\n");
+    slow.write_all(head.as_bytes()).unwrap();
+    let mut asked = [0; 25];
+    slow.read_exact(&mut asked).unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n", "the request is in flight");
+    gateway.signal("TERM");
+    gateway.eventually_admin("/readyz", |status, body| status == 503 && body["reason"] == "stopping");
+    while TcpStream::connect(gateway.http).is_ok() {}
+    assert!(get(gateway.admin, "/metrics").text().contains("\nbascule_ready 0\n"));
+    slow.write_all(body.as_bytes()).unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(gateway.wait().success());
+}
+
+#[test]
+fn a_shutdown_delay_lets_callers_look_away() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox.set("server.shutdown_delay=1h");
+    sandbox.plain("m", 1, &constant(1.0, 2));
+    let mut gateway = sandbox.serve().ready();
+    gateway.signal("TERM");
+    gateway.eventually("/v2/health/ready", |status, _| status == 503);
+    assert_eq!(get(gateway.admin, "/readyz").status, 503);
+    assert_eq!(get(gateway.admin, "/livez").status, 200);
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0), "it serves on");
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait().code(), Some(1), "a second signal ends it at once");
 }

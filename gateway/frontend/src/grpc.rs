@@ -1,7 +1,7 @@
 //! The protocol over gRPC, with health and reflection beside it.
 //!
-//! [`serve`] owns the port: it accepts connections, hands their calls through one intake (request id, deadline, panic guard, stalled
-//! bodies) to the services, and on shutdown tells every client to go elsewhere, finishes what is in flight and ends, however idle
+//! [`serve`] owns the port: it accepts connections, hands their calls through one intake (request id, deadline, panic guard) to the
+//! services, and on shutdown tells every client to go elsewhere, finishes what is in flight and ends, however idle
 //! connections are. Invariant: what comes from the network is refused by name and never panics. Deliberately absent: shared memory,
 //! tracing and log settings, which answer `UNIMPLEMENTED`.
 
@@ -12,16 +12,22 @@ mod connection;
 mod decode;
 mod dispatch;
 mod encode;
+mod guard;
 mod health;
 mod infer;
 mod intake;
 mod listener;
 mod messages;
 pub mod meters;
+mod packing;
+mod receive;
+mod reply;
 mod service;
 mod status;
 mod stream;
+mod watch;
 mod wire;
+mod workers;
 
 use std::time::Duration;
 
@@ -33,7 +39,7 @@ pub use self::listener::serve;
 pub struct GrpcSettings {
     /// One request, as it comes and decompressed.
     pub max_request_bytes: usize,
-    /// All requests under way together; what comes beyond it is refused.
+    /// All requests under way and answers that are not read yet together; a request beyond it is refused.
     pub max_buffered_bytes: usize,
     /// Header fields of one request together.
     pub max_header_bytes: u32,
@@ -51,8 +57,12 @@ pub struct GrpcSettings {
     pub max_frame_bytes: u32,
     /// How long a client may take to say that it speaks HTTP/2.
     pub handshake_timeout: Duration,
-    /// How long the body of a single call may stand still.
+    /// How long a message may stand still.
+    pub body_stall_timeout: Duration,
+    /// How long a whole message may take.
     pub body_timeout: Duration,
+    /// How long a client may read nothing of an answer.
+    pub write_timeout: Duration,
     /// How often a connection is asked whether it is alive.
     pub keepalive_interval: Duration,
     /// How long it may take to answer.
@@ -76,7 +86,9 @@ impl Default for GrpcSettings {
             connection_window_bytes: 16 << 20,
             max_frame_bytes: 1 << 20,
             handshake_timeout: Duration::from_secs(10),
-            body_timeout: Duration::from_secs(30),
+            body_stall_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_mins(2),
+            write_timeout: Duration::from_secs(30),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
             drain_timeout: Duration::from_secs(30),

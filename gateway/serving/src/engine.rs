@@ -214,7 +214,9 @@ impl Engine {
         shell.start(events).map_err(|source| StartError::Thread { source })?;
         let seer = reconcile::Seer::new(&options, live_now, Arc::clone(&looks), mailbox.downgrade());
         tokio::spawn(seer.run());
-        Ok(Serving::new(Shared { router, mailbox, snapshots, written: written_now, looks, journal: options.journal, wanted, live }))
+        let (stopping, _) = watch::channel(false);
+        let (written, journal) = (written_now, options.journal);
+        Ok(Serving::new(Shared { router, mailbox, snapshots, written, looks, journal, wanted, live, stopping }))
     }
 }
 

@@ -355,9 +355,9 @@ impl Reconciler {
         self.decided = self.decided || (self.source.is_decided() && self.models.values().all(|model| self.is_decided(model, now)));
     }
 
-    /// Whether all that should be loaded of a model at the start is, or has failed once.
+    /// Whether all that should be loaded of a model at the start is, or has failed once. Models that nobody wants are no matter.
     fn is_decided(&self, model: &ModelState, now: Now) -> bool {
-        self.demand(model) != Demand::Wanted || model.is_decided(now.at)
+        matches!(self.demand(model), Demand::Off | Demand::NotLoaded) || model.is_decided(now.at)
     }
 
     fn readiness(&self, now: Now) -> Readiness {

@@ -121,6 +121,8 @@ pub(crate) struct Shared {
     /// Models whose wish is in the mailbox, so that many requests post one.
     pub(crate) wanted: Arc<Mutex<HashSet<ModelName>>>,
     pub(crate) live: watch::Sender<LiveOptions>,
+    /// Whether a stop was announced; before the engine itself knows of it.
+    pub(crate) stopping: watch::Sender<bool>,
 }
 
 impl Drop for Shared {
@@ -280,7 +282,11 @@ impl Serving {
 
     /// The last snapshot. Its counters are 0: [`Status::with_live`] reads them.
     pub fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.shared.snapshots.borrow().status)
+        let status = Arc::clone(&self.shared.snapshots.borrow().status);
+        if status.ready && *self.shared.stopping.borrow() {
+            return Arc::new(Status { ready: false, ..Status::clone(&status) });
+        }
+        status
     }
 
     /// What the source has of a model, loaded or not; `None` where it has nothing, or was not looked at yet.
@@ -291,7 +297,7 @@ impl Serving {
     /// Whether the server takes traffic.
     pub fn readiness(&self) -> Readiness {
         // A reconciler that has ended tells nothing any more.
-        if self.shared.snapshots.has_changed().is_err() {
+        if *self.shared.stopping.borrow() || self.shared.snapshots.has_changed().is_err() {
             return Readiness::Stopping;
         }
         self.shared.snapshots.borrow().readiness.clone()
@@ -299,15 +305,28 @@ impl Serving {
 
     /// Waits until the server is ready, or stops.
     pub async fn wait_ready(&self) {
+        let mut stopping = self.shared.stopping.subscribe();
         // An error means that the engine has ended, which is as good as stopping.
-        drop(self.when(|snapshot| !matches!(snapshot.readiness, Readiness::NotYet { .. })).await);
+        tokio::select! {
+            ready = self.when(|snapshot| !matches!(snapshot.readiness, Readiness::NotYet { .. })) => drop(ready),
+            stopping = stopping.wait_for(|stopping| *stopping) => drop(stopping),
+        }
     }
 
-    /// Waits for the next snapshot; returns at once where the engine has ended.
+    /// Waits for the next snapshot, or until a stop is announced; returns at once where the engine has ended.
     pub async fn changed(&self) {
-        let mut snapshots = self.shared.snapshots.clone();
+        let (mut snapshots, mut stopping) = (self.shared.snapshots.clone(), self.shared.stopping.subscribe());
         snapshots.mark_unchanged();
-        drop(snapshots.changed().await);
+        tokio::select! {
+            changed = snapshots.changed() => drop(changed),
+            stopping = stopping.changed() => drop(stopping),
+        }
+    }
+
+    /// Says from now on that the server is stopping, so that callers go elsewhere, and serves on as before until
+    /// [`Serving::shutdown`].
+    pub fn announce_stop(&self) {
+        self.shared.stopping.send_replace(true);
     }
 
     /// Is not ready from now on, answers what was asked before, and ends: runs that are not over after `drain_timeout` are stopped.

@@ -44,6 +44,11 @@ const GRPC: Key<SocketAddr> = Key::new("server.grpc", || local(8001), "where gRP
 const ADMIN: Key<SocketAddr> = Key::new("server.admin", || local(8002), "where the admin API and the metrics listen");
 const DRAIN_TIMEOUT: Key<Duration> =
     Key::new("server.drain_timeout", || Duration::from_secs(30), "how long what is in flight may take at a shutdown or a swap");
+const SHUTDOWN_DELAY: Key<Duration> = Key::new(
+    "server.shutdown_delay",
+    || Duration::ZERO,
+    "how long a gateway that is to stop says that it is not ready and serves on, so that balancers send nothing more",
+);
 const MAX_BODY_BYTES: Key<ByteCount> =
     Key::new("server.max_body_bytes", || ByteCount(64 * MIB), "largest body of a request, as sent and decompressed")
         .checked(some_bytes);
@@ -60,9 +65,9 @@ const HEADER_TIMEOUT: Key<Duration> =
 const BODY_STALL_TIMEOUT: Key<Duration> =
     Key::new("server.body_stall_timeout", || Duration::from_secs(10), "how long a body may pause").checked(not_zero);
 const BODY_TIMEOUT: Key<Duration> =
-    Key::new("server.body_timeout", || Duration::from_secs(120), "how long a whole body may take over HTTP").checked(not_zero);
+    Key::new("server.body_timeout", || Duration::from_secs(120), "how long a whole body may take").checked(not_zero);
 const WRITE_TIMEOUT: Key<Duration> =
-    Key::new("server.write_timeout", || Duration::from_secs(30), "how long a client may read nothing of an answer over HTTP")
+    Key::new("server.write_timeout", || Duration::from_secs(30), "how long a client may read nothing of an answer")
         .checked(not_zero);
 const IDLE_TIMEOUT: Key<Duration> =
     Key::new("server.idle_timeout", || Duration::from_secs(75), "how long an HTTP connection without a request is kept")
@@ -134,6 +139,7 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &GRPC,
     &ADMIN,
     &DRAIN_TIMEOUT,
+    &SHUTDOWN_DELAY,
     &MAX_BODY_BYTES,
     &MAX_BUFFERED_BYTES,
     &MAX_HEADER_BYTES,
@@ -231,6 +237,7 @@ pub struct ServerConfig {
     pub admin: SocketAddr,
     pub allow_remote: bool,
     pub drain_timeout: Duration,
+    pub shutdown_delay: Duration,
     pub max_body_bytes: ByteCount,
     pub max_buffered_bytes: ByteCount,
     pub max_header_bytes: ByteCount,
@@ -276,6 +283,7 @@ impl Config {
                 admin: layers.take(&ADMIN),
                 allow_remote: layers.take(&ALLOW_REMOTE),
                 drain_timeout: layers.take(&DRAIN_TIMEOUT),
+                shutdown_delay: layers.take(&SHUTDOWN_DELAY),
                 max_body_bytes: layers.take(&MAX_BODY_BYTES),
                 max_buffered_bytes: layers.take(&MAX_BUFFERED_BYTES),
                 max_header_bytes: layers.take(&MAX_HEADER_BYTES),

@@ -40,9 +40,9 @@ pub async fn serve(
     let waits = Semaphore::new(settings.max_waits.min(Semaphore::MAX_PERMITS));
     let port = Arc::new(Port { sources, settings, loopback, waits, stopping: ending.stopping.clone() });
     let service = TowerToHyperService::new(router(port));
-    serve_connections(listener, limits, shutdown, ending.clone(), |stream, _| {
+    serve_connections(listener, limits, shutdown, ending, |stream, _, ending| {
         let stream = WatchedStream::new(stream, Watch::new(timeouts));
-        connection(stream, builder.clone(), service.clone(), ending.clone())
+        connection(stream, builder.clone(), service.clone(), ending)
     })
     .await;
     Ok(())

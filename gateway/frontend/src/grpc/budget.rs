@@ -45,6 +45,18 @@ impl Share {
         let what = format!("the memory for requests under way ({} bytes)", self.budget.limit_bytes);
         Err(InferError::Overloaded { what, retry_after: Duration::from_secs(1) })
     }
+
+    /// Counts what is there already, however much is left: an answer is not thrown away, it makes the next request wait.
+    pub(crate) fn count(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.budget.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Gives back a part of what was taken.
+    pub(crate) fn give_back(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.budget.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Share {
@@ -67,6 +79,18 @@ mod tests {
         assert!(first.take(4).is_ok());
         assert!(budget.share().take(1).is_err());
         drop(first);
+        assert!(budget.share().take(10).is_ok());
+    }
+
+    #[test]
+    fn what_is_there_is_counted_and_may_be_given_back_in_parts() {
+        let budget = Budget::new(10);
+        let answer = budget.share();
+        answer.count(12);
+        assert!(budget.share().take(1).is_err());
+        answer.give_back(3);
+        assert!(budget.share().take(1).is_ok());
+        drop(answer);
         assert!(budget.share().take(10).is_ok());
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -12,12 +13,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dispatch::Dispatch;
 use super::intake;
 use super::service::Service;
+use super::watch::{PatientSocket, Watch, Watched};
+use crate::port::Ending;
 
 /// What a client of HTTP/2 sends first.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -26,25 +28,26 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HINT: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: 45\r\n\r\n\
     this port speaks gRPC, that is, HTTP/2 only.\n";
 
+/// How long a connection that is to close may take for what its protocol still owes.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
 /// What all connections of a port share.
 pub(crate) struct Port {
     pub(crate) service: Service,
     pub(crate) dispatch: Dispatch,
-    /// Cancelled where connections have had their time to end.
-    pub(crate) cut: CancellationToken,
 }
 
 /// Serves a connection until it ends, or the port does.
-pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, port: Arc<Port>) {
+pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, port: Arc<Port>, ending: Ending) {
     let _open = port.service.meters.connection();
     let (mut read, write) = stream.into_split();
     let greeted = tokio::select! {
         greeted = timeout(port.service.settings.handshake_timeout, preface(&mut read)) => greeted,
         // Who has asked nothing yet keeps nobody waiting.
-        () = port.service.stopping.cancelled() => return,
+        () = ending.stopping.cancelled() => return,
     };
     match greeted {
-        Ok(Ok(true)) => calls(read, write, peer, &port).await,
+        Ok(Ok(true)) => calls(read, write, peer, &port, &ending).await,
         Ok(Ok(false)) => {
             let mut write = write;
             // Whether the hint arrives makes no difference.
@@ -72,15 +75,21 @@ async fn preface(read: &mut OwnedReadHalf) -> io::Result<bool> {
     Ok(true)
 }
 
-async fn calls(read: OwnedReadHalf, write: OwnedWriteHalf, peer: SocketAddr, port: &Arc<Port>) {
-    let io = TokioIo::new(tokio::io::join(PREFACE.as_slice().chain(read), write));
+async fn calls(read: OwnedReadHalf, write: OwnedWriteHalf, peer: SocketAddr, port: &Arc<Port>, ending: &Ending) {
+    let write_timeout = port.service.settings.write_timeout;
+    let watch = Watch::new(write_timeout);
+    let io = TokioIo::new(PatientSocket::new(tokio::io::join(PREFACE.as_slice().chain(read), write), write_timeout));
+    let of_calls = Arc::clone(&watch);
     let service = service_fn(|request| {
         let port = Arc::clone(port);
-        async move { Ok::<_, Infallible>(intake::answer(&port.service, &port.dispatch, peer, request).await) }
+        let call = of_calls.begin(port.service.budget.share());
+        async move {
+            let response = intake::answer(&port.service, &port.dispatch, peer, request).await;
+            Ok::<_, Infallible>(response.map(|body| Watched::new(body, call)))
+        }
     });
     let mut connection = pin!(builder(port).serve_connection(io, service));
-    let stopping = port.service.stopping.cancelled();
-    let mut stopping = pin!(stopping);
+    let mut look = pin!(sleep_until(Instant::now() + write_timeout));
     let mut told = false;
     loop {
         tokio::select! {
@@ -90,11 +99,25 @@ async fn calls(read: OwnedReadHalf, write: OwnedWriteHalf, peer: SocketAddr, por
                 }
                 return;
             }
-            () = &mut stopping, if !told => {
+            () = ending.stopping.cancelled(), if !told => {
                 told = true;
                 connection.as_mut().graceful_shutdown();
+                look.as_mut().reset(Instant::now() + CLOSE_GRACE);
             }
-            () = port.cut.cancelled() => return,
+            () = ending.cut.cancelled() => return,
+            () = &mut look => {
+                let (now, patience_ends) = (Instant::now(), watch.patience_ends());
+                if patience_ends.is_some_and(|end| end <= now) {
+                    tracing::debug!(%peer, "connection cut off: its peer does not read");
+                    return;
+                }
+                // A peer that is gone, or stopped, does not acknowledge the end, and nobody waits for anything else.
+                if told && watch.is_free() {
+                    return;
+                }
+                let next = if told { now + CLOSE_GRACE } else { patience_ends.unwrap_or(now + write_timeout) };
+                look.as_mut().reset(next);
+            }
         }
     }
 }

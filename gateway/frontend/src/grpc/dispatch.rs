@@ -1,31 +1,33 @@
 //! Which service a call goes to.
 //!
-//! Inference goes straight to its methods with a codec of its own, which bounds what a message may become in memory; everything else is
-//! rare and goes through the library's router, whose messages may be small only.
-
-use std::pin::Pin;
+//! Inference is read and written by our own framing, which bounds what a message takes before it is there, and keeps long work off the
+//! threads that serve connections; everything else is rare and goes through the library's router, whose messages may be small only.
 
 use bascule_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
-use bascule_proto::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
-use futures::FutureExt as _;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::codec::{Codec, CompressionEncoding};
-use tonic::server::{Grpc, NamedService as _, StreamingService, UnaryService};
+use tonic::codec::CompressionEncoding;
+use tonic::server::NamedService as _;
 use tonic::service::Routes;
-use tonic::{Status, Streaming};
 use tonic_health::pb::health_server::HealthServer;
 use tower::ServiceExt as _;
 
-use super::codec::InferCodec;
+use super::call::Call;
+use super::guard::GuardedBody;
 use super::health::Health;
-use super::service::Service;
-use super::stream::Answers;
+use super::packing::{self, ACCEPT_ENCODING};
+use super::service::{Peer, Service};
+use super::stream;
 
-pub(crate) const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
-pub(crate) const STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+const STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 /// The name that health is asked by.
 pub(crate) const SERVICE: &str = GrpcInferenceServiceServer::<Service>::NAME;
+
+/// What the paths of both versions of reflection begin with.
+const REFLECTION: &str = "/grpc.reflection.";
 
 /// The largest message that is no inference request.
 const MAX_COMMAND_BYTES: usize = 4 << 20;
@@ -62,57 +64,32 @@ impl Dispatch {
         Dispatch { service, others }
     }
 
-    pub(crate) async fn call(&self, request: Request<Body>) -> Response<Body> {
-        let limit_bytes = self.service.settings.max_request_bytes;
-        match request.uri().path() {
-            INFER => {
-                let mut grpc = grpc(InferCodec::<ModelInferResponse>::new(limit_bytes), limit_bytes);
-                grpc.unary(Infer(self.service.clone()), request).await
+    /// Answers a call that comes from `peer`.
+    pub(crate) async fn call(&self, request: Request<Incoming>, call: &Call, peer: Peer) -> Response<Body> {
+        let answered = match request.uri().path() {
+            INFER => self.service.infer(request, call).await,
+            STREAM_INFER => stream::answers(&self.service, call, request),
+            path => {
+                // Such a stream may be open for as long as its client likes, and nothing is lost with it.
+                let ends = path.starts_with(REFLECTION).then(|| self.service.stopping.clone());
+                let mut request = request.map(|body| Body::new(GuardedBody::new(body, &self.service, ends)));
+                compress_as_asked(request.headers_mut());
+                request.extensions_mut().insert(call.clone());
+                request.extensions_mut().insert(peer);
+                match self.others.clone().oneshot(request).await {
+                    Ok(response) => Ok(response),
+                    Err(never) => match never {},
+                }
             }
-            STREAM_INFER => {
-                let mut grpc = grpc(InferCodec::<ModelStreamInferResponse>::new(limit_bytes), limit_bytes);
-                grpc.streaming(StreamInfer(self.service.clone()), request).await
-            }
-            _ => match self.others.clone().oneshot(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            },
-        }
+        };
+        answered.unwrap_or_else(Status::into_http)
     }
 }
 
-fn grpc<C: Codec>(codec: C, limit_bytes: usize) -> Grpc<C> {
-    Grpc::new(codec)
-        .max_decoding_message_size(limit_bytes)
-        .max_encoding_message_size(usize::MAX)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Deflate)
-        .send_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Deflate)
-}
-
-type Reply<T> = Pin<Box<dyn Future<Output = Result<tonic::Response<T>, Status>> + Send>>;
-
-struct Infer(Service);
-
-impl UnaryService<ModelInferRequest> for Infer {
-    type Response = ModelInferResponse;
-    type Future = Reply<ModelInferResponse>;
-
-    fn call(&mut self, request: tonic::Request<ModelInferRequest>) -> Self::Future {
-        let service = self.0.clone();
-        async move { service.infer(request).await }.boxed()
-    }
-}
-
-struct StreamInfer(Service);
-
-impl StreamingService<ModelInferRequest> for StreamInfer {
-    type Response = ModelStreamInferResponse;
-    type ResponseStream = Answers;
-    type Future = Reply<Answers>;
-
-    fn call(&mut self, request: tonic::Request<Streaming<ModelInferRequest>>) -> Self::Future {
-        std::future::ready(Ok(self.0.stream(request))).boxed()
-    }
+/// Has the library answer as the request is compressed, whatever else the client accepts.
+fn compress_as_asked(headers: &mut HeaderMap) {
+    match packing::of_answer(headers) {
+        Some(coding) => headers.insert(ACCEPT_ENCODING, coding.name()),
+        None => headers.remove(ACCEPT_ENCODING),
+    };
 }

@@ -5,7 +5,21 @@ use bascule_proto::inference::model_infer_response::InferOutputTensor;
 use bascule_serving::{InferError, InferResponse};
 
 use super::decode::OutputChoice;
+use super::wire::LARGE_BYTES;
 use crate::codec::classify;
+
+/// Whether classes of a large output were asked for: finding them takes long.
+pub(crate) fn is_heavy(response: &InferResponse, choices: &[OutputChoice]) -> bool {
+    let specs = &response.servable.signature().outputs;
+    response.outputs.iter().any(|(index, tensor)| {
+        let classes = specs.get(*index).map_or(0, |spec| classes(&spec.name, choices));
+        classes > 0 && tensor.bytes().len() > LARGE_BYTES
+    })
+}
+
+fn classes(name: &str, choices: &[OutputChoice]) -> usize {
+    choices.iter().find(|choice| choice.name == name).map_or(0, |choice| choice.classes)
+}
 
 /// Encodes an answer: outputs in the order asked for, as classes where that was asked for.
 ///
@@ -28,7 +42,7 @@ pub(crate) fn encode(id: String, response: InferResponse, choices: &[OutputChoic
             });
         };
         let name = &spec.name;
-        let classes = choices.iter().find(|choice| choice.name == *name).map_or(0, |choice| choice.classes);
+        let classes = classes(name, choices);
         let tensor =
             if classes == 0 { tensor } else { classify(name, &tensor, classes, servable.is_batched(), servable.labels(name))? };
         encoded.outputs.push(InferOutputTensor {

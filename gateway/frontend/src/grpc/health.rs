@@ -11,7 +11,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
 
 use super::dispatch::SERVICE;
 
-/// Answers for the whole server (no name) and for the inference service: both are ready together.
+/// Answers for the whole server, whose services are ready together. Who watches a service that is not there is told so.
 pub(crate) struct Health {
     serving: Serving,
     stopping: CancellationToken,
@@ -37,10 +37,8 @@ fn is_known(service: &str) -> bool {
 
 #[async_trait]
 impl health_server::Health for Health {
-    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        if !is_known(&request.get_ref().service) {
-            return Err(Status::not_found("there is no service of this name"));
-        }
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        // Whatever the name, as Triton does: a probe that names a service of its own is about the whole server.
         Ok(Response::new(answer(status(&self.serving.readiness(), &self.stopping))))
     }
 

@@ -12,6 +12,7 @@ use super::connection::{self, Port};
 use super::dispatch::Dispatch;
 use super::meters::Meters;
 use super::service::Service;
+use super::workers::Workers;
 use crate::port::{Ending, serve_connections};
 
 /// Serves the port until `shutdown` is cancelled and what is in flight has ended, for at most the drain timeout. From then on it accepts
@@ -23,10 +24,14 @@ pub async fn serve(listener: TcpListener, serving: Serving, settings: GrpcSettin
         serving,
         budget: Budget::new(settings.max_buffered_bytes),
         settings: Arc::new(settings),
+        workers: Workers::new(),
         meters: Arc::new(Meters::new()),
         stopping: ending.stopping.clone(),
     };
     let dispatch = Dispatch::new(service.clone());
-    let port = Arc::new(Port { service, dispatch, cut: ending.cut.clone() });
-    serve_connections(listener, limits, shutdown, ending, |stream, peer| connection::serve(stream, peer, Arc::clone(&port))).await;
+    let port = Arc::new(Port { service, dispatch });
+    serve_connections(listener, limits, shutdown, ending, |stream, peer, ending| {
+        connection::serve(stream, peer, Arc::clone(&port), ending)
+    })
+    .await;
 }

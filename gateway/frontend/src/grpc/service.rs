@@ -1,29 +1,33 @@
 //! The methods of `GRPCInferenceService`.
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bascule_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use bascule_proto::inference::*;
 use bascule_serving::{ErrorCode, InferError, Serving};
-use prost::Message as _;
+use futures::stream;
+use http::HeaderValue;
+use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
+use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::budget::{Budget, Share};
+use super::budget::Budget;
 use super::call::Call;
-use super::infer::{Answer, infer};
+use super::infer::{self, Answer, Form};
 use super::meters::Meters;
+use super::receive::{Limits, Messages};
 use super::status::{logged, status};
-use super::stream::{self, Answers};
-use super::{GrpcSettings, messages};
+use super::workers::Workers;
+use super::{GrpcSettings, messages, packing, reply};
 use crate::describe;
 
 /// The version that computed an answer.
 const VERSION: &str = "x-bascule-model-version";
-/// What identifies its content.
-const DIGEST: &str = "x-bascule-model-digest";
+/// What identifies its content: a header of a single answer, a parameter of an answer in a stream.
+pub(crate) const DIGEST: &str = "x-bascule-model-digest";
 
 /// Everything that calls of one port share. Clones are cheap.
 #[derive(Clone)]
@@ -33,6 +37,7 @@ pub(crate) struct Service {
     /// Cancelled when the port stops to take calls.
     pub(crate) stopping: CancellationToken,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) workers: Workers,
     pub(crate) meters: Arc<Meters>,
 }
 
@@ -41,27 +46,31 @@ pub(crate) struct Service {
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
 impl Service {
-    pub(crate) async fn infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
-        let call = call_of(&request);
-        // Held until the answer is there.
-        let share = request.extensions().get::<Arc<Share>>().cloned();
-        let answered = async {
-            if let Some(share) = share.as_ref().filter(|_| is_compressed(request.metadata())) {
-                share.take(request.get_ref().encoded_len())?;
-            }
-            infer(&self.serving, &call, request.into_inner(), call.arrived()).await
-        };
-        let Answer { message, servable } = answered.await.map_err(|error| status(&error, &call))?;
-        let mut response = Response::new(message);
-        let metadata = response.metadata_mut();
-        metadata.insert(VERSION, MetadataValue::from(servable.version()));
-        tell(metadata, DIGEST, &servable.digest().to_string());
+    /// Answers a single request.
+    pub(crate) async fn infer(&self, request: http::Request<Incoming>, call: &Call) -> Result<http::Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let packed = packing::of_request(&head.headers)?;
+        let form = Form { is_streamed: false, coding: packing::of_answer(&head.headers) };
+        let refuse = |error: InferError| status(&error, call);
+        let received = Messages::new(body, packed, self.limits()).only(self.budget.share()).await?.map_err(refuse)?;
+        let request = infer::read(self, received).await.map_err(refuse)?;
+        let Answer { encoded, servable } = infer::infer(self, call, request, form, call.arrived()).await.map_err(refuse)?;
+        let mut response = reply::response(stream::once(ready(Ok(encoded))), form.coding);
+        let headers = response.headers_mut();
+        headers.insert(VERSION, HeaderValue::from(servable.version()));
+        if let Ok(digest) = HeaderValue::from_str(&servable.digest().to_string()) {
+            headers.insert(DIGEST, digest);
+        }
         Ok(response)
     }
 
-    pub(crate) fn stream(&self, request: Request<Streaming<ModelInferRequest>>) -> Response<Answers> {
-        let call = call_of(&request);
-        Response::new(stream::answers(self, &call, request.into_inner()))
+    /// What one message may take.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            max_message_bytes: self.settings.max_request_bytes,
+            stall_timeout: self.settings.body_stall_timeout,
+            total_timeout: self.settings.body_timeout,
+        }
     }
 
     /// Load and unload are obeyed from this machine only, until callers can be told apart.
@@ -72,11 +81,6 @@ impl Service {
         }
         check_repository(repository).map_err(|error| refuse(&call_of(request), &error))
     }
-}
-
-/// Whether a message came smaller than it is.
-fn is_compressed(metadata: &MetadataMap) -> bool {
-    metadata.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
 }
 
 fn check_repository(name: &str) -> Result<(), InferError> {
@@ -92,12 +96,6 @@ fn refuse(call: &Call, error: &InferError) -> Status {
     logged(error, call)
 }
 
-fn tell(metadata: &mut MetadataMap, name: &'static str, value: &str) {
-    if let Ok(value) = value.parse::<MetadataValue<Ascii>>() {
-        metadata.insert(MetadataKey::from_static(name), value);
-    }
-}
-
 fn unsupported<T, R>(request: &Request<T>, what: &str) -> Result<Response<R>, Status> {
     Err(refuse(&call_of(request), &InferError::Unsupported { what: what.to_owned() }))
 }
@@ -106,7 +104,7 @@ const SHARED_MEMORY: &str = "shared memory";
 
 #[async_trait]
 impl GrpcInferenceService for Service {
-    type ModelStreamInferStream = Answers;
+    type ModelStreamInferStream = stream::Empty<Result<ModelStreamInferResponse, Status>>;
 
     async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
         Ok(Response::new(ServerLiveResponse { live: true }))
@@ -171,11 +169,15 @@ impl GrpcInferenceService for Service {
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
-        self.infer(request).await
+        // Inference does not come here: the dispatcher reads its messages itself.
+        unsupported(&request, "inference through the library's router")
     }
 
-    async fn model_stream_infer(&self, request: Request<Streaming<ModelInferRequest>>) -> Result<Response<Answers>, Status> {
-        Ok(self.stream(request))
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        unsupported(&request, "inference through the library's router")
     }
 
     async fn repository_index(

@@ -56,8 +56,3 @@ pub(crate) fn reading_code(code: Code) -> Code {
         other => other,
     }
 }
-
-/// The same for a message of a stream.
-pub(crate) fn reading_failed(status: Status) -> Status {
-    Status::with_metadata(reading_code(status.code()), status.message().to_owned(), status.metadata().clone())
-}

@@ -2,65 +2,71 @@
 //!
 //! Requests of a stream run side by side, a bounded number at a time, and are answered in the order in which they came, as callers that
 //! give no id rely on. An error is an answer in the stream and the stream goes on; with the header `triton_grpc_error: true` an error of
-//! a request that was fit to run ends the stream with its status. When the client goes away, or its deadline passes, what runs is
+//! a request that was fit to run ends the stream with its status. A message that can't be read ends it, too. When the client goes away, or its deadline passes, what runs is
 //! abandoned. When the server stops, what was taken up is answered and the stream ends.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
-use bascule_proto::inference::infer_parameter::ParameterChoice;
-use bascule_proto::inference::{InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
 use bascule_serving::{ErrorCode, InferError};
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
-use prost::Message as _;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
+use tonic::body::Body;
 
+use super::budget::Budget;
 use super::call::Call;
-use super::infer::{Answer, infer};
+use super::infer::{Answer, Form, infer, read};
+use super::packing;
+use super::receive::{Messages, Received};
+use super::reply::{self, Encoded};
 use super::service::Service;
-use super::status::{message, reading_failed, status};
+use super::status::{message as message_of, status};
 
-const FINAL: &str = "triton_final_response";
-
-/// The answers of a stream.
-pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send>>;
+/// What came of reading one message of a stream.
+type Message = Result<Received, InferError>;
 
 /// Answers the requests of a stream, some of them side by side.
-pub(crate) fn answers(service: &Service, call: &Call, inbound: Streaming<ModelInferRequest>) -> Answers {
+///
+/// # Errors
+/// Where its messages are packed in an unknown way.
+pub(crate) fn answers(service: &Service, call: &Call, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+    let (head, body) = request.into_parts();
+    let packed = packing::of_request(&head.headers)?;
+    let form = Form { is_streamed: true, coding: packing::of_answer(&head.headers) };
+    let messages = Messages::new(body, packed, service.limits());
+    let budget = service.budget.clone();
+    let requests = requests(messages, budget, call.deadline(), service.stopping.clone());
     let width = service.settings.max_stream_requests.max(1);
-    let requests = requests(inbound, call.deadline(), service.stopping.clone());
     let (service, call) = (service.clone(), call.clone());
-    let answers = requests.map(move |request| {
+    let answers = requests.map(move |message| {
         let (service, call) = (service.clone(), call.clone());
-        async move {
-            match request {
-                Ok(request) => one(&service, &call, request).await,
-                Err(status) => Err(status),
-            }
-        }
+        async move { one(&service, &call, message?, form).await }
     });
-    Box::pin(answers.buffered(width))
+    Ok(reply::response(Box::pin(answers.buffered(width)), form.coding))
 }
 
 /// The requests as they come; the last item is an error where the stream ends otherwise than by its client.
 fn requests(
-    inbound: Streaming<ModelInferRequest>,
+    messages: Messages<Incoming>,
+    budget: Arc<Budget>,
     deadline: Option<Instant>,
     stopping: CancellationToken,
-) -> impl Stream<Item = Result<ModelInferRequest, Status>> {
-    stream::unfold(Some((inbound, stopping)), move |state| async move {
-        let (mut inbound, stopping) = state?;
+) -> impl Stream<Item = Result<Message, Status>> {
+    stream::unfold(Some((messages, budget, stopping)), move |state| async move {
+        let (mut messages, budget, stopping) = state?;
         let received = tokio::select! {
             // A client that never pauses ends with the rest.
             biased;
             () = stopping.cancelled() => Err(Status::unavailable("the gateway is stopping")),
             () = passed(deadline) => Err(Status::deadline_exceeded("the deadline of the stream has passed")),
-            received = inbound.message() => received.map_err(reading_failed),
+            received = messages.next(budget.share()) => received,
         };
         match received {
-            Ok(request) => request.map(|request| (Ok(request), Some((inbound, stopping)))),
+            Ok(message) => message.map(|message| (Ok(message), Some((messages, budget, stopping)))),
             Err(status) => Some((Err(status), None)),
         }
     })
@@ -73,25 +79,31 @@ async fn passed(deadline: Option<Instant>) {
     }
 }
 
-async fn one(service: &Service, call: &Call, request: ModelInferRequest) -> Result<ModelStreamInferResponse, Status> {
-    let id = request.id.clone();
-    let share = service.budget.share();
+async fn one(service: &Service, call: &Call, message: Message, form: Form) -> Result<Encoded, Status> {
+    let mut id = String::new();
     let answered = async {
-        share.take(request.encoded_len())?;
-        infer(&service.serving, call, request, Instant::now()).await
+        let request = match message {
+            Ok(received) => read(service, received).await,
+            Err(error) => Err(error),
+        };
+        // After a message that can't be read, nothing is sure to be one.
+        let is_fault = |error: &InferError| matches!(error.code(), ErrorCode::InvalidArgument | ErrorCode::TooLarge);
+        let request = match request {
+            Err(error) if is_fault(&error) => return Ok(Err(status(&error, call))),
+            request => request?,
+        };
+        id.clone_from(&request.message.id);
+        infer(service, call, request, form, Instant::now()).await.map(Ok)
     };
     let answered = AssertUnwindSafe(answered).catch_unwind().await;
     let answered = answered.unwrap_or_else(|_| Err(InferError::Internal { message: "a request of a stream panicked".to_owned() }));
     match answered {
-        Ok(Answer { mut message, .. }) => {
-            let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
-            message.parameters.insert(FINAL.to_owned(), last);
-            Ok(ModelStreamInferResponse { error_message: String::new(), infer_response: Some(message) })
-        }
+        Ok(answer) => answer.map(|Answer { encoded, .. }| encoded),
         Err(error) if call.is_strict() && !is_refusal(error.code()) => Err(status(&error, call)),
         Err(error) => {
-            let infer_response = Some(ModelInferResponse { id, ..ModelInferResponse::default() });
-            Ok(ModelStreamInferResponse { error_message: message(&error, call), infer_response })
+            let parts = reply::streamed_error(id, message_of(&error, call), form.coding);
+            let parts = parts.map_err(|error| status(&error, call))?;
+            Ok(Encoded { parts, share: Arc::new(service.budget.share()) })
         }
     }
 }

@@ -2,11 +2,24 @@
 //!
 //! A message of the protobuf format can be small and yet decode into many times its size: an empty input takes two bytes on the wire
 //! and hundreds in memory, a small number one byte and eight. [`check`] walks the bytes once, without decoding or allocating, and
-//! refuses what would take more than a request may, or has more parts than any request needs. What is malformed is left to the decoder,
-//! which names it.
+//! refuses what would take more than a request may, or has more parts than any request needs. Invariant: what the decoder would read,
+//! the walk has seen, unknown groups and what follows them included; where it can't go on, the message is refused.
+
+use bascule_runtime_api::DataType;
+use smallvec::{SmallVec, smallvec};
 
 use super::decode::MAX_PARAMETERS;
 use crate::codec::{MAX_RANK, MAX_TENSORS};
+
+/// Messages beyond this may take long to read: about a fifth of a millisecond.
+pub(crate) const LARGE_BYTES: usize = 64 << 10;
+
+/// The wire types that enclose other fields.
+const START_GROUP: u64 = 3;
+const END_GROUP: u64 = 4;
+
+/// Groups within each other: nothing in the protocol has any.
+const MAX_GROUP_DEPTH: usize = 16;
 
 /// Why a message is not decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -25,16 +38,20 @@ pub(crate) enum Excess {
         /// How much is allowed.
         limit_bytes: usize,
     },
+    /// The bytes are no message of the format.
+    #[error("expected whole fields, got bytes that break off or do not nest")]
+    Malformed,
 }
 
 /// Memory of an element of `bytes_contents` beside its bytes.
 const BYTES_ELEMENT_BYTES: usize = size_of::<bytes::Bytes>();
 
-/// Checks an encoded `ModelInferRequest`; `limit_bytes` is what its typed contents may take.
-pub(crate) fn check(message: &[u8], limit_bytes: usize) -> Result<(), Excess> {
+/// Checks an encoded `ModelInferRequest`; `limit_bytes` is what its typed contents may take. Returns what they take.
+pub(crate) fn check(message: &[u8], limit_bytes: usize) -> Result<usize, Excess> {
     let mut counts = Counts::default();
     let mut budget = Budget { used_bytes: 0, limit_bytes };
     for field in Fields(message) {
+        let field = field?;
         match field.number {
             4 => counts.parameters.add("parameters")?,
             5 => {
@@ -43,11 +60,19 @@ pub(crate) fn check(message: &[u8], limit_bytes: usize) -> Result<(), Excess> {
             }
             6 => {
                 counts.outputs.add("outputs")?;
-                // A requested output's parameters.
-                Fields(field.bytes).filter(|field| field.number == 2).try_for_each(|_| counts.parameters.add("parameters"))?;
+                check_output(field.bytes, &mut counts)?;
             }
             7 => counts.raw.add("entries in raw_input_contents")?,
             _ => {}
+        }
+    }
+    Ok(budget.used_bytes)
+}
+
+fn check_output(output: &[u8], counts: &mut Counts) -> Result<(), Excess> {
+    for field in Fields(output) {
+        if field?.number == 2 {
+            counts.parameters.add("parameters")?;
         }
     }
     Ok(())
@@ -56,6 +81,7 @@ pub(crate) fn check(message: &[u8], limit_bytes: usize) -> Result<(), Excess> {
 fn check_input(input: &[u8], counts: &mut Counts, budget: &mut Budget) -> Result<(), Excess> {
     let mut rank = Count::new(MAX_RANK);
     for field in Fields(input) {
+        let field = field?;
         match field.number {
             3 if field.bytes.is_empty() => rank.add("dimensions of an input")?,
             3 => (0..varints(field.bytes)).try_for_each(|_| rank.add("dimensions of an input"))?,
@@ -69,6 +95,7 @@ fn check_input(input: &[u8], counts: &mut Counts, budget: &mut Budget) -> Result
 
 fn check_contents(contents: &[u8], budget: &mut Budget) -> Result<(), Excess> {
     for field in Fields(contents) {
+        let field = field?;
         let bytes = match field.number {
             // Lists of numbers: packed, or one by one, which has no bytes of its own here.
             1 => field.varints(),
@@ -144,40 +171,71 @@ fn varints(bytes: &[u8]) -> usize {
     bytes.iter().filter(|byte| **byte < 0x80).count()
 }
 
-/// The fields of an encoded message, up to the first that is malformed.
+/// The fields of an encoded message. A group has no contents here: what is unknown is skipped, and nothing known is a group.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = Field<'a>;
+    type Item = Result<Field<'a>, Excess>;
 
-    fn next(&mut self) -> Option<Field<'a>> {
-        let tag = self.varint()?;
-        let bytes = match tag & 7 {
-            0 => {
-                self.varint()?;
-                &[][..]
-            }
-            1 => {
-                self.take(8)?;
-                &[]
-            }
-            2 => {
-                let length = usize::try_from(self.varint()?).ok()?;
-                self.take(length)?
-            }
-            5 => {
-                self.take(4)?;
-                &[]
-            }
-            _ => return None,
-        };
-        Some(Field { number: tag >> 3, bytes })
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let field = self.field();
+        if field.is_none() {
+            self.0 = &[];
+        }
+        Some(field.ok_or(Excess::Malformed))
     }
 }
 
 impl<'a> Fields<'a> {
+    fn field(&mut self) -> Option<Field<'a>> {
+        let (number, wire_type) = self.tag()?;
+        let bytes = if wire_type == START_GROUP {
+            self.skip_group(number)?;
+            &[][..]
+        } else {
+            self.value(wire_type)?
+        };
+        Some(Field { number, bytes })
+    }
+
+    fn tag(&mut self) -> Option<(u64, u64)> {
+        let tag = self.varint()?;
+        Some((tag >> 3, tag & 7))
+    }
+
+    /// The contents of a value that has a length; the others are passed over.
+    fn value(&mut self, wire_type: u64) -> Option<&'a [u8]> {
+        match wire_type {
+            0 => self.varint().map(|_| &[][..]),
+            1 => self.take(8).map(|_| &[][..]),
+            2 => {
+                let length = usize::try_from(self.varint()?).ok()?;
+                self.take(length)
+            }
+            5 => self.take(4).map(|_| &[][..]),
+            _ => None,
+        }
+    }
+
+    /// Passes over a group that has begun, up to its own end.
+    fn skip_group(&mut self, number: u64) -> Option<()> {
+        let mut open: SmallVec<[u64; MAX_GROUP_DEPTH]> = smallvec![number];
+        while let Some(innermost) = open.last() {
+            match self.tag()? {
+                (number, START_GROUP) if open.len() < MAX_GROUP_DEPTH => open.push(number),
+                (number, END_GROUP) if number == *innermost => drop(open.pop()),
+                (_, START_GROUP | END_GROUP) => return None,
+                (_, wire_type) => drop(self.value(wire_type)?),
+            }
+        }
+        Some(())
+    }
+
     fn varint(&mut self) -> Option<u64> {
-        let mut value = 0u64;
+        let mut value = 0;
         for shift in (0..64).step_by(7) {
             let (byte, rest) = self.0.split_first()?;
             self.0 = rest;
@@ -194,6 +252,42 @@ impl<'a> Fields<'a> {
         self.0 = rest;
         Some(taken)
     }
+}
+
+/// Whether to read a message takes so long that it must not hold up the other calls of a thread. Raw contents are only passed over, but
+/// for BYTES, whose elements are checked one by one.
+pub(crate) fn is_heavy(message: &[u8]) -> bool {
+    if message.len() <= LARGE_BYTES {
+        return false;
+    }
+    let mut fields = Fields(message);
+    let (mut walked_bytes, mut raw) = (0, 0);
+    while !fields.0.is_empty() {
+        let before = fields.0.len();
+        let (number, bytes) = match fields.tag() {
+            Some((number, wire_type)) if wire_type != START_GROUP => match fields.value(wire_type) {
+                Some(bytes) => (number, bytes),
+                None => return false,
+            },
+            // What a group has to be walked for is not known before.
+            Some(_) => return true,
+            None => return false,
+        };
+        if number == 7 {
+            raw += 1;
+        } else {
+            walked_bytes += before - fields.0.len();
+        }
+        if walked_bytes > LARGE_BYTES || raw > MAX_TENSORS || number == 5 && is_bytes(bytes) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether an input is of BYTES. What is malformed is found later.
+fn is_bytes(input: &[u8]) -> bool {
+    Fields(input).filter_map(Result::ok).any(|field| field.number == 2 && field.bytes == DataType::Bytes.name().as_bytes())
 }
 
 #[cfg(test)]
@@ -269,6 +363,99 @@ mod tests {
         assert_eq!(found(&shaped), Some("expected at most 64 dimensions of an input, got more".to_owned()));
     }
 
+    const GROUP_START: &[u8] = b"\xa3\x06";
+    const GROUP_END: &[u8] = b"\xa4\x06";
+
+    /// A group of a field that no message has, with fields and groups in it.
+    fn group() -> impl Strategy<Value = Vec<u8>> {
+        const FIELDS: &[&[u8]] = &[b"", b"\x08\x80\x01", b"\x2a\x00", b"\x2a\x02\xa3\x06", b"\x2d\xa4\x06\xa4\x06"];
+        let enclosed = |inside: Vec<Vec<u8>>| [GROUP_START, &inside.concat(), GROUP_END].concat();
+        let field = prop::sample::select(FIELDS).prop_map(<[u8]>::to_vec).boxed();
+        let field = field.prop_recursive(4, 16, 3, move |field| prop::collection::vec(field, 0..3).prop_map(enclosed));
+        prop::collection::vec(field, 0..3).prop_map(enclosed)
+    }
+
+    /// The messages that a request is made of.
+    #[derive(Debug, Clone, Copy)]
+    enum Level {
+        Request,
+        Input,
+        Contents,
+        Output,
+    }
+
+    const LEVELS: [Level; 4] = [Level::Request, Level::Input, Level::Contents, Level::Output];
+
+    impl Level {
+        fn message(self, fields: &[u8]) -> Vec<u8> {
+            let within = |number: u8, bytes: &[u8]| {
+                let mut field = vec![number << 3 | 2];
+                prost::encode_length_delimiter(bytes.len(), &mut field).unwrap();
+                [&field[..], bytes].concat()
+            };
+            match self {
+                Level::Request => fields.to_vec(),
+                Level::Input => within(5, fields),
+                Level::Contents => within(5, &within(5, fields)),
+                Level::Output => within(6, fields),
+            }
+        }
+
+        /// More fields than this level may have.
+        fn crowd(self) -> Vec<u8> {
+            match self {
+                Level::Request => b"\x2a\x00".repeat(MAX_TENSORS + 1),
+                Level::Input => b"\x18\x01".repeat(MAX_RANK + 1),
+                Level::Contents => b"\x42\x00".repeat(LIMIT / BYTES_ELEMENT_BYTES + 1),
+                Level::Output => b"\x12\x00".repeat(MAX_PARAMETERS + 1),
+            }
+        }
+    }
+
+    #[test]
+    fn inputs_after_an_empty_group_are_counted() {
+        let message = [GROUP_START, GROUP_END, &b"\x2a\x00".repeat(32 << 20)].concat();
+        assert_eq!(check(&message, 64 << 20), Err(Excess::Count { what: "inputs", limit: MAX_TENSORS }));
+    }
+
+    #[test]
+    fn what_can_not_be_walked_is_refused() {
+        let deep = [GROUP_START.repeat(MAX_GROUP_DEPTH), GROUP_END.repeat(MAX_GROUP_DEPTH)].concat();
+        assert_eq!(check(&deep, LIMIT), Ok(0));
+        let deeper = [GROUP_START, &deep[..], GROUP_END].concat();
+        let other_end = [GROUP_START, b"\xac\x06"].concat();
+        for (what, message) in [
+            ("groups that are too deep", &deeper[..]),
+            ("the end of another group", &other_end),
+            ("the end of no group", GROUP_END),
+            ("a wire type that is none", b"\xa6\x06"),
+            ("a length beyond the end", b"\x2a\x05"),
+            ("a number without an end", b"\x08\x80"),
+        ] {
+            assert_eq!(check(message, LIMIT), Err(Excess::Malformed), "{what}");
+        }
+    }
+
+    #[test]
+    fn raw_contents_are_light_and_what_has_to_be_walked_is_heavy() {
+        let raw = |datatype: &str| ModelInferRequest {
+            inputs: vec![InferInputTensor { datatype: datatype.to_owned(), ..InferInputTensor::default() }],
+            raw_input_contents: vec![vec![0; 2 * LARGE_BYTES].into()],
+            ..ModelInferRequest::default()
+        };
+        let numbers = |count| with_contents(InferTensorContents { int64_contents: vec![1; count], ..Default::default() });
+        for (what, request, expected) in [
+            ("numbers as they lie in memory", raw("FP32"), false),
+            ("byte strings", raw("BYTES"), true),
+            ("a few numbers", numbers(100), false),
+            ("many numbers", numbers(2 * LARGE_BYTES), true),
+        ] {
+            assert_eq!(is_heavy(&request.encode_to_vec()), expected, "{what}");
+        }
+        assert!(is_heavy(&[GROUP_START, &vec![8; 2 * LARGE_BYTES]].concat()));
+        assert!(is_heavy(&b"\x3a\x00".repeat(LARGE_BYTES)));
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_walked_without_a_panic(bytes: Vec<u8>) {
@@ -279,7 +466,21 @@ mod tests {
         fn raw_contents_are_free(raw in proptest::collection::vec(any::<Vec<u8>>(), 0..8)) {
             let raw_input_contents = raw.into_iter().map(Bytes::from).collect();
             let request = ModelInferRequest { raw_input_contents, ..ModelInferRequest::default() };
-            prop_assert_eq!(check(&request.encode_to_vec(), 0), Ok(()));
+            prop_assert_eq!(check(&request.encode_to_vec(), 0), Ok(0));
+        }
+
+        #[test]
+        fn groups_hide_nothing(group in group()) {
+            for level in LEVELS {
+                let with_group = |crowd: &[u8]| check(&level.message(&[&group[..], crowd].concat()), LIMIT);
+                prop_assert_eq!(with_group(&[]).map(|_| ()), Ok(()));
+                let crowd = level.crowd();
+                let alone = check(&level.message(&crowd), LIMIT);
+                prop_assert!(alone.is_err());
+                prop_assert_eq!(with_group(&crowd), alone);
+                let open = [&group[..group.len() - GROUP_END.len()], &crowd].concat();
+                prop_assert!(check(&level.message(&open), LIMIT).is_err());
+            }
         }
     }
 }

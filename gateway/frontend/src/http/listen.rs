@@ -18,9 +18,8 @@ pub async fn serve(listener: TcpListener, serving: Serving, settings: HttpSettin
     let context = Arc::new(Context::new(serving, settings));
     let builder = Arc::new(builder(&context));
     let ending = Ending::default();
-    let of_connections = ending.clone();
-    serve_connections(listener, limits, shutdown, ending, |stream, peer| {
-        serve_connection(stream, peer, Arc::clone(&builder), Arc::clone(&context), of_connections.clone())
+    serve_connections(listener, limits, shutdown, ending, |stream, peer, ending| {
+        serve_connection(stream, peer, Arc::clone(&builder), Arc::clone(&context), ending)
     })
     .await;
 }

@@ -372,6 +372,26 @@ async fn a_shutdown_answers_what_was_asked_and_stops_what_never_ends() {
 }
 
 #[tokio::test]
+async fn an_announced_stop_is_told_and_stops_nothing() {
+    let world = World::new();
+    world.source.publish("m", 1, &constant(1.0));
+    let serving = world.start().await;
+    serving.wait_ready().await;
+    assert!(serving.status().ready);
+    let told = {
+        let mut changed = std::pin::pin!(serving.changed());
+        assert!(tokio::time::timeout(Duration::ZERO, changed.as_mut()).await.is_err(), "nothing has changed yet");
+        serving.announce_stop();
+        tokio::time::timeout(Duration::from_secs(60), changed).await
+    };
+    assert!(told.is_ok(), "who waits for a change is woken");
+    assert_eq!((serving.readiness(), serving.status().ready), (Readiness::Stopping, false));
+    assert_eq!(ask(&serving, "m", 1).await, Ok((1, vec![1.0])));
+    serving.shutdown(Duration::from_secs(60)).await;
+    assert_eq!(serving.readiness(), Readiness::Stopping);
+}
+
+#[tokio::test]
 async fn what_has_left_is_told_once() {
     let world = World::new();
     world.source.publish("m", 1, &constant(1.0));

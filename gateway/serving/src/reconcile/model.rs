@@ -244,11 +244,10 @@ impl ModelState {
             let mut lives = self.residencies.values().filter(|residency| residency.version() == *version);
             lives.any(|residency| residency.stage() == Stage::Ready || residency.attempts > 0)
         };
-        // Files that have not kept still for long enough may be a version, as they are at every first look at a plain directory.
-        let settled = self.exists.as_ref().is_none_or(|exists| exists.unsettled.is_empty());
-        // Files that never keep still are no reason to be unready for ever.
-        let patient = self.unsettled_since.is_none_or(|since| now.saturating_sub(since) < SETTLE_PATIENCE);
-        self.aspired.versions.keys().all(decided) && (settled || !self.aspired.versions.is_empty() || !patient)
+        // Files that have not kept still for long enough may be a version, as they are at every first look at a plain directory; but
+        // files that never keep still are no reason to be unready for ever.
+        let settles = self.unsettled_since.is_some_and(|since| now.saturating_sub(since) < SETTLE_PATIENCE);
+        self.aspired.versions.keys().all(decided) && !settles
     }
 
     /// Takes note of whether nothing but files that change is known of it.

@@ -168,10 +168,9 @@ fn told(answer: &HealthCheckResponse) -> ServingStatus {
 async fn health_follows_readiness_and_ends_with_the_port() {
     let bench = two().await;
     let mut health = HealthClient::new(bench.channel().await);
-    for service in ["", "inference.GRPCInferenceService"] {
+    for service in ["", "inference.GRPCInferenceService", "liveness"] {
         assert_eq!(told(&health.check(named(service)).await.unwrap().into_inner()), ServingStatus::Serving);
     }
-    assert_eq!(refused(health.check(named("inference.GRPCInferenceService ")).await).0, Code::NotFound);
     let mut known = health.watch(named("")).await.unwrap().into_inner();
     let mut unknown = health.watch(named("foo.Bar")).await.unwrap().into_inner();
     assert_eq!(told(&known.message().await.unwrap().unwrap()), ServingStatus::Serving);
@@ -189,8 +188,10 @@ async fn health_follows_the_engine() {
     let mut health = HealthClient::new(bench.channel().await);
     let mut watched = health.watch(named("")).await.unwrap().into_inner();
     assert_eq!(told(&watched.message().await.unwrap().unwrap()), ServingStatus::Serving);
-    bench.sandbox.serving.shutdown(PATIENCE).await;
+    bench.sandbox.serving.announce_stop();
     assert_eq!(told(&watched.message().await.unwrap().unwrap()), ServingStatus::NotServing);
+    bench.client().await.model_infer(row("mlp")).await.unwrap();
+    bench.sandbox.serving.shutdown(PATIENCE).await;
     assert_eq!(told(&health.check(named("")).await.unwrap().into_inner()), ServingStatus::NotServing);
     assert!(!bench.client().await.server_ready(ServerReadyRequest {}).await.unwrap().into_inner().ready);
     bench.stopped().await;

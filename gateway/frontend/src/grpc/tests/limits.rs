@@ -47,7 +47,9 @@ fn told(response: &Response<Incoming>) -> (i32, String) {
 async fn what_is_no_request_is_the_callers_fault() {
     let bench = Bench::new([mlp()]).await;
     let invalid = i32::from(Code::InvalidArgument);
+    let hidden = [&b"\xa3\x06\xa4\x06"[..], &b"\x2a\x00".repeat(2000)].concat();
     for (what, body) in [
+        ("inputs behind a group", framed(0, &hidden)),
         ("not protobuf", framed(0, b"\xff\xff\xff")),
         ("truncated message", framed(0, b"\x2a\x05")),
         ("nothing", Full::new(Bytes::new())),
@@ -116,7 +118,7 @@ async fn requests_together_have_a_limit_too() {
 
 #[tokio::test]
 async fn a_body_that_stands_still_is_given_up() {
-    let settings = GrpcSettings { body_timeout: Duration::from_millis(50), ..GrpcSettings::default() };
+    let settings = GrpcSettings { body_stall_timeout: Duration::from_millis(50), ..GrpcSettings::default() };
     let bench = Bench::with([mlp()], settings).await;
     let (frames, receiver) = mpsc::channel::<Result<Frame<Bytes>, std::convert::Infallible>>(1);
     frames.send(Ok(Frame::data(Bytes::from_static(b"\0\0\0\0\x09abc")))).await.unwrap();
@@ -158,5 +160,103 @@ async fn the_deadline_of_the_headers_ends_a_request() {
     assert_eq!(sent("0n").await.0, i32::from(Code::DeadlineExceeded));
     let expected = "header 'grpc-timeout': expected at most eight digits and one of H, M, S, m, u, n";
     assert_eq!(sent("20 minutes").await, (i32::from(Code::InvalidArgument), expected.to_owned()));
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn large_requests_are_answered_like_small_ones() {
+    let settings = ModelSettings::default();
+    let echo = Stocked("echo", 1, identity(DataType::Int64, &[-1]), settings.clone());
+    let words = Stocked("words", 1, identity(DataType::Bytes, &[-1]), settings);
+    let bench = Bench::new([echo, words]).await;
+    let numbers: Vec<i64> = (0..100_000).collect();
+    let raw: Bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>().into();
+    let spoken = Bytes::from(b"\x03\0\0\0abc".repeat(50_000));
+    let request = |model: &str, input: InferInputTensor, raw: Option<&Bytes>| ModelInferRequest {
+        model_name: model.to_owned(),
+        inputs: vec![input],
+        raw_input_contents: raw.into_iter().cloned().collect(),
+        ..ModelInferRequest::default()
+    };
+    let contents = Some(InferTensorContents { int64_contents: numbers, ..InferTensorContents::default() });
+    let requests = [
+        (request("echo", input("INT64", &[100_000]), Some(&raw)), &raw),
+        (request("echo", InferInputTensor { contents, ..input("INT64", &[100_000]) }, None), &raw),
+        (request("words", input("BYTES", &[50_000]), Some(&spoken)), &spoken),
+    ];
+    let large = bench.client().await.max_decoding_message_size(1 << 30);
+    for coding in [None, Some(CompressionEncoding::Gzip), Some(CompressionEncoding::Deflate)] {
+        let packing = coding.map(|coding| large.clone().send_compressed(coding).accept_compressed(coding));
+        let mut client = packing.unwrap_or_else(|| large.clone());
+        for (request, expected) in &requests {
+            let answer = client.model_infer(request.clone()).await.unwrap().into_inner();
+            assert_eq!(answer.raw_output_contents, [Bytes::clone(expected)]);
+            let mut answers = client.model_stream_infer(tokio_stream::once(request.clone())).await.unwrap().into_inner();
+            let answer = answers.message().await.unwrap().unwrap().infer_response.unwrap();
+            assert_eq!(answer.raw_output_contents, [Bytes::clone(expected)]);
+        }
+    }
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn half_a_message_of_a_stream_is_given_up_and_what_was_before_is_answered() {
+    let settings = GrpcSettings { body_stall_timeout: Duration::from_millis(50), ..GrpcSettings::default() };
+    let bench = Bench::with([mlp()], settings).await;
+    let (frames, receiver) = mpsc::channel::<Result<Frame<Bytes>, std::convert::Infallible>>(1);
+    let whole = framed(0, &row("mlp").encode_to_vec()).collect().await.unwrap().to_bytes();
+    frames.send(Ok(Frame::data([&whole[..], &whole[..9]].concat().into()))).await.unwrap();
+    let client = HyperClient::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let path = format!("http://{}/inference.GRPCInferenceService/ModelStreamInfer", bench.address);
+    let request = Request::post(path).header("content-type", "application/grpc");
+    let response = client.request(request.body(StreamBody::new(ReceiverStream::new(receiver))).unwrap()).await.unwrap();
+    let answers = tokio::time::timeout(PATIENCE, response.into_body().collect()).await.expect("the stream ends").unwrap();
+    let trailers = answers.trailers().unwrap();
+    assert_eq!(trailers["grpc-status"], i32::from(Code::DeadlineExceeded).to_string());
+    let answers = answers.to_bytes();
+    let answer = bascule_proto::inference::ModelStreamInferResponse::decode(&answers[5..]).unwrap();
+    assert_eq!(numbers(&answer.infer_response.unwrap()), [7.0; 3]);
+    drop(frames);
+    bench.stopped().await;
+}
+
+/// A client that is alive, answers every ping, and never makes room for more of the answer than its first window.
+#[tokio::test]
+async fn who_reads_nothing_is_cut_off_and_its_answer_counts_until_then() {
+    let bytes = 1 << 20;
+    let settings = GrpcSettings {
+        write_timeout: Duration::from_millis(100),
+        max_buffered_bytes: 5 * bytes,
+        keepalive_interval: Duration::from_millis(10),
+        ..GrpcSettings::default()
+    };
+    let bench = Bench::with([Stocked("echo", 1, identity(DataType::Uint8, &[-1]), ModelSettings::default())], settings).await;
+    let message = ModelInferRequest {
+        model_name: "echo".to_owned(),
+        inputs: vec![input("UINT8", &[i64::from(bytes as u32)])],
+        raw_input_contents: vec![vec![1; bytes].into()],
+        ..ModelInferRequest::default()
+    };
+    let body = framed(0, &message.encode_to_vec());
+    let socket = tokio::net::TcpStream::connect(bench.address).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(socket);
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut sender, connection) = builder.initial_stream_window_size(1000).handshake(io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::post(format!("http://{}{INFER}", bench.address)).header("content-type", "application/grpc");
+    let response = sender.send_request(request.body(body).unwrap()).await.unwrap();
+    assert_eq!(response.status(), 200);
+    // Whether the end is an error to the client makes no difference.
+    drop(tokio::time::timeout(PATIENCE, connection).await.expect("the connection ends"));
+    // All of the budget is there again, once the server has let go of its side.
+    let mut client = bench.client().await.max_decoding_message_size(1 << 30);
+    let whole = ModelInferRequest {
+        inputs: vec![input("UINT8", &[2 * i64::from(bytes as u32)])],
+        raw_input_contents: vec![vec![1; 2 * bytes].into()],
+        ..message
+    };
+    let answered = async { while client.model_infer(whole.clone()).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, answered).await.expect("the memory is given back");
+    drop(response);
     bench.stopped().await;
 }

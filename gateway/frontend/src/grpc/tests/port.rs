@@ -83,3 +83,35 @@ async fn connections_have_a_limit() {
     waiting.await.unwrap().unwrap();
     bench.stopped().await;
 }
+
+#[tokio::test]
+async fn a_peer_that_falls_silent_does_not_hold_the_shutdown() {
+    let settings = GrpcSettings { drain_timeout: Duration::from_secs(86_400), ..GrpcSettings::default() };
+    let bench = Bench::with([mlp()], settings).await;
+    let mut silent = TcpStream::connect(bench.address).await.unwrap();
+    // The preface and empty settings. The server's own settings, and its ping at the end, are never acknowledged.
+    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut header = [0; 9];
+    silent.read_exact(&mut header).await.unwrap();
+    assert_eq!(header[3], 4, "the server speaks HTTP/2, and begins with its settings");
+    bench.stopped().await;
+    drop(silent);
+}
+
+#[tokio::test]
+async fn an_open_reflection_stream_does_not_hold_the_shutdown() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    let day = Duration::from_secs(86_400);
+    let settings = GrpcSettings { drain_timeout: day, body_stall_timeout: day, body_timeout: day, ..GrpcSettings::default() };
+    let bench = Bench::with([mlp()], settings).await;
+    let (requests, receiver) = tokio::sync::mpsc::channel::<ServerReflectionRequest>(1);
+    let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut client = ServerReflectionClient::new(bench.channel().await);
+    let mut answers = client.server_reflection_info(receiver).await.unwrap().into_inner();
+    bench.stop.cancel();
+    let ended = tokio::time::timeout(PATIENCE, answers.message()).await.expect("the stream ends");
+    assert!(ended.unwrap().is_none());
+    bench.stopped().await;
+    drop(requests);
+}

@@ -35,6 +35,9 @@ async fn answers_come_in_order_and_an_error_is_one_of_them() {
     let first = answers[0].infer_response.as_ref().unwrap();
     assert_eq!((first.model_version.as_str(), numbers(first)), ("1", vec![7.0; 3]));
     assert_eq!(first.parameters["triton_final_response"].parameter_choice, Some(ParameterChoice::BoolParam(true)));
+    let table = bench.sandbox.serving.router().table();
+    let digest = table.route("mlp").unwrap().stable.as_ref().unwrap().digest().to_string();
+    assert_eq!(first.parameters["x-bascule-model-digest"].parameter_choice, Some(ParameterChoice::StringParam(digest)));
     assert_eq!(numbers(answers[2].infer_response.as_ref().unwrap()), [3.0; 3]);
     bench.stopped().await;
 }

@@ -275,5 +275,5 @@ fn readiness_does_not_wait_for_files_that_never_keep_still() {
     bench.publish("moving", 1, &constant(1.0));
     bench.source.get_mut("moving").unwrap().unsettled.insert(1);
     bench.look();
-    assert!(bench.snapshot.readiness.is_ready(), "nobody has asked for it");
+    assert!(bench.snapshot.readiness.is_ready(), "it has a version that can be loaded");
 }
