@@ -50,6 +50,12 @@ async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send +
     tokio::task::spawn_blocking(work).await?
 }
 
+/// Whether an error says that nothing is there, or a link that leads nowhere. Every other error leaves that open: a disk that fails or
+/// a server that does not answer must never look like something that was removed.
+pub(crate) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG))
+}
+
 /// Whether the path, or as much of it as exists, lies outside of `root` once its symbolic links are followed. Blocks.
 pub(crate) fn leads_out(root: &FsPath, path: &FsPath) -> Result<bool> {
     let mut existing = path;
@@ -95,7 +101,11 @@ fn list_level(root: &FsPath, dir: &FsPath, prefix: &Path) -> Result<ListResult> 
         };
         // Uploads that are under way, as `LocalFileSystem` names them.
         let staged = part.rsplit_once('#').is_some_and(|(_, number)| number.bytes().all(|byte| byte.is_ascii_digit()));
-        let Ok(meta) = std::fs::metadata(entry.path()) else { continue };
+        let meta = match std::fs::metadata(entry.path()) {
+            Ok(meta) => meta,
+            Err(error) if is_absent(&error) => continue,
+            Err(error) => return Err(generic(error)),
+        };
         let is_link = entry.file_type().map_err(generic)?.is_symlink();
         if staged || (is_link && leads_out(root, &entry.path())?) {
             continue;
@@ -204,6 +214,17 @@ mod tests {
         assert_eq!(real.objects.iter().map(|object| object.location.as_ref()).collect::<Vec<_>>(), ["real/file"]);
         assert!(store.list_with_delimiter(Some(&Path::from("escape"))).await.is_err());
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1, "nothing was written outside");
+    }
+
+    #[test]
+    fn only_what_says_so_is_absent() {
+        for absent in [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG] {
+            assert!(is_absent(&io::Error::from_raw_os_error(absent)), "{absent}");
+        }
+        for open in [libc::EIO, libc::ESTALE, libc::EACCES, libc::ETIMEDOUT, libc::ENODEV, libc::EMFILE, libc::ENOTCONN] {
+            assert!(!is_absent(&io::Error::from_raw_os_error(open)), "{open}");
+        }
+        assert!(!is_absent(&io::Error::other("unknown")));
     }
 
     #[tokio::test]

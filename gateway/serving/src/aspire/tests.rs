@@ -270,6 +270,21 @@ fn a_look_takes_away_only_what_it_may() {
 }
 
 #[test]
+fn what_has_not_settled_is_not_gone() {
+    let before = Arc::new(ListedModel { settings: [("model.toml".to_owned(), Arc::from(&b"x"[..]))].into(), ..model("1 2") });
+    let look = |versions: &str, unsettled: &[VersionNumber]| {
+        Arc::new(ListedModel { unsettled: unsettled.iter().copied().collect(), ..model(versions) })
+    };
+    // The first look after a restart: files and settings are there, and count at the second.
+    let after = fold(Some(&before), Some(&look("", &[1, 2, 3])), Removal::All, |_| false).unwrap();
+    assert!(Arc::ptr_eq(&before, &after));
+    let after = fold(Some(&before), Some(&look("2", &[1])), Removal::All, |_| false).unwrap();
+    assert_eq!(after.versions.keys().collect::<Vec<_>>(), [&1, &2]);
+    let after = fold(Some(&before), Some(&look("2", &[3])), Removal::All, |_| false).unwrap();
+    assert_eq!(after.versions.keys().collect::<Vec<_>>(), [&2], "what has gone is");
+}
+
+#[test]
 fn what_has_not_changed_is_shared() {
     let before = Arc::new(model("1 2"));
     let same = fold(Some(&before), Some(&Arc::new(model("1 2"))), Removal::NotResident, |_| false).unwrap();

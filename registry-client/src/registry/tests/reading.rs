@@ -185,13 +185,14 @@ async fn settings_lie_at_the_root_of_the_model() {
     for store in stores.each() {
         let registry = registry_over(&store);
         let key = registry.publish(request(files.path(), "m", None, FILES), &NoProgress).await.unwrap().key;
-        store.put(&Path::from("m/model.toml"), "device = \"cpu\"".into()).await.unwrap();
+        store.put(&Path::from("m/model.toml"), "device = \"cpu\"\nlabels.y = \"labels.txt\"".into()).await.unwrap();
+        store.put(&Path::from("m/notes.txt"), "nobody's business".into()).await.unwrap();
         store.put(&Path::from("m/labels.txt"), vec![b'x'; (1 << 20) + 1].into()).await.unwrap();
         store.put(&Path::from("m/3/model.onnx"), "shadowed".into()).await.unwrap();
         let listing = registry.list(None).await.unwrap().unwrap();
         let listed = &listing.models["m"];
         assert_eq!(listed.settings.keys().collect::<Vec<_>>(), ["model.toml"]);
-        assert_eq!(&listed.settings["model.toml"][..], b"device = \"cpu\"");
+        assert_eq!(&listed.settings["model.toml"][..], b"device = \"cpu\"\nlabels.y = \"labels.txt\"");
         assert_eq!(listed.versions.keys().collect::<Vec<_>>(), [&key.version], "numeric siblings do not count");
         let problems = listed.problems.join("\n");
         assert!(problems.contains("labels.txt") && problems.contains("directory `3`"), "{problems}");
