@@ -150,6 +150,22 @@ impl Registry {
         Ok(committed)
     }
 
+    /// The highest number that has a manifest, readable or not.
+    pub(super) async fn highest(&self, model: &ModelName) -> Result<Option<VersionNumber>, RegistryError> {
+        let path = self.model_path(model).join("versions");
+        let level = self.store.list_with_delimiter(Some(&path)).await;
+        let level = level.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
+        let names = level.common_prefixes.iter().filter_map(|dir| dir.filename());
+        let mut numbers: Vec<_> = names.filter_map(|name| parse_version(name).ok()).collect();
+        numbers.sort_unstable();
+        while let Some(number) = numbers.pop() {
+            if self.manifest_bytes(&VersionKey::new(model.clone(), number)).await?.is_some() {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
     async fn read_version_of(
         &self,
         model: &ModelName,

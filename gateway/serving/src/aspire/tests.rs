@@ -182,6 +182,16 @@ fn a_decision_overrides_what_was_there_and_not_what_comes() {
         "[2 6 7] stable 6 next 7 candidate - fallback 6",
     );
     check("a lower one is never", follow("1 2", &[1, 2], Some(2), 0), "[2] stable 2 next 2 candidate - fallback -");
+    // Copied or packed before the decision, and there only after it.
+    let known = |versions, ready| Case {
+        versions,
+        ready,
+        serving: Some(2),
+        rollout: Rollout { stable_highest: Some(3), ..decided(2, 100) },
+        ..case()
+    };
+    check("version 3 was there, whatever its date", known("1 2 3", &[2, 3]), "[2 3] stable 2 next 2 candidate - fallback -");
+    check("version 6 was not", known("1 2 3 6", &[2, 3, 6]), "[2 6] stable 6 next 6 candidate - fallback -");
     check("what was decided is gone", follow("1 3", &[1, 3], Some(3), 5), "[3] stable 3 next 3 candidate - fallback -");
 }
 
