@@ -50,8 +50,8 @@ pub fn runtimes(config: &Config) -> Vec<Arc<dyn Runtime>> {
 }
 
 /// Reads the settings beside models, for these runtimes.
-pub fn settings_reader(runtimes: &[Arc<dyn Runtime>]) -> SettingsReader {
-    model_settings::reader(runtimes.iter().map(|runtime| runtime.name()).collect())
+pub fn settings_reader(config: &Config, runtimes: &[Arc<dyn Runtime>]) -> SettingsReader {
+    model_settings::reader(runtimes.iter().map(|runtime| runtime.name()).collect(), config.onnxruntime_threads > 0)
 }
 
 /// A registry or repository as a source of versions.
@@ -134,7 +134,7 @@ pub fn engine_options(
     let journal = journal(config, state)?;
     let defaults = EngineOptions::new(source.versions(), journal, cache, state.path().to_owned());
     Ok(EngineOptions {
-        read_settings: settings_reader(&runtimes),
+        read_settings: settings_reader(config, &runtimes),
         runtimes,
         load_mode: config.load.mode,
         explicit_models: config.load.models.clone(),

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
-use bascule_registry::Generation;
+use bascule_registry::{FORMAT_UNKNOWN, Generation, Manifest, format_of};
 use bascule_runtime_api::{Footprint, LoadError, LoadOptions, Runtime, Session, Signature};
 use chrono::{DateTime, Utc};
 
@@ -55,13 +55,27 @@ impl Runtimes {
         self.0.iter().filter_map(|entry| Some((entry.runtime.format(), entry.version.as_ref().err()?)))
     }
 
-    fn find(&self, format: &str) -> Result<(Arc<dyn Runtime>, String), LoadFailure> {
-        let Some(entry) = self.0.iter().find(|entry| entry.runtime.format() == format) else {
+    /// The runtime of the version's format. Where its files don't tell that, the settings may: by the runtime or by the model file.
+    fn find(&self, manifest: &Manifest, settings: &ModelSettings) -> Result<(Arc<dyn Runtime>, String), LoadFailure> {
+        let unknown = manifest.format == FORMAT_UNKNOWN;
+        let named = settings.runtime.as_deref().filter(|_| unknown);
+        let told = settings.entrypoint.as_deref().filter(|_| unknown).and_then(format_of);
+        let format = told.unwrap_or(&manifest.format);
+        let is_it = |entry: &&Entry| match named {
+            Some(name) => entry.runtime.name() == name,
+            None => entry.runtime.format() == format,
+        };
+        let Some(entry) = self.0.iter().find(is_it) else {
             let known: Vec<&str> = self.0.iter().map(|entry| entry.runtime.format()).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let hint = if unknown {
+                "; which of its files is the model? `entrypoint` in model.toml or `default_model_filename` in config.pbtxt names it"
+            } else {
+                ""
+            };
             return Err(LoadFailure::new(
                 FailedStep::Verifying,
-                format!("no runtime loads the format '{format}'; formats known: {known}"),
+                format!("no runtime loads the format '{format}'; formats known: {known}{hint}"),
             ));
         };
         match &entry.version {
@@ -127,7 +141,7 @@ pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob) -> Result<Verified, L
     guarded(FailedStep::Verifying, || {
         let failure = |cause: String| LoadFailure::new(FailedStep::Verifying, cause);
         let manifest = &job.generation.manifest;
-        let (runtime, runtime_version) = runtimes.find(&manifest.format)?;
+        let (runtime, runtime_version) = runtimes.find(manifest, &job.settings)?;
         let options = options(&job.generation, &job.settings)?;
         let golden = match &manifest.golden {
             Some(path) => {
@@ -146,9 +160,15 @@ pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob) -> Result<Verified, L
     })
 }
 
-/// The manifest's signature goes before that of the settings; the runtime compares it with the file.
+/// The manifest's signature goes before that of the settings; the runtime compares it with the file. The model file is one of those that
+/// the version's digest stands for.
 fn options(generation: &Generation, settings: &ModelSettings) -> Result<LoadOptions, LoadFailure> {
     let manifest = &generation.manifest;
+    let entrypoint = settings.entrypoint.as_deref().unwrap_or(&manifest.entrypoint);
+    if !manifest.files.iter().any(|file| file.path == entrypoint) {
+        let cause = format!("the settings name the model file {entrypoint:?}, which is not among the version's files");
+        return Err(LoadFailure::new(FailedStep::Verifying, cause));
+    }
     let declared = match &manifest.signature {
         Some(signature) => {
             let read = serde_json::from_value::<Signature>(signature.clone());
@@ -157,7 +177,7 @@ fn options(generation: &Generation, settings: &ModelSettings) -> Result<LoadOpti
         None => settings.declared.clone(),
     };
     Ok(LoadOptions {
-        entrypoint: settings.entrypoint.as_deref().unwrap_or(&manifest.entrypoint).into(),
+        entrypoint: entrypoint.into(),
         device: settings.device,
         intra_op_threads: settings.intra_op_threads,
         inter_op_threads: 1,

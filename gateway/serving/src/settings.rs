@@ -133,8 +133,10 @@ pub struct ModelSettings {
     pub labels: BTreeMap<String, Vec<String>>,
     /// The label file's name by output, as written.
     pub label_filenames: BTreeMap<String, String>,
-    /// The model file, where it is not the format's usual one.
+    /// The model file, where it is not the format's usual one. A path inside the version.
     pub entrypoint: Option<String>,
+    /// The runtime's name, where the settings give one: it counts for a version whose format its files don't tell.
+    pub runtime: Option<String>,
     /// Settings for the runtime.
     pub runtime_options: BTreeMap<String, String>,
     /// Free parameters, shown in the model's configuration.
@@ -165,6 +167,7 @@ impl Default for ModelSettings {
             labels: BTreeMap::new(),
             label_filenames: BTreeMap::new(),
             entrypoint: None,
+            runtime: None,
             runtime_options: BTreeMap::new(),
             parameters: BTreeMap::new(),
             warnings: Vec::new(),

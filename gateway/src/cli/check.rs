@@ -54,7 +54,7 @@ impl Check {
             return print_json(&schema());
         }
         let effective = self.config.load([], environment)?;
-        let reader = compose::settings_reader(&compose::runtimes(&effective.config));
+        let reader = compose::settings_reader(&effective.config, &compose::runtimes(&effective.config));
         in_background(async {
             let found = look(&effective, &reader).await;
             if self.json {

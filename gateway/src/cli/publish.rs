@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use bascule_registry::{
-    Lineage, ModelName, PublishError, PublishRequest, Published, Registry, VersionNumber, collect_files, parse_version,
+    Lineage, ModelName, PublishError, PublishRequest, Published, Registry, VersionNumber, collect_files, format_of, parse_version,
 };
 use clap::Args;
 use serde_json::json;
@@ -169,16 +169,15 @@ fn said(published: &Published, registry: &str) -> String {
     format!("published {} to {registry}: {}{reused}, sha256 {}", published.key, bytes(published.bytes), published.digest)
 }
 
-/// File name endings by format.
-const FORMATS: [(&str, &str); 3] = [(".onnx", "onnx"), (".pt", "torchscript"), (".fake.json", "fake")];
-
 fn guessed_format(entrypoint: &str) -> Result<&'static str, Failure> {
-    let known = FORMATS.into_iter().find(|(ending, _)| entrypoint.ends_with(ending));
-    known.map(|(_, format)| format).ok_or_else(|| {
+    format_of(entrypoint).ok_or_else(|| {
         Failure::new(format!("the format of {entrypoint} can't be told from its name"))
             .hint("name it, for example with --format onnx")
     })
 }
+
+/// What the file that a runtime opens is mostly called.
+const USUAL: [&str; 3] = ["model.onnx", "model.pt", "model.fake.json"];
 
 /// The file that the runtime opens.
 fn entrypoint(files: &[&str], named: Option<&str>) -> Result<String, Failure> {
@@ -188,10 +187,10 @@ fn entrypoint(files: &[&str], named: Option<&str>) -> Result<String, Failure> {
             false => Err(anyhow!("--entrypoint: there is no file {named:?} among {}", files.join(", ")).into()),
         };
     }
-    if let Some(usual) = files.iter().find(|file| FORMATS.iter().any(|(ending, _)| **file == format!("model{ending}"))) {
-        return Ok((*usual).to_owned());
+    let models: Vec<&&str> = files.iter().filter(|file| format_of(file).is_some()).collect();
+    if let Some(usual) = models.iter().find(|file| USUAL.contains(**file)) {
+        return Ok((**usual).to_string());
     }
-    let models: Vec<&&str> = files.iter().filter(|file| FORMATS.iter().any(|(ending, _)| file.ends_with(ending))).collect();
     match (models.as_slice(), files) {
         ([only], _) => Ok((**only).to_owned()),
         // A single file of any name: --format says what it is.

@@ -152,6 +152,8 @@ impl Layers {
     /// problem, and the next weaker value applies, so that everything can be checked at once.
     pub(crate) fn take<T: Value>(&mut self, key: &Key<T>) -> T {
         let mut given = self.given.remove(key.name()).unwrap_or_default();
+        // Of two that are equally strong, which only `--set` can be, the last one counts.
+        given.reverse();
         given.sort_by_key(|given| given.origin.rank());
         let mut found: Option<(T, Origin)> = None;
         for Given { raw, origin } in given {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bascule_registry::{VersionNumber, parse_version};
+use bascule_registry::{VersionNumber, check_file_path, parse_version};
 use bascule_runtime_api::{DataType, Device, Signature, TensorSpec};
 use bascule_serving::{Inline, ModelSettings, RolloutStrategy, VersionPolicy, WarmupInput, WarmupSample};
 
@@ -115,7 +115,11 @@ impl Overrides {
             rollout: None,
             warmup: warmup_samples(fields),
             signature: fields.table("signature").map(|table| signature(fields, table)),
-            entrypoint: fields.take("entrypoint"),
+            entrypoint: fields.take_with("entrypoint", |raw| {
+                let path = String::read(raw)?;
+                check_file_path(&path).map_err(|error| error.to_string())?;
+                Ok(path)
+            }),
             labels: fields.texts("labels"),
             runtime: fields.texts("runtime"),
             parameters: fields.texts("parameters"),
@@ -128,6 +132,10 @@ impl Overrides {
                 *target = value;
             }
         }
+        // Whoever says how long to wait for others wants requests to be joined, whatever `config.pbtxt` leaves out.
+        let joins = self.max_queue_delay.is_some_and(|delay| !delay.is_zero())
+            || self.preferred_batch_sizes.as_ref().is_some_and(|sizes| !sizes.is_empty());
+        settings.dynamic_batching |= joins;
         set(&mut settings.max_batch_size, self.max_batch_size.map(Some));
         set(&mut settings.max_queue_delay, self.max_queue_delay);
         set(&mut settings.preferred_batch_sizes, self.preferred_batch_sizes);

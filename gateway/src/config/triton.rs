@@ -16,6 +16,7 @@ use bascule_proto::inference::{
     ModelVersionPolicy, ModelWarmup,
 };
 use bascule_proto::model_config::{parse_model_config, set_fields};
+use bascule_registry::check_file_path;
 use bascule_runtime_api::{DataType, Device, Signature, TensorSpec};
 use bascule_serving::{ModelSettings, VersionPolicy, WarmupInput, WarmupSample};
 
@@ -26,6 +27,8 @@ pub(crate) const FILE: &str = "config.pbtxt";
 
 /// The platform that Triton's ONNX models name.
 const PLATFORM: &str = "onnxruntime_onnx";
+/// The runtime that it means.
+const PLATFORM_RUNTIME: &str = "onnxruntime";
 
 /// Fields that are honoured. A field below one that is named here counts too where the name ends with a point.
 const HONOURED: [&str; 31] = [
@@ -84,9 +87,9 @@ pub(crate) struct Reading {
     pub(crate) problems: Vec<String>,
 }
 
-/// Reads the file of the model `name`. `backends` are the runtimes that exist.
-pub(crate) fn read(text: &str, name: &str, backends: &[&str]) -> Reading {
-    let mut reading = Reading::default();
+/// Reads the file of the model `name` over these settings. `backends` are the runtimes that exist.
+pub(crate) fn read(text: &str, name: &str, backends: &[&str], settings: ModelSettings) -> Reading {
+    let mut reading = Reading { settings, problems: Vec::new() };
     match parse_model_config(text) {
         Ok(config) => reading.take(&config, name, backends),
         Err(error) => reading.refuse(format_args!("{error}")),
@@ -115,12 +118,22 @@ impl Reading {
         for (at, warmup) in config.model_warmup.iter().enumerate() {
             self.take_warmup(at, warmup);
         }
-        self.settings.entrypoint = Some(config.default_model_filename.clone()).filter(|name| !name.is_empty());
+        self.take_entrypoint(&config.default_model_filename);
         for set in set_fields(config) {
             let honoured = |known: &str| set.field == known || (known.ends_with('.') && set.field.starts_with(known));
             if !HONOURED.into_iter().any(honoured) {
                 self.warn(format_args!("`{}` is not honoured", set.path));
             }
+        }
+    }
+
+    fn take_entrypoint(&mut self, name: &str) {
+        if name.is_empty() {
+            return;
+        }
+        match check_file_path(name) {
+            Ok(()) => self.settings.entrypoint = Some(name.to_owned()),
+            Err(error) => self.refuse(format_args!("`default_model_filename`: {error}")),
         }
     }
 
@@ -134,6 +147,11 @@ impl Reading {
         if !config.platform.is_empty() && config.platform != PLATFORM {
             self.refuse(format_args!("`platform`: expected {PLATFORM:?}, got {:?}", config.platform));
         }
+        self.settings.runtime = match (config.backend.as_str(), config.platform.as_str()) {
+            ("", PLATFORM) => Some(PLATFORM_RUNTIME.to_owned()),
+            ("", _) => None,
+            (backend, _) => Some(backend.to_owned()),
+        };
         if let Some(SchedulingChoice::EnsembleScheduling(_)) = config.scheduling_choice {
             self.refuse(format_args!("`ensemble_scheduling`: ensembles are not served"));
         }

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 
 use crate::digest::{Digest, DigestBuilder};
 use crate::listing::{Generation, Layout};
-use crate::manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestFile};
+use crate::manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestFile, format_of};
 use crate::name::{VersionKey, check_file_path, quoted};
 use crate::registry::contained::{is_absent, leads_out};
 
@@ -182,16 +182,12 @@ pub(super) fn generation(key: &VersionKey, plain: &PlainFiles) -> Generation {
 fn guess(files: &[PlainFile]) -> (&'static str, &str) {
     const USUAL: [(&str, &str); 4] =
         [("model.onnx", "onnx"), ("model.onnx/model.onnx", "onnx"), ("model.pt", "torchscript"), ("model.fake.json", "fake")];
-    const ENDINGS: [(&str, &str); 3] = [(".onnx", "onnx"), (".pt", "torchscript"), (".fake.json", "fake")];
     for (path, format) in USUAL {
         if let Some(file) = files.iter().find(|file| file.path == path) {
             return (format, &file.path);
         }
     }
-    let known = files.iter().filter_map(|file| {
-        let (_, format) = ENDINGS.iter().find(|(ending, _)| file.path.ends_with(ending))?;
-        Some((*format, file.path.as_str()))
-    });
+    let known = files.iter().filter_map(|file| Some((format_of(&file.path)?, file.path.as_str())));
     let known: Vec<_> = known.collect();
     match known[..] {
         [only] => only,

@@ -19,7 +19,7 @@ fn listed(files: &[(&str, &str)]) -> ListedModel {
 }
 
 fn check(files: &[(&str, &str)]) -> Result<ModelSettings, String> {
-    read(&listed(files), None, &["onnxruntime"]).map_err(|error| error.to_string())
+    read(&listed(files), None, &["onnxruntime"], &defaults(false)).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -29,6 +29,42 @@ fn model_toml_wins_key_by_key_and_says_so() {
     assert_eq!((settings.max_batch_size, settings.max_queue_delay, settings.instances), (Some(8), Duration::from_millis(1), 2));
     assert_eq!(settings.warnings, ["model.toml and config.pbtxt are both there: what model.toml says wins"]);
     assert_eq!(check(&[]).unwrap(), ModelSettings::default());
+}
+
+#[test]
+fn shared_threads_are_for_models_that_ask_for_none_of_their_own() {
+    let threads =
+        |files: &[(&str, &str)], shared| read(&listed(files), None, &["onnxruntime"], &defaults(shared)).unwrap().intra_op_threads;
+    assert_eq!((threads(&[], false), threads(&[], true)), (1, 0));
+    assert_eq!(threads(&[("config.pbtxt", "max_batch_size: 1")], true), 0);
+    assert_eq!(threads(&[("model.toml", "intra_op_threads = 3")], true), 3);
+}
+
+#[test]
+fn a_wait_for_others_is_never_dropped_in_silence() {
+    let unbatched = ("config.pbtxt", "max_batch_size: 8");
+    let check_wait = |toml: &str| check(&[unbatched, ("model.toml", toml)]).unwrap();
+    let delayed = check_wait("max_queue_delay = \"1ms\"");
+    assert!(delayed.dynamic_batching && delayed.warnings.len() == 1, "{:?}", delayed.warnings);
+    assert!(check_wait("preferred_batch_sizes = [4]").dynamic_batching);
+    assert!(!check_wait("instances = 2").dynamic_batching);
+    let off = check_wait("max_queue_delay = \"1ms\"\ndynamic_batching = false");
+    assert!(!off.dynamic_batching && off.warnings.contains(&"max_queue_delay has no effect: requests are not joined".to_owned()));
+    let fixed = check(&[("model.toml", "max_batch_size = 0\nmax_queue_delay = \"1ms\"")]).unwrap();
+    assert_eq!(fixed.warnings, ["max_queue_delay has no effect: max_batch_size is 0"]);
+}
+
+#[test]
+fn the_model_file_lies_inside_the_version() {
+    for path in ["/srv/x.onnx", "../2/model.onnx", "a/../../x.onnx"] {
+        for files in
+            [("model.toml", format!("entrypoint = {path:?}")), ("config.pbtxt", format!("default_model_filename: {path:?}"))]
+        {
+            let problem = check(&[(files.0, &files.1)]).unwrap_err();
+            assert!(problem.contains("file path"), "{problem}");
+        }
+    }
+    assert_eq!(check(&[("model.toml", "entrypoint = \"a/net.onnx\"")]).unwrap().entrypoint.as_deref(), Some("a/net.onnx"));
 }
 
 #[test]

@@ -85,6 +85,7 @@ fn every_key_arrives() {
         labels: BTreeMap::new(),
         label_filenames: strings(&[("y", "labels.txt")]),
         entrypoint: Some("net.onnx".into()),
+        runtime: None,
         runtime_options: strings(&[("intra_op_thread_count", "2"), ("enable_mem_arena", "0")]),
         parameters: strings(&[("colour", "red")]),
         warnings: Vec::new(),

@@ -1,7 +1,7 @@
 use super::*;
 
 fn read(text: &str) -> Reading {
-    super::read(text, "m", &["onnxruntime"])
+    super::read(text, "m", &["onnxruntime"], ModelSettings::default())
 }
 
 fn settings(text: &str) -> ModelSettings {
@@ -67,6 +67,7 @@ fn every_honoured_field_arrives() {
         warmup: vec![WarmupSample { name: "zeros".into(), inputs: vec![WarmupInput { name: "x".into(), tensor }], count: 2 }],
         label_filenames: [("y".into(), "labels.txt".into())].into(),
         entrypoint: Some("net.onnx".into()),
+        runtime: Some("onnxruntime".into()),
         runtime_options: [("intra_op_thread_count", "2"), ("graph_optimization_level", "-1")]
             .map(|(key, value)| (key.into(), value.into()))
             .into(),
@@ -132,6 +133,7 @@ fn what_the_file_does_not_say_is_triton_s_default() {
     let fixed = settings("input [ { name: \"x\" data_type: TYPE_INT8 dims: [ -1 ] } ]");
     assert_eq!((fixed.max_batch_size, fixed.dynamic_batching), (Some(0), false));
     assert_eq!(fixed.declared.unwrap().inputs[0].shape, [-1]);
+    assert_eq!(settings("platform: \"onnxruntime_onnx\"").runtime.as_deref(), Some("onnxruntime"));
     let batched = settings("max_batch_size: 4");
     assert_eq!((batched.max_batch_size, batched.dynamic_batching, batched.declared), (Some(4), false, None));
     assert_eq!(settings("max_batch_size: 4 dynamic_batching { }").warnings, [""; 0]);
@@ -173,6 +175,10 @@ fn what_can_not_be_served_is_an_error_that_names_the_field() {
         (
             "version_policy { specific { versions: [ 0 ] } }",
             "config.pbtxt: `version_policy.specific.versions`: expected versions from 1, got 0",
+        ),
+        (
+            "default_model_filename: \"../model.onnx\"",
+            "config.pbtxt: `default_model_filename`: file path \"../model.onnx\" has `.` or `..` as a part",
         ),
         ("ensemble_scheduling { }", "config.pbtxt: `ensemble_scheduling`: ensembles are not served"),
         ("max_batch_size: 1\nnmae: \"m\"", "config.pbtxt: line 2, column 1: unknown field nmae in inference.ModelConfig"),
