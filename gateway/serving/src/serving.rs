@@ -300,6 +300,11 @@ impl Serving {
         Arc::clone(&self.shared.snapshots.borrow())
     }
 
+    /// What the source has of a model, loaded or not.
+    pub fn listed(&self, model: &str) -> Option<Arc<ListedModel>> {
+        self.snapshot().models.get(model).cloned()
+    }
+
     /// The first snapshot, from the current one on, that meets a condition.
     async fn when(&self, condition: impl Fn(&Snapshot) -> bool) -> Result<Arc<Snapshot>, CommandError> {
         let mut snapshots = self.shared.snapshots.clone();

@@ -1,5 +1,7 @@
 //! `bascule load`: loads a model on one gateway.
 
+use std::time::Duration;
+
 use bascule_serving::ModelStatus;
 use clap::Args;
 
@@ -18,6 +20,9 @@ pub(super) struct Load {
     model: String,
     #[command(flatten)]
     gateway: GatewayArgs,
+    /// How long to wait for it to be ready.
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
     /// Print the model's status as JSON.
     #[arg(long)]
     json: bool,
@@ -25,7 +30,7 @@ pub(super) struct Load {
 
 impl Load {
     pub(super) async fn run(self) -> Outcome {
-        let gateway = Gateway::at(&self.gateway.url)?;
+        let gateway = Gateway::at(&self.gateway.url)?.patient(self.timeout);
         let status: ModelStatus = gateway.post(&format!("{}/load", model_path(&self.model)?), &[], None).await?;
         if self.json {
             return print_json(&status);

@@ -20,10 +20,12 @@ use crate::config::{Config, Place};
 
 use super::args::{ConfigArgs, DEFAULT_GATEWAY, measure, pair};
 use super::failure::Failure;
+use super::gateway::Gateway;
 use super::output::{bytes, note, print, print_json};
 use super::{Outcome, in_background};
 use progress::Bar;
-use wait::{Quorum, wait_for};
+use signature::Unread;
+use wait::{Quorum, gateways, wait_for};
 
 /// Publish a model file, or a folder with one, as a new version.
 ///
@@ -88,13 +90,15 @@ pub(super) struct Publish {
 impl Publish {
     pub(super) fn run(self, environment: &Environment) -> Outcome {
         let effective = self.config.load([], environment)?;
+        // A slip in a URL is found before anything is committed.
+        let gateways = if self.wait.is_some() { gateways(&self.gateways)? } else { Vec::new() };
         // Before anything else runs: see there.
         let request = self.request(&effective.config, environment)?;
         let registry = compose::open_registry(&effective.config.registry.url, true)?;
-        in_background(self.publish(registry, request, &effective.config.registry.url))
+        in_background(self.publish(registry, request, gateways, &effective.config.registry.url))
     }
 
-    async fn publish(&self, registry: Registry, request: PublishRequest, place: &Place) -> Outcome {
+    async fn publish(&self, registry: Registry, request: PublishRequest, gateways: Vec<Gateway>, place: &Place) -> Outcome {
         let bar = Bar::new(request.files.iter().filter_map(|(_, path)| path.metadata().ok()).map(|meta| meta.len()).sum());
         let published = registry.publish(request, &bar).await;
         bar.finish();
@@ -103,19 +107,19 @@ impl Publish {
             print(&said(&published, registry.describe()))?;
         }
         let waited = match self.wait {
-            Some(quorum) => wait_for(&self.gateways, quorum, &published, self.wait_timeout).await,
+            Some(quorum) => wait_for(gateways, quorum, &published, self.wait_timeout).await,
             None => Ok(Vec::new()),
         };
         if self.json {
             print_json(&json!({
                 "model": published.key.model, "version": published.key.version, "digest": published.digest.to_string(),
                 "bytes": published.bytes, "reused_bytes": published.reused_bytes, "registry": place.0,
-                "served_by": waited.as_ref().ok(),
+                "served_by": waited.as_ref().ok().map(|served| served.iter().map(|one| &one.gateway).collect::<Vec<_>>()),
             }))?;
         }
-        for gateway in waited? {
+        for served in waited? {
             if !self.json {
-                print(&format!("{} is served by {gateway}", published.key))?;
+                print(&format!("{} {}", published.key, served.how))?;
             }
         }
         Ok(())
@@ -130,15 +134,18 @@ impl Publish {
             Some(format) => format.clone(),
             None => guessed_format(&entrypoint)?.to_owned(),
         };
-        let root = if self.path.is_dir() { self.path.as_path() } else { self.path.parent().unwrap_or(Path::new("")) };
-        let signature = signature::read(config, root, &entrypoint, &format);
-        if let Err(reason) = &signature {
-            note(format!("note: the manifest gets no signature: {reason}"));
-        }
+        let signature = match signature::read(config, &self.path, &entrypoint, &format) {
+            Ok(signature) => Some(signature),
+            Err(Unread::Lacks(missing)) => return Err(self.lacks(&entrypoint, &missing)),
+            Err(Unread::Reason(reason)) => {
+                note(format!("note: the manifest gets no signature: {reason}"));
+                None
+            }
+        };
         let golden = self.golden.clone().or_else(|| names.contains(&"golden.json").then(|| "golden.json".to_owned()));
         Ok(PublishRequest {
             version: self.version,
-            signature: signature.ok(),
+            signature,
             golden,
             lineage: Lineage {
                 run_id: self.run_id.clone(),
@@ -153,6 +160,19 @@ impl Publish {
             hold: self.hold,
             ..PublishRequest::new(self.model.clone(), format, entrypoint, files)
         })
+    }
+}
+
+impl Publish {
+    /// The model reads a file that would not be published.
+    fn lacks(&self, entrypoint: &str, missing: &Path) -> Failure {
+        let missing = missing.display();
+        let failure =
+            Failure::new(format!("nothing was published: {entrypoint} needs the file {missing}, which would not be published"));
+        if self.path.is_dir() {
+            return failure.hint(format!("put {missing} into {}", self.path.display()));
+        }
+        failure.hint(format!("publish the folder that holds both, with --entrypoint {entrypoint}"))
     }
 }
 
