@@ -125,8 +125,10 @@ impl DirectorySource {
     ///
     /// # Errors
     /// The directory is not there, or the system has no watches left.
-    pub fn watch(&self) -> Result<Watch, notify::Error> {
-        Watch::start(&self.root)
+    pub async fn watch(&self) -> Result<Watch, notify::Error> {
+        let root = self.root.clone();
+        let started = tokio::task::spawn_blocking(move || Watch::start(&root)).await;
+        started.unwrap_or_else(|error| Err(notify::Error::io(std::io::Error::other(error))))
     }
 
     /// What our layout is read through.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -19,6 +20,10 @@ use object_store::{
 };
 
 const STORE: &str = "directory";
+/// An upload that has not moved for so long will not end.
+const ABANDONED: Duration = Duration::from_secs(24 * 3_600);
+/// Staged uploads to one place that are looked at.
+const MAX_STAGED: u32 = 64;
 
 /// The store.
 #[derive(Debug, Clone)]
@@ -37,6 +42,17 @@ impl ContainedDirectory {
         }
         let inner = LocalFileSystem::new_with_prefix(&root).map_err(io::Error::other)?.with_fsync(true);
         Ok(Self { inner: Arc::new(inner), root: Arc::new(root) })
+    }
+
+    /// Checks where something is to be put, and removes what uploads to the same place have left there that were killed.
+    async fn check_target(&self, location: &Path) -> Result<()> {
+        self.check(location).await?;
+        let path = self.inner.path_to_filesystem(location)?;
+        off_thread(move || {
+            sweep(&path);
+            Ok(())
+        })
+        .await
     }
 
     async fn check(&self, location: &Path) -> Result<()> {
@@ -69,6 +85,22 @@ pub(crate) fn leads_out(root: &FsPath, path: &FsPath) -> Result<bool> {
             // A file where a directory should be: nothing lies below it.
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(not_found(path, error)),
             Err(error) => return Err(generic(error)),
+        }
+    }
+}
+
+/// Removes staged uploads to this path that nobody has written to for long: their publisher was killed. Blocks.
+fn sweep(path: &FsPath) {
+    // `LocalFileSystem` counts them from 1 and takes the first number that is free.
+    for number in 1..=MAX_STAGED {
+        let mut staged = path.as_os_str().to_owned();
+        staged.push(format!("#{number}"));
+        let staged = PathBuf::from(staged);
+        let Ok(written) = std::fs::metadata(&staged).and_then(|meta| meta.modified()) else { break };
+        if written.elapsed().is_ok_and(|age| age > ABANDONED)
+            && let Err(error) = std::fs::remove_file(&staged)
+        {
+            tracing::debug!(staged = %staged.display(), %error, "can't remove what a killed upload has left");
         }
     }
 }
@@ -132,12 +164,12 @@ impl fmt::Display for ContainedDirectory {
 #[async_trait]
 impl ObjectStore for ContainedDirectory {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.check(location).await?;
+        self.check_target(location).await?;
         self.inner.put_opts(location, payload, options).await
     }
 
     async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.check(location).await?;
+        self.check_target(location).await?;
         self.inner.put_multipart_opts(location, options).await
     }
 

@@ -188,7 +188,7 @@ async fn a_directory_in_place_of_a_manifest_is_no_version() {
 async fn a_watch_hints_and_a_look_does_not() {
     let sandbox = Sandbox::new();
     sandbox.write("m/1/model.onnx", b"x");
-    let mut watch = sandbox.source.watch().unwrap();
+    let mut watch = sandbox.source.watch().await.unwrap();
     for _ in 0..3 {
         sandbox.look().await;
     }
