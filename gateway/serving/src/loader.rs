@@ -7,6 +7,7 @@
 //! runtime starts for one session inherits it too: a load with several threads an operator keeps its priority.
 
 mod golden;
+mod reshape;
 mod warmup;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -219,9 +220,12 @@ fn warm(verified: &Verified, settings: &ModelSettings, files: &Files, on_warming
         memory::lower_priority();
     }
     let mut sessions = guarded(FailedStep::Loading, || {
-        let load = || verified.runtime.load(files.dir(), &verified.options);
+        let load = || {
+            let session = verified.runtime.load(files.dir(), &verified.options).map_err(|error| described(&error))?;
+            reshape::view(session, &settings.reshapes)
+        };
         let sessions: Result<Vec<_>, _> = (0..settings.instances.max(1)).map(|_| load()).collect();
-        sessions.map_err(|error| LoadFailure::new(FailedStep::Loading, described(&error)))
+        sessions.map_err(|cause| LoadFailure::new(FailedStep::Loading, cause))
     })?;
     on_warming();
     let mut warnings = Vec::new();

@@ -93,6 +93,45 @@ pub struct WarmupSample {
     pub count: u32,
 }
 
+/// Two shapes of one tensor with the same number of elements, without the batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reshape {
+    /// What callers see.
+    pub(crate) outward: Vec<i64>,
+    /// What the model has.
+    pub(crate) own: Vec<i64>,
+}
+
+impl Reshape {
+    /// Both shapes; an open size is −1. `None` where they may differ in their number of elements: open sizes keep their order, and
+    /// what lies between two of them has to have the same number on both sides.
+    pub fn new(outward: &[i64], own: &[i64]) -> Option<Reshape> {
+        let counts = |shape: &[i64]| -> Option<Vec<i64>> {
+            let product = |part: &[i64]| part.iter().try_fold(1_i64, |product, size| product.checked_mul(*size));
+            shape.split(|size| *size < 0).map(product).collect()
+        };
+        let fits = counts(outward)? == counts(own)?;
+        fits.then(|| Reshape { outward: outward.to_vec(), own: own.to_vec() })
+    }
+}
+
+/// The tensors that callers see in another shape than the model's own, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reshapes {
+    /// Inputs.
+    pub inputs: BTreeMap<String, Reshape>,
+    /// Outputs.
+    pub outputs: BTreeMap<String, Reshape>,
+    /// Whether all of these have a batch before their shapes.
+    pub batched: bool,
+}
+
+impl Reshapes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inputs.is_empty() && self.outputs.is_empty()
+    }
+}
+
 /// The settings of a model with every default filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSettings {
@@ -129,6 +168,8 @@ pub struct ModelSettings {
     pub warmup: Vec<WarmupSample>,
     /// What the settings say of the signature. A contradiction with the model is a load error.
     pub declared: Option<Signature>,
+    /// The shapes that callers see.
+    pub reshapes: Reshapes,
     /// Class names by output.
     pub labels: BTreeMap<String, Vec<String>>,
     /// The label file's name by output, as written.
@@ -164,6 +205,7 @@ impl Default for ModelSettings {
             rollout: RolloutStrategy::default(),
             warmup: Vec::new(),
             declared: None,
+            reshapes: Reshapes::default(),
             labels: BTreeMap::new(),
             label_filenames: BTreeMap::new(),
             entrypoint: None,

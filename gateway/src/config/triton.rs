@@ -18,7 +18,7 @@ use bascule_proto::inference::{
 use bascule_proto::model_config::{parse_model_config, set_fields};
 use bascule_registry::check_file_path;
 use bascule_runtime_api::{DataType, Device, Signature, TensorSpec};
-use bascule_serving::{ModelSettings, VersionPolicy, WarmupInput, WarmupSample};
+use bascule_serving::{ModelSettings, Reshape, VersionPolicy, WarmupInput, WarmupSample};
 
 use super::warmup::{self, Fill};
 
@@ -31,7 +31,7 @@ const PLATFORM: &str = "onnxruntime_onnx";
 const PLATFORM_RUNTIME: &str = "onnxruntime";
 
 /// Fields that are honoured. A field below one that is named here counts too where the name ends with a point.
-const HONOURED: [&str; 31] = [
+const HONOURED: [&str; 35] = [
     "name",
     "platform",
     "backend",
@@ -40,9 +40,13 @@ const HONOURED: [&str; 31] = [
     "input.name",
     "input.data_type",
     "input.dims",
+    "input.reshape",
+    "input.reshape.",
     "output.name",
     "output.data_type",
     "output.dims",
+    "output.reshape",
+    "output.reshape.",
     "output.label_filename",
     "instance_group.name",
     "instance_group.kind",
@@ -223,6 +227,7 @@ impl Reading {
 
     fn take_signature(&mut self, config: &ModelConfig) {
         let batched = config.max_batch_size > 0;
+        self.settings.reshapes.batched = batched;
         let inputs: Vec<TensorSpec> =
             config.input.iter().enumerate().filter_map(|(at, input)| self.spec(&input.described(at), batched)).collect();
         let outputs: Vec<TensorSpec> =
@@ -246,11 +251,19 @@ impl Reading {
             self.refuse(format_args!("`{path}.data_type`: is needed for {:?}", tensor.name));
             return None;
         };
-        // The shape of the model itself is the only one that is served; that there is another is warned of with all other fields.
         let dims = tensor.reshape.map_or(tensor.dims, |reshape| &reshape.shape);
         if tensor.dims.is_empty() || tensor.dims.iter().chain(dims).any(|dim| *dim == 0 || *dim < -1) {
             self.refuse(format_args!("`{path}.dims`: expected sizes of 1 or more, or -1 for an open one, got {:?}", tensor.dims));
             return None;
+        }
+        if tensor.reshape.is_some() {
+            let Some(reshape) = Reshape::new(tensor.dims, dims) else {
+                let (from, to) = (tensor.dims, dims);
+                self.refuse(format_args!("`{path}.reshape`: expected a shape with as many elements as {from:?}, got {to:?}"));
+                return None;
+            };
+            let side = if tensor.is_input { &mut self.settings.reshapes.inputs } else { &mut self.settings.reshapes.outputs };
+            side.insert(tensor.name.to_owned(), reshape);
         }
         let batch = batched.then_some(-1);
         Some(TensorSpec::new(tensor.name, datatype, batch.into_iter().chain(dims.iter().copied()).collect::<Vec<i64>>()))
@@ -358,6 +371,7 @@ struct Described<'a> {
     data_type: bascule_proto::inference::DataType,
     dims: &'a [i64],
     reshape: Option<&'a ModelTensorReshape>,
+    is_input: bool,
 }
 
 trait Describe {
@@ -367,14 +381,16 @@ trait Describe {
 impl Describe for ModelInput {
     fn described(&self, at: usize) -> Described<'_> {
         let path = format!("input[{at}]");
-        Described { path, name: &self.name, data_type: self.data_type(), dims: &self.dims, reshape: self.reshape.as_ref() }
+        let (dims, reshape) = (&self.dims, self.reshape.as_ref());
+        Described { path, name: &self.name, data_type: self.data_type(), dims, reshape, is_input: true }
     }
 }
 
 impl Describe for ModelOutput {
     fn described(&self, at: usize) -> Described<'_> {
         let path = format!("output[{at}]");
-        Described { path, name: &self.name, data_type: self.data_type(), dims: &self.dims, reshape: self.reshape.as_ref() }
+        let (dims, reshape) = (&self.dims, self.reshape.as_ref());
+        Described { path, name: &self.name, data_type: self.data_type(), dims, reshape, is_input: false }
     }
 }
 

@@ -82,6 +82,7 @@ fn every_key_arrives() {
             outputs: vec![TensorSpec::new("y", DataType::Bytes, [-1])],
             batch_axis: Some(0),
         }),
+        reshapes: bascule_serving::Reshapes::default(),
         labels: BTreeMap::new(),
         label_filenames: strings(&[("y", "labels.txt")]),
         entrypoint: Some("net.onnx".into()),

@@ -107,7 +107,6 @@ fn every_other_field_is_named_in_a_warning() {
             "config.pbtxt: `dynamic_batching.priority_queue_policy[1].max_queue_size` is not honoured",
             "config.pbtxt: `input[0].format` is not honoured",
             "config.pbtxt: `input[0].optional` is not honoured",
-            "config.pbtxt: `input[0].reshape` is not honoured",
             "config.pbtxt: `instance_group[0].kind`: KIND_MODEL is served as KIND_CPU",
             "config.pbtxt: `instance_group[0].passive` is not honoured",
             "config.pbtxt: `instance_group[0].rate_limiter.priority` is not honoured",
@@ -122,7 +121,6 @@ fn every_other_field_is_named_in_a_warning() {
     );
     assert_eq!(settings.queue_timeout, None, "a timeout that delays must not refuse");
     assert_eq!(settings.warmup, []);
-    assert_eq!(settings.declared.unwrap().inputs[0].shape, [0i64; 0], "the model's own shape");
     assert_eq!(settings.parameters["colour"], "red");
 }
 
@@ -139,6 +137,27 @@ fn what_the_file_does_not_say_is_triton_s_default() {
     assert_eq!(settings("max_batch_size: 4 dynamic_batching { }").warnings, [""; 0]);
     assert_eq!(settings("version_policy { latest { } }").version_policy, VersionPolicy::Latest(1));
     assert_eq!(settings("version_policy { all { } }").version_policy, VersionPolicy::All);
+}
+
+#[test]
+fn a_reshape_gives_callers_another_shape_than_the_model_has() {
+    let tensor = |dims: &str, shape: &str| {
+        let text =
+            format!("max_batch_size: 4 input [ {{ name: \"x\" data_type: TYPE_FP32 dims: {dims} reshape {{ shape: {shape} }} }} ]");
+        read(&text)
+    };
+    for (dims, shape, own) in
+        [("[ 1 ]", "[ ]", &[-1][..]), ("[ 2, 6 ]", "[ 12 ]", &[-1, 12]), ("[ -1, 4 ]", "[ -1, 2, 2 ]", &[-1, -1, 2, 2])]
+    {
+        let reading = tensor(dims, shape);
+        assert_eq!((reading.problems, reading.settings.warnings), (Vec::<String>::new(), Vec::new()), "{dims}");
+        assert_eq!(reading.settings.declared.unwrap().inputs[0].shape, own, "the model's own shape");
+        assert!(reading.settings.reshapes.batched && reading.settings.reshapes.inputs.contains_key("x"));
+    }
+    for (dims, shape) in [("[ 2 ]", "[ ]"), ("[ -1 ]", "[ 4 ]"), ("[ -1, 4 ]", "[ 4, -1 ]")] {
+        let problems = tensor(dims, shape).problems;
+        assert!(problems.len() == 1 && problems[0].contains("`input[0].reshape`: expected a shape with as many"), "{problems:?}");
+    }
 }
 
 #[test]
