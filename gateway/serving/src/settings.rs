@@ -1,10 +1,11 @@
 //! The settings of a model, as `model.toml` or a Triton `config.pbtxt` gives them. Reading those files is the gateway's part.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_registry::VersionNumber;
-use bascule_runtime_api::{Device, Signature, Tensor};
+use bascule_runtime_api::{DataType, Device, Signature};
 use serde::Serialize;
 
 /// Which of the versions that exist are wanted.
@@ -78,8 +79,23 @@ pub enum Inline {
 pub struct WarmupInput {
     /// The input's name.
     pub name: String,
-    /// What to send.
-    pub tensor: Tensor,
+    /// Its element type.
+    pub datatype: DataType,
+    /// Its shape, every size of it.
+    pub shape: Vec<i64>,
+    /// What is in it. Made when it is sent, by the thread that loads: it may be large.
+    pub content: WarmupContent,
+}
+
+/// What a tensor for a warm-up run holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WarmupContent {
+    /// Zeros, or empty texts.
+    Zero,
+    /// Floats from 0 to 1, whole numbers from 0 to 127, texts of eight letters; the same each time.
+    Random,
+    /// These bytes, as the protocol's binary form has them.
+    Raw(Arc<[u8]>),
 }
 
 /// A run made before a version takes traffic.

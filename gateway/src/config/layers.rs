@@ -179,13 +179,13 @@ impl Layers {
     }
 
     /// What was taken, or all that is wrong.
-    pub(crate) fn finish(mut self) -> Result<Vec<Entry>, Vec<Problem>> {
+    pub(crate) fn finish(mut self) -> Result<Vec<Entry>, ConfigError> {
+        self.entries.sort_by_key(|entry| entry.name);
         if self.problems.is_empty() {
-            self.entries.sort_by_key(|entry| entry.name);
             return Ok(self.entries);
         }
         self.problems.sort_by(|a, b| a.origin.cmp(&b.origin));
-        Err(self.problems)
+        Err(ConfigError { problems: self.problems, entries: self.entries })
     }
 }
 
@@ -217,6 +217,8 @@ impl Origin {
 pub struct ConfigError {
     /// All problems, by place.
     pub problems: Vec<Problem>,
+    /// What would apply without what is wrong, by name.
+    pub entries: Vec<Entry>,
 }
 
 /// Reads a file that must be there.

@@ -46,13 +46,19 @@ fn read(
     let pbtxt = text(listed, triton::FILE, &mut problems);
     let toml = text(listed, model_toml::FILE, &mut problems);
     let mut settings = defaults.clone();
+    let toml = toml.map(model_toml::parse);
     if let Some(text) = pbtxt {
-        let reading = triton::read(text, listed.name.as_str(), backends, settings);
+        let given = triton::Circumstances {
+            name: listed.name.as_str(),
+            backends,
+            files: &listed.settings,
+            stateless: toml.as_ref().is_some_and(|file| file.stateless),
+        };
+        let reading = triton::read(text, &given, settings);
         settings = reading.settings;
         problems.extend(reading.problems);
     }
-    if let Some(text) = toml {
-        let mut file = model_toml::parse(text);
+    if let Some(mut file) = toml {
         problems.append(&mut file.problems);
         file.apply(&mut settings, version, leaves_signature_open(listed, version));
         if pbtxt.is_some() {
@@ -60,7 +66,7 @@ fn read(
             settings.warnings.push(both);
         }
     }
-    read_labels(listed, &mut settings, &mut problems);
+    read_labels(listed, &mut settings);
     check_together(&settings, &mut problems);
     warn_together(&mut settings);
     if problems.is_empty() { Ok(settings) } else { Err(SettingsError { message: problems.join("; ") }) }
@@ -80,15 +86,16 @@ fn leaves_signature_open(listed: &ListedModel, version: Option<VersionNumber>) -
     generation.is_some_and(|generation| WITHOUT_SIGNATURE.contains(&generation.manifest.format.as_str()))
 }
 
-/// One label a line.
-fn read_labels(listed: &ListedModel, settings: &mut ModelSettings, problems: &mut Vec<String>) {
+/// One label a line. Labels only name what a model answers: one that can't be read is no reason not to serve it.
+fn read_labels(listed: &ListedModel, settings: &mut ModelSettings) {
+    let warnings = &mut settings.warnings;
     for (output, file) in &settings.label_filenames {
         match listed.settings.get(file).map(|content| std::str::from_utf8(content)) {
             Some(Ok(text)) => {
                 settings.labels.insert(output.clone(), text.lines().map(|label| label.trim_end().to_owned()).collect());
             }
-            Some(Err(error)) => problems.push(format!("label file {file:?} of output '{output}' is not UTF-8: {error}")),
-            None => problems.push(format!("label file {file:?} of output '{output}' is not beside the model")),
+            Some(Err(error)) => warnings.push(format!("label file {file:?} of output '{output}' is not UTF-8: {error}")),
+            None => warnings.push(format!("label file {file:?} of output '{output}' is not beside the model, or too large")),
         }
     }
 }

@@ -25,6 +25,8 @@ const LATER: [&str; 2] = ["route", "placement"];
 pub(crate) struct ModelToml {
     model: Overrides,
     versions: BTreeMap<VersionNumber, Overrides>,
+    /// The model keeps nothing between requests, whatever `config.pbtxt` says of sequences.
+    pub(crate) stateless: bool,
     /// What is wrong, each with its line.
     pub(crate) problems: Vec<String>,
     /// What has no effect.
@@ -74,8 +76,10 @@ pub(crate) fn parse(text: &str) -> ModelToml {
     let versions = fields.tables("version");
     let rollout = fields.table("rollout");
     let version_policy = fields.take_with("version_policy", version_policy);
+    let stateless = fields.take("stateless").unwrap_or(false);
     let mut model = Overrides::take(&mut fields);
     fields.refuse_rest();
+    file.stateless = stateless;
     if let Some(table) = rollout {
         let mut fields = Fields::new(FILE, "rollout.", table, &mut file.problems);
         model.rollout = fields.take("strategy");
@@ -209,10 +213,9 @@ fn warmup_samples(fields: &mut Fields<'_>) -> Option<Vec<WarmupSample>> {
         let name = sample.take("name").unwrap_or_else(|| format!("warmup {}", at + 1));
         let count = sample.take("count").unwrap_or(1);
         let inputs = sample.tables("inputs");
-        let inputs = inputs.into_iter().filter_map(|(name, line, table)| {
-            let tensor = warmup_input(&mut sample.inner(&format!("inputs.{name}"), table), line)?;
-            Some(WarmupInput { name, tensor })
-        });
+        let inputs = inputs
+            .into_iter()
+            .filter_map(|(name, line, table)| warmup_input(&name, &mut sample.inner(&format!("inputs.{name}"), table), line));
         let inputs = inputs.collect();
         sample.refuse_rest();
         made.push(WarmupSample { name, inputs, count });
@@ -220,12 +223,12 @@ fn warmup_samples(fields: &mut Fields<'_>) -> Option<Vec<WarmupSample>> {
     Some(made)
 }
 
-fn warmup_input(fields: &mut Fields<'_>, line: usize) -> Option<bascule_runtime_api::Tensor> {
+fn warmup_input(name: &str, fields: &mut Fields<'_>, line: usize) -> Option<WarmupInput> {
     let (datatype, shape) = datatype_and_shape(fields, line)?;
-    let fill = fields.take("fill").unwrap_or(Fill::Zero);
+    let content = fields.take("fill").unwrap_or(Fill::Zero);
     fields.refuse_rest();
-    match warmup::tensor(datatype, &shape, fill) {
-        Ok(tensor) => Some(tensor),
+    match warmup::input(name, datatype, shape, content.into()) {
+        Ok(input) => Some(input),
         Err(problem) => {
             fields.refuse("shape", line, problem);
             None

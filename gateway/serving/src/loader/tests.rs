@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::testing::{constant, folder, generation, minute, name};
-use crate::{WarmupInput, WarmupSample};
+use crate::{WarmupContent, WarmupInput, WarmupSample};
 
 /// A version on disk, ready to be verified.
 struct Fixture {
@@ -146,7 +146,8 @@ fn the_manifests_signature_goes_before_that_of_the_settings_and_contradictions_f
 }
 
 fn warm_up(input: &str, values: [f32; 2]) -> WarmupSample {
-    let inputs = vec![WarmupInput { name: input.to_owned(), tensor: Tensor::from_elements([1, 2], &values).unwrap() }];
+    let content = WarmupContent::Raw(Tensor::from_elements([1, 2], &values).unwrap().bytes()[..].into());
+    let inputs = vec![WarmupInput { name: input.to_owned(), datatype: DataType::Fp32, shape: vec![1, 2], content }];
     WarmupSample { name: "typical".to_owned(), inputs, count: 2 }
 }
 

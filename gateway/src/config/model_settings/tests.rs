@@ -73,7 +73,34 @@ fn labels_are_read_from_beside_the_model() {
                  output [ { name: \"y\" data_type: TYPE_FP32 dims: [ 2 ] label_filename: \"labels.txt\" } ]";
     let settings = check(&[("config.pbtxt", pbtxt), ("labels.txt", "cat\r\ndog\n")]).unwrap();
     assert_eq!(settings.labels["y"], ["cat", "dog"]);
-    assert_eq!(check(&[("config.pbtxt", pbtxt)]).unwrap_err(), "label file \"labels.txt\" of output 'y' is not beside the model");
+    let below = pbtxt.replace("labels.txt", "sub/labels.txt");
+    assert_eq!(check(&[("config.pbtxt", &below), ("sub/labels.txt", "cat")]).unwrap().labels["y"], ["cat"]);
+    let missing = check(&[("config.pbtxt", pbtxt)]).unwrap();
+    assert_eq!(missing.warnings, ["label file \"labels.txt\" of output 'y' is not beside the model, or too large"]);
+    let mut latin = listed(&[("config.pbtxt", pbtxt)]);
+    latin.settings.insert("labels.txt".into(), Arc::from(&b"caf\xe9"[..]));
+    let read = read(&latin, None, &["onnxruntime"], &defaults(false)).unwrap();
+    assert!(read.labels.is_empty() && read.warnings[0].contains("is not UTF-8"), "{:?}", read.warnings);
+}
+
+#[test]
+fn a_model_with_sequences_is_served_only_by_who_knows_that_it_keeps_nothing() {
+    let pbtxt = ("config.pbtxt", "sequence_batching { max_sequence_idle_microseconds: 5 }");
+    assert!(check(&[pbtxt]).unwrap_err().contains("`stateless = true` in model.toml"));
+    let served = check(&[pbtxt, ("model.toml", "stateless = true")]).unwrap();
+    assert!(served.warnings.iter().any(|warning| warning.contains("sequence_batching")), "{:?}", served.warnings);
+    assert!(check(&[pbtxt, ("model.toml", "stateless = false")]).is_err());
+}
+
+#[test]
+fn warm_up_data_lies_in_a_folder_of_its_own() {
+    let input = "inputs { key: \"x\" value: { data_type: TYPE_UINT8 dims: [ 3 ] input_data_file: \"raw\" } }";
+    let pbtxt = format!("model_warmup [ {{ name: \"w\" {input} }} ]");
+    let read = check(&[("config.pbtxt", &pbtxt), ("warmup/raw", "abc")]).unwrap();
+    assert_eq!(read.warmup[0].inputs[0].content, bascule_serving::WarmupContent::Raw(Arc::from(&b"abc"[..])));
+    assert!(check(&[("config.pbtxt", &pbtxt), ("warmup/raw", "ab")]).unwrap_err().contains("a file of 3 bytes"));
+    let missing = check(&[("config.pbtxt", &pbtxt)]).unwrap();
+    assert!(missing.warmup.is_empty() && missing.warnings[0].contains("does not run"), "{:?}", missing.warnings);
 }
 
 #[test]

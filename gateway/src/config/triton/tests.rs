@@ -1,7 +1,8 @@
 use super::*;
 
 fn read(text: &str) -> Reading {
-    super::read(text, "m", &["onnxruntime"], ModelSettings::default())
+    let given = Circumstances { name: "m", backends: &["onnxruntime"], files: &BTreeMap::new(), stateless: false };
+    super::read(text, &given, ModelSettings::default())
 }
 
 fn settings(text: &str) -> ModelSettings {
@@ -47,7 +48,7 @@ const FULL: &str = r#"
 
 #[test]
 fn every_honoured_field_arrives() {
-    let tensor = warmup::tensor(DataType::Fp32, &[3, 4, 5], Fill::Zero).unwrap();
+    let input = warmup::input("x", DataType::Fp32, vec![3, 4, 5], WarmupContent::Zero).unwrap();
     let expected = ModelSettings {
         max_batch_size: Some(8),
         max_queue_delay: Duration::from_micros(100),
@@ -64,7 +65,7 @@ fn every_honoured_field_arrives() {
             outputs: vec![TensorSpec::new("y", DataType::Int64, [-1, 1]), TensorSpec::new("z", DataType::Bytes, [-1, 2])],
             batch_axis: Some(0),
         }),
-        warmup: vec![WarmupSample { name: "zeros".into(), inputs: vec![WarmupInput { name: "x".into(), tensor }], count: 2 }],
+        warmup: vec![WarmupSample { name: "zeros".into(), inputs: vec![input], count: 2 }],
         label_filenames: [("y".into(), "labels.txt".into())].into(),
         entrypoint: Some("net.onnx".into()),
         runtime: Some("onnxruntime".into()),
@@ -82,7 +83,7 @@ fn every_other_field_is_named_in_a_warning() {
     let text = r#"
         runtime: "python"
         input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] format: FORMAT_NCHW optional: true reshape { shape: [ ] } } ]
-        instance_group [ { kind: KIND_MODEL rate_limiter { priority: 2 } passive: true } ]
+        instance_group [ { name: "g" kind: KIND_MODEL rate_limiter { priority: 2 } passive: true } ]
         dynamic_batching {
           preserve_ordering: true
           default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 9 }
@@ -108,11 +109,12 @@ fn every_other_field_is_named_in_a_warning() {
             "config.pbtxt: `input[0].format` is not honoured",
             "config.pbtxt: `input[0].optional` is not honoured",
             "config.pbtxt: `instance_group[0].kind`: KIND_MODEL is served as KIND_CPU",
+            "config.pbtxt: `instance_group[0].name` is not honoured",
             "config.pbtxt: `instance_group[0].passive` is not honoured",
             "config.pbtxt: `instance_group[0].rate_limiter.priority` is not honoured",
             "config.pbtxt: `metric_tags[\"a\"]` is not honoured",
             "config.pbtxt: `model_transaction_policy.decoupled` is not honoured",
-            "config.pbtxt: `model_warmup[0].inputs[\"x\"].input_data_file` is not honoured, so this warm-up does not run",
+            "config.pbtxt: `model_warmup[0].inputs[\"x\"].input_data_file`: warmup/f can't be read or is too large, so this warm-up does not run",
             "config.pbtxt: `optimization.cuda.graphs` is not honoured",
             "config.pbtxt: `parameters[\"colour\"]` is shown and has no effect",
             "config.pbtxt: `response_cache.enable` is not honoured",
@@ -167,6 +169,8 @@ fn a_gpu_is_asked_for_and_never_dropped() {
     let mixed = settings("instance_group [ { kind: KIND_GPU }, { kind: KIND_CPU } ]");
     assert_eq!(mixed.device, Device::Cuda(0));
     assert_eq!(mixed.warnings, ["config.pbtxt: `instance_group[1]`: all instances run on cuda:0, that of the first group"]);
+    let auto = settings("instance_group [ { kind: KIND_AUTO gpus: [ 0 ] } ]");
+    assert_eq!((auto.device, auto.warnings.len()), (Device::Cpu, 1), "{:?}", auto.warnings);
     let several = settings("instance_group [ { kind: KIND_GPU gpus: [ 0, 1 ] } ]");
     assert_eq!(several.warnings.len(), 1, "{:?}", several.warnings);
 }
