@@ -11,6 +11,7 @@ mod reshape;
 mod warmup;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
@@ -159,6 +160,30 @@ pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob) -> Result<Verified, L
         };
         Ok(Verified { runtime, runtime_version, options, golden, estimate })
     })
+}
+
+/// Whether a version whose files lie in `dir` can be loaded under these settings: makes one session and drops it. Blocks, as long as a
+/// load takes.
+///
+/// # Errors
+/// The step that fails, and why.
+pub fn try_load(
+    runtimes: &[Arc<dyn Runtime>],
+    generation: &Arc<Generation>,
+    settings: &ModelSettings,
+    dir: &Path,
+) -> Result<(), String> {
+    let runtimes = Runtimes::open(runtimes.to_vec());
+    let settings = Arc::new(settings.clone());
+    let job = VerifyJob { generation: Arc::clone(generation), settings: Arc::clone(&settings), files: Files::at(dir) };
+    let tried = verify(&runtimes, &job).and_then(|verified| {
+        guarded(FailedStep::Loading, || {
+            let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
+            let session = verified.runtime.load(dir, &verified.options).map_err(|error| failure(described(&error)))?;
+            reshape::view(session, &settings.reshapes).map(drop).map_err(failure)
+        })
+    });
+    tried.map_err(|failure| format!("{}: {}", failure.step.name(), failure.cause))
 }
 
 /// The manifest's signature goes before that of the settings; the runtime compares it with the file. The model file is one of those that

@@ -1,11 +1,15 @@
 //! `bascule check`: is the configuration right, and can what the repository holds be read?
 
-use bascule_registry::{ListedModel, Listing};
-use bascule_serving::SettingsReader;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bascule_registry::{Generation, ListedModel, Listing, NoProgress, VersionSource};
+use bascule_runtime_api::Runtime;
+use bascule_serving::{ModelSettings, SettingsReader, try_load};
 use clap::Args;
 use serde::Serialize;
 
-use crate::compose;
+use crate::compose::{self, Source};
 use crate::config::env::Environment;
 use crate::config::{Effective, Entry, help_of, schema, variable_of};
 
@@ -15,6 +19,8 @@ use super::output::{note, print, print_json, rows, table};
 use super::{Outcome, in_background, listing};
 
 /// Check the configuration and the repository, and print every setting, its value and where it comes from.
+///
+/// Every version is fetched and loaded once, one after the other, so this takes as long as that does.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  bascule check --config bascule.toml --registry ./models")]
 pub(super) struct Check {
@@ -32,7 +38,7 @@ pub(super) struct Check {
 }
 
 /// What was found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Found {
     settings: Vec<Entry>,
     models: Vec<CheckedModel>,
@@ -53,10 +59,21 @@ impl Check {
         if self.schema {
             return print_json(&schema());
         }
-        let effective = self.config.load([], environment)?;
-        let reader = compose::settings_reader(&effective.config, &compose::runtimes(&effective.config));
+        let effective = match self.config.read([], environment) {
+            Ok(effective) => effective,
+            Err(error) => {
+                let found = Found { settings: error.entries.clone(), ..Found::default() };
+                if self.json {
+                    print_json(&found)?
+                } else {
+                    self.print(&found)?
+                }
+                return Err(error.into());
+            }
+        };
+        let runtimes = compose::runtimes(&effective.config);
         in_background(async {
-            let found = look(&effective, &reader).await;
+            let found = look(&effective, &runtimes).await;
             if self.json {
                 print_json(&found)?;
             } else {
@@ -109,18 +126,28 @@ fn shown(entry: &Entry) -> &str {
     if entry.value.is_empty() { "(unset)" } else { &entry.value }
 }
 
-async fn look(effective: &Effective, reader: &SettingsReader) -> Found {
-    let mut found = Found {
-        settings: effective.entries.clone(),
-        models: Vec::new(),
-        problems: Vec::new(),
-        warnings: effective.warnings.clone(),
-    };
+async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -> Found {
+    let reader = compose::settings_reader(&effective.config, runtimes);
+    let mut found = Found { settings: effective.entries.clone(), warnings: effective.warnings.clone(), ..Found::default() };
     match listing::list(&effective.config).await {
-        Ok(listing) => found.take(&listing, reader),
+        Ok(listing) => {
+            found.take(&listing, &reader);
+            found.try_versions(effective, &listing, &reader, runtimes).await;
+        }
         Err(failure) => found.problems.push(failure.summary()),
     }
     found
+}
+
+async fn try_version(
+    source: &dyn VersionSource,
+    generation: &Arc<Generation>,
+    settings: &ModelSettings,
+    runtimes: Option<&[Arc<dyn Runtime>]>,
+) -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| format!("a temporary folder can't be made: {error}"))?;
+    source.fetch(generation, dir.path(), &NoProgress).await.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
+    runtimes.map_or(Ok(()), |runtimes| try_load(runtimes, generation, settings, dir.path()))
 }
 
 impl Found {
@@ -133,6 +160,35 @@ impl Found {
         }
         if listing.models.is_empty() {
             self.warnings.push("the registry holds no models".to_owned());
+        }
+    }
+
+    /// Fetches and loads each version, as a gateway would: what is missing, damaged, or contradicts itself is found here.
+    async fn try_versions(
+        &mut self,
+        effective: &Effective,
+        listing: &Listing,
+        reader: &SettingsReader,
+        runtimes: &[Arc<dyn Runtime>],
+    ) {
+        // Without its library nothing can be said of a runtime's models; that is said once.
+        let broken = |runtime: &&Arc<dyn Runtime>| runtime.version().err().map(|error| (runtime.format(), error.to_string()));
+        let unavailable: BTreeMap<&str, String> = runtimes.iter().collect::<Vec<_>>().iter().filter_map(broken).collect();
+        for (format, why) in &unavailable {
+            self.warnings.push(format!("versions of the format {format} are not loaded to check them: {why}"));
+        }
+        let source = match Source::open(&effective.config) {
+            Ok(source) => source.versions(),
+            Err(error) => return self.problems.push(format!("{error:#}")),
+        };
+        let versions =
+            listing.models.values().flat_map(|model| model.versions.iter().map(move |(number, one)| (model, *number, one)));
+        for (model, number, generation) in versions.filter(|(_, _, generation)| !generation.tombstoned) {
+            let Ok(settings) = reader(model, Some(number)) else { continue };
+            let loadable = !unavailable.contains_key(generation.manifest.format.as_str());
+            if let Err(why) = try_version(source.as_ref(), generation, &settings, loadable.then_some(runtimes)).await {
+                self.problems.push(format!("{}: {why}", generation.key));
+            }
         }
     }
 
@@ -154,5 +210,59 @@ impl Found {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bascule_registry::{ModelName, PublishRequest, Registry};
+    use bascule_runtime_api::{DataType, TensorSpec};
+    use bascule_runtime_fake::{FakeModel, FakeOp, FakeRuntime};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::{Given, load};
+
+    async fn publish(registry: &Registry, dir: &Path, format: &str, signature: Option<Value>) {
+        let specs = |name: &str| vec![TensorSpec::new(name, DataType::Fp32, [-1, 2])];
+        let model = FakeModel { batch_axis: Some(0), ..FakeModel::new(FakeOp::Identity, specs("x"), specs("y")) };
+        let file = dir.join("model.fake.json");
+        std::fs::write(&file, serde_json::to_vec(&model).unwrap()).unwrap();
+        // Differs from version to version, so that each has a blob of its own.
+        let mark = dir.join("mark");
+        std::fs::write(&mark, format!("{format} {signature:?}")).unwrap();
+        let files = vec![("model.fake.json".to_owned(), file), ("mark".to_owned(), mark)];
+        let request = PublishRequest::new(ModelName::new("m").unwrap(), format, "model.fake.json", files);
+        registry.publish(PublishRequest { signature, ..request }, &NoProgress).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_served_is_found() {
+        let (root, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let registry = Registry::open_dir(root.path()).unwrap();
+        publish(&registry, files.path(), "fake", None).await;
+        publish(&registry, files.path(), "savedmodel", None).await;
+        let other = json!({ "inputs": [{ "name": "z", "datatype": "FP32", "shape": [-1, 2] }], "outputs": [] });
+        publish(&registry, files.path(), "fake", Some(other)).await;
+        publish(&registry, files.path(), "fake", Some(json!({ "inputs": 4 }))).await;
+        let url = ("registry.url", "--registry", root.path().display().to_string());
+        let given = Given { flags: vec![url], ..Given::default() };
+        let effective = load(&given, &Environment::default()).unwrap();
+        let runtimes: [Arc<dyn Runtime>; 1] = [Arc::new(FakeRuntime::new())];
+        let problems = look(&effective, &runtimes).await.problems;
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        for (problem, start) in problems.iter().zip([
+            "m@2: verifying: no runtime loads the format 'savedmodel'",
+            "m@3: loading: the declared signature contradicts model.fake.json",
+            "m@4: verifying: manifest field `signature`",
+        ]) {
+            assert!(problem.starts_with(start), "{problem} should start with {start}");
+        }
+        let mark = &registry.versions(&ModelName::new("m").unwrap()).await.unwrap()[&1].manifest.files[1];
+        std::fs::write(root.path().join(format!("m/blobs/{}", mark.sha256.unwrap())), "cut").unwrap();
+        let problems = look(&effective, &runtimes).await.problems;
+        assert!(problems[0].starts_with("m@1: file `mark` is corrupt"), "{problems:?}");
     }
 }
