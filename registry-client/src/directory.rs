@@ -221,12 +221,12 @@ impl Outcome {
                 model.problems.push("new settings wait until they have settled".to_owned());
                 model.settings = before.map(|before| Settings::clone(&before)).unwrap_or_default();
                 let listed = state.listed.get(&model.name);
+                model.unsettled.extend(model.versions.keys());
                 for (version, generation) in std::mem::take(&mut model.versions) {
                     let before = listed.and_then(|listed| listed.versions.get(&version));
                     if before.is_some_and(|before| before.digest == generation.digest) {
                         model.versions.insert(version, generation);
                     } else {
-                        model.unsettled.insert(version);
                         model.versions.extend(before.map(|before| (version, Arc::clone(before))));
                     }
                 }

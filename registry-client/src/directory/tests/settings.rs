@@ -34,7 +34,7 @@ async fn settings_that_are_being_rewritten_are_never_listed() {
             assert_eq!(model_toml(&listing, name), all(), "while it is {torn:?}");
             assert_eq!((versions(&listing), listing.complete), (versions(&before), true));
             assert_eq!(listing.recheck_after, Some(SETTLE_INTERVAL));
-            assert!(problems(&listing).contains("settled"));
+            assert!(problems(&listing).contains("settled") && listing.models[name].unsettled.contains(&1));
             sandbox.clock.advance(SETTLE_INTERVAL);
         }
         sandbox.write(&file, b"max_batch_size = 4");
