@@ -92,7 +92,8 @@ impl SettingsLook {
             let entry = entry?;
             let Ok(name) = entry.file_name().into_string() else { continue };
             let path = format!("{prefix}{name}");
-            if !named.contains(&path) && !(holds_data && named.contains(&name)) {
+            let wanted = named.contains(&path) || (holds_data && named.contains(&name));
+            if !wanted {
                 continue;
             }
             let Some(place) = plain::resolve(root, &entry)? else { continue };
