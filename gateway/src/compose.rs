@@ -4,6 +4,7 @@ mod journals;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
@@ -39,6 +40,9 @@ fn tidy(path: &Path) -> PathBuf {
     tidied
 }
 
+/// Between two tries to watch a registry, at the most, unless the poll itself is slower.
+const MAX_WATCH_PAUSE: Duration = Duration::from_mins(5);
+
 /// Every runtime of this build. To be called before the program starts threads, because a runtime may set environment variables.
 pub fn runtimes(config: &Config) -> Vec<Arc<dyn Runtime>> {
     let onnx = OnnxConfig {
@@ -50,8 +54,8 @@ pub fn runtimes(config: &Config) -> Vec<Arc<dyn Runtime>> {
 }
 
 /// Reads the settings beside models, for these runtimes.
-pub fn settings_reader(runtimes: &[Arc<dyn Runtime>]) -> SettingsReader {
-    model_settings::reader(runtimes.iter().map(|runtime| runtime.name()).collect())
+pub fn settings_reader(config: &Config, runtimes: &[Arc<dyn Runtime>]) -> SettingsReader {
+    model_settings::reader(runtimes.iter().map(|runtime| runtime.name()).collect(), config.onnxruntime_threads > 0)
 }
 
 /// A registry or repository as a source of versions.
@@ -77,11 +81,13 @@ impl Source {
     }
 
     /// Calls `hint` whenever something may have changed, for as long as the returned future is polled. Where nothing can be watched,
-    /// it tries again after `pause`.
-    pub async fn watch(self, pause: std::time::Duration, hint: impl Fn()) {
+    /// it tries again after `pause`, and after ever longer ones while that goes on: each try walks the whole directory.
+    pub async fn watch(self, pause: Duration, hint: impl Fn()) {
+        let mut next = pause;
         loop {
-            match self.directory.watch() {
+            match self.directory.watch().await {
                 Ok(mut watch) => {
+                    next = pause;
                     // What changed before the watch began.
                     hint();
                     while watch.changed().await.is_some() {
@@ -90,7 +96,8 @@ impl Source {
                 }
                 Err(error) => tracing::debug!(%error, "the registry can't be watched, only polled"),
             }
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(next).await;
+            next = next.saturating_mul(2).min(MAX_WATCH_PAUSE.max(pause));
         }
     }
 }
@@ -143,7 +150,7 @@ pub fn engine_options(
     let journal = journal(config, &own)?;
     let defaults = EngineOptions::new(source.versions(), journal, cache, own);
     Ok(EngineOptions {
-        read_settings: settings_reader(&runtimes),
+        read_settings: settings_reader(config, &runtimes),
         runtimes,
         load_mode: config.load.mode,
         explicit_models: config.load.models.clone(),

@@ -82,10 +82,7 @@ pub fn load(given: &Given, environment: &Environment) -> Result<Effective, Confi
         }
     }
     let config = Config::take(&mut layers);
-    match layers.finish() {
-        Ok(entries) => Ok(Effective { config, entries, file, warnings }),
-        Err(problems) => Err(ConfigError { problems }),
-    }
+    layers.finish().map(|entries| Effective { config, entries, file, warnings })
 }
 
 fn file_to_read(given: &Given, environment: &Environment) -> Option<PathBuf> {

@@ -195,8 +195,14 @@ impl Cache {
         progress: &dyn Progress,
     ) -> Result<Lease, FetchError> {
         let staged = self.inner.trees.stage(Uuid::new_v4())?;
-        let fetched = source.fetch(generation, staged.files(), progress).await?;
-        check_complete(generation, &fetched)?;
+        let fetched = source.fetch(generation, staged.files(), progress).await;
+        let fetched = match fetched.and_then(|fetched| check_complete(generation, &fetched).map(|()| fetched)) {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                staged.discard_off_thread().await;
+                return Err(error);
+            }
+        };
         let (cache, generation) = (self.clone(), Arc::new(generation.clone()));
         let keep = tokio::task::spawn_blocking(move || cache.inner.trees.keep(staged, &generation, fetched));
         keep.await.unwrap_or_else(|error| Err(FetchError::unavailable("the blocking thread", error)))

@@ -2,13 +2,14 @@
 //!
 //! Each look reads directories and file times; manifests and journals are read again only where something has changed. A
 //! plain version counts once two looks, a settle interval apart, have seen the same files: half-copied files are never
-//! listed. Symbolic links count as long as they stay inside the directory.
+//! listed. So do settings, in either layout; until they do, those before them count and new versions wait. Symbolic links count as long as they stay inside the directory.
 //!
 //! Deliberately absent: what becomes of a version that is no longer there, and the journal of plain models.
 
 mod copying;
 mod look;
 mod plain;
+mod settings;
 mod settle;
 mod watch;
 
@@ -74,10 +75,14 @@ struct State {
     /// When manifests and journals were last read whatever had changed.
     full_at: Option<Duration>,
     ours: BTreeMap<ModelName, Ours>,
-    settler: Settler,
+    settler: Settler<VersionKey, Generation>,
+    settings: Settler<ModelName, Settings>,
     /// As last listed, for models that can't be read now.
     listed: BTreeMap<ModelName, Arc<ListedModel>>,
 }
+
+/// Small files by name.
+type Settings = BTreeMap<String, Arc<[u8]>>;
 
 /// A model in our layout, as it was last read.
 struct Ours {
@@ -98,8 +103,15 @@ struct Outcome {
 impl DirectorySource {
     /// A source over this directory, which need not exist yet: while it does not, listing is an error.
     pub fn new(root: impl Into<PathBuf>, options: DirectoryOptions) -> Self {
-        let settler = Settler::new(options.settle_interval);
-        let state = State { registry: None, changes: 0, full_at: None, ours: BTreeMap::new(), settler, listed: BTreeMap::new() };
+        let state = State {
+            registry: None,
+            changes: 0,
+            full_at: None,
+            ours: BTreeMap::new(),
+            settler: Settler::new(options.settle_interval),
+            settings: Settler::new(options.settle_interval),
+            listed: BTreeMap::new(),
+        };
         Self { root: root.into(), options, state: tokio::sync::Mutex::new(state) }
     }
 
@@ -113,8 +125,10 @@ impl DirectorySource {
     ///
     /// # Errors
     /// The directory is not there, or the system has no watches left.
-    pub fn watch(&self) -> Result<Watch, notify::Error> {
-        Watch::start(&self.root)
+    pub async fn watch(&self) -> Result<Watch, notify::Error> {
+        let root = self.root.clone();
+        let started = tokio::task::spawn_blocking(move || Watch::start(&root)).await;
+        started.unwrap_or_else(|error| Err(notify::Error::io(std::io::Error::other(error))))
     }
 
     /// What our layout is read through.
@@ -140,8 +154,24 @@ impl DirectorySource {
         Ok(Changes { last: registry.last_change().await?, models: None })
     }
 
-    async fn read_ours(&self, state: &mut State, registry: &Registry, mut seen: ModelLook, anew: bool, outcome: &mut Outcome) {
-        let Some(fingerprint) = seen.ours else { return };
+    /// The settings that count. At the first look at a model they may do so at once where nobody can be writing them.
+    fn settings(&self, state: &mut State, seen: &ModelLook, time: &LookTime) -> Settled<Settings> {
+        let (digest, contents) = (seen.settings.digest(), || seen.settings.contents());
+        if seen.settings.is_quiet(self.options.clock.now()) {
+            state.settings.trust(&seen.name, digest, time, contents);
+        }
+        state.settings.observe(&seen.name, digest, time, contents)
+    }
+
+    async fn read_ours(
+        &self,
+        state: &mut State,
+        registry: &Registry,
+        mut seen: ModelLook,
+        settings: Settled<Settings>,
+        outcome: &mut Outcome,
+    ) {
+        let Some((fingerprint, anew)) = seen.ours.map(|fingerprint| (fingerprint, seen.anew)) else { return };
         let name = seen.name.clone();
         let known = state.ours.get(&name).filter(|known| !anew && known.fingerprint == fingerprint && known.whole);
         if known.is_none() {
@@ -160,8 +190,8 @@ impl DirectorySource {
         }
         let Some(known) = state.ours.get(&name) else { return };
         seen.problems.extend(shadowed(&seen.numeric));
-        if let Some(model) = listed(&name, known.committed.clone(), seen.settings, seen.problems) {
-            outcome.models.insert(name, Arc::new(model));
+        if let Some(model) = listed(&name, known.committed.clone(), Settings::new(), seen.problems) {
+            outcome.add(state, model, settings);
         }
     }
 }
@@ -176,14 +206,43 @@ impl Outcome {
         }
     }
 
-    fn add_plain(&mut self, state: &mut State, seen: ModelLook, time: &LookTime) {
-        let ModelLook { name, plain, settings, problems, .. } = seen;
+    fn look_again_after(&mut self, time: Duration) {
+        let time = time.max(SHORTEST_RECHECK);
+        self.recheck_after = Some(self.recheck_after.map_or(time, |other| other.min(time)));
+    }
+
+    /// Adds a model with its settings. While these have not settled it is as it was, but for tombstones and what was decided: a new
+    /// version could be loaded by the wrong ones.
+    fn add(&mut self, state: &State, mut model: ListedModel, settings: Settled<Settings>) {
+        match settings {
+            Settled::Now(settings) => model.settings = Settings::clone(&settings),
+            Settled::Not { before, again_after } => {
+                self.look_again_after(again_after);
+                model.problems.push("new settings wait until they have settled".to_owned());
+                model.settings = before.map(|before| Settings::clone(&before)).unwrap_or_default();
+                let listed = state.listed.get(&model.name);
+                model.unsettled.extend(model.versions.keys());
+                for (version, generation) in std::mem::take(&mut model.versions) {
+                    let before = listed.and_then(|listed| listed.versions.get(&version));
+                    if before.is_some_and(|before| before.digest == generation.digest) {
+                        model.versions.insert(version, generation);
+                    } else {
+                        model.versions.extend(before.map(|before| (version, Arc::clone(before))));
+                    }
+                }
+            }
+        }
+        self.models.insert(model.name.clone(), Arc::new(model));
+    }
+
+    fn add_plain(&mut self, state: &mut State, seen: ModelLook, settings: Settled<Settings>, time: &LookTime) {
+        let ModelLook { name, plain, problems, .. } = seen;
         let mut model = ListedModel {
             name: name.clone(),
             layout: Layout::Plain,
             versions: BTreeMap::new(),
             unsettled: BTreeSet::new(),
-            settings,
+            settings: Settings::new(),
             rollout: Rollout::default(),
             aliases: BTreeMap::new(),
             problems,
@@ -191,13 +250,12 @@ impl Outcome {
         for (version, files) in plain {
             let key = VersionKey::new(name.clone(), version);
             let counts = match files {
-                Ok(files) => match state.settler.observe(&key, &files, time) {
+                Ok(files) => match state.settler.observe(&key, files.digest, time, || plain::generation(&key, &files)) {
                     Settled::Now(generation) => Some(generation),
                     Settled::Not { before, again_after } => {
                         model.unsettled.insert(version);
                         model.problems.push(format!("version {version} waits until its files have settled"));
-                        let again_after = again_after.max(SHORTEST_RECHECK);
-                        self.recheck_after = Some(self.recheck_after.map_or(again_after, |other| other.min(again_after)));
+                        self.look_again_after(again_after);
                         before
                     }
                 },
@@ -213,7 +271,7 @@ impl Outcome {
             };
             model.versions.extend(counts.map(|generation| (version, generation)));
         }
-        self.models.insert(name, Arc::new(model));
+        self.add(state, model, settings);
     }
 }
 
@@ -258,21 +316,26 @@ impl DirectorySource {
         let changes = self.changes(state, &registry, time.began).await;
         let changes = changes.map_err(|error| SourceError::unavailable(self.describe(), error))?;
         let mut outcome = Outcome { complete: true, models: BTreeMap::new(), problems: seen.problems, recheck_after: None };
-        let (mut ours, mut plain) = (BTreeSet::new(), BTreeSet::new());
-        for model in seen.models {
+        let (mut ours, mut plain, mut names) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for mut model in seen.models {
+            names.insert(model.name.clone());
             plain.extend(model.plain.keys().map(|version| VersionKey::new(model.name.clone(), *version)));
             if let Some(why) = &model.failed {
                 outcome.keep_as_it_was(state, &model.name, why);
-            } else if model.ours.is_some() {
+                continue;
+            }
+            let settings = self.settings(state, &model, time);
+            if model.ours.is_some() {
                 ours.insert(model.name.clone());
-                let anew = changes.models.as_ref().is_none_or(|changed| changed.contains(&model.name));
-                self.read_ours(state, &registry, model, anew, &mut outcome).await;
+                model.anew = changes.models.as_ref().is_none_or(|changed| changed.contains(&model.name));
+                self.read_ours(state, &registry, model, settings, &mut outcome).await;
             } else {
-                outcome.add_plain(state, model, time);
+                outcome.add_plain(state, model, settings, time);
             }
         }
         if outcome.complete {
             state.settler.keep_only(&plain);
+            state.settings.keep_only(&names);
         }
         state.ours.retain(|name, _| ours.contains(name));
         // Only now: whoever is cancelled before has not followed the log.

@@ -50,6 +50,9 @@ pub struct Entry {
     pub op: Op,
     /// What it was decided on, unread.
     pub evidence: Option<serde_json::Value>,
+    /// The highest version that existed then, where the writer knew; absent in entries of older builds. What comes later is told by
+    /// it, and not by clocks: those of publishers and copied files say when something was trained, packed or begun.
+    pub highest: Option<VersionNumber>,
 }
 
 /// What an entry decides.
@@ -210,6 +213,8 @@ struct StoredEntry {
     alias: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     evidence: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    highest: Option<VersionNumber>,
 }
 
 impl TryFrom<StoredEntry> for Entry {
@@ -221,8 +226,8 @@ impl TryFrom<StoredEntry> for Entry {
         } else {
             stored.read_op()?
         };
-        let StoredEntry { schema, seq, id, at, by, reason, rollout, evidence, .. } = stored;
-        Ok(Self { schema, seq, id, at, by, reason, rollout, op, evidence })
+        let StoredEntry { schema, seq, id, at, by, reason, rollout, evidence, highest, .. } = stored;
+        Ok(Self { schema, seq, id, at, by, reason, rollout, op, evidence, highest })
     }
 }
 
@@ -267,8 +272,8 @@ impl From<Entry> for StoredEntry {
             Op::Alias { name, .. } => Some(name),
             _ => None,
         };
-        let Entry { schema, seq, id, at, by, reason, rollout, evidence, .. } = entry;
-        Self { schema, seq, id, at, by, reason, rollout, op, version, weight_bp, alias, evidence }
+        let Entry { schema, seq, id, at, by, reason, rollout, evidence, highest, .. } = entry;
+        Self { schema, seq, id, at, by, reason, rollout, op, version, weight_bp, alias, evidence, highest }
     }
 }
 
@@ -285,12 +290,14 @@ pub struct Proposal {
     pub id: Uuid,
     /// What it is decided on, unread.
     pub evidence: Option<serde_json::Value>,
+    /// The highest version that exists; a registry looks for itself.
+    pub highest: Option<VersionNumber>,
 }
 
 impl Proposal {
-    /// A decision with a fresh id and no evidence.
+    /// A decision with a fresh id, no evidence and nothing said of what exists.
     pub fn new(op: Op, by: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { op, by: by.into(), reason: reason.into(), id: Uuid::new_v4(), evidence: None }
+        Self { op, by: by.into(), reason: reason.into(), id: Uuid::new_v4(), evidence: None, highest: None }
     }
 }
 

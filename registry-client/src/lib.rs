@@ -32,7 +32,7 @@ pub use digest::{Digest, DigestError};
 pub use directory::{DirectoryOptions, DirectorySource, SETTLE_INTERVAL, Watch};
 pub use journal::{Entry, JournalError, LocalJournal, Op, Proposal, Rollout, Weight, WeightError};
 pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
-pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile};
+pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
 pub use registry::{PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, collect_files};
 pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, VersionSource};

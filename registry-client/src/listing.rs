@@ -48,8 +48,8 @@ pub struct ListedModel {
     pub layout: Layout,
     /// The versions that exist, tombstoned ones among them.
     pub versions: BTreeMap<VersionNumber, Arc<Generation>>,
-    /// Versions whose files have changed lately and do not count yet. One that was listed before is still in `versions`, as
-    /// it was then.
+    /// Versions whose files, or those of the model's settings, have changed lately and do not count yet. One that was listed
+    /// before is still in `versions`, as it was then.
     pub unsettled: BTreeSet<VersionNumber>,
     /// Small files at the model's root by name: `model.toml`, `config.pbtxt`, label files.
     pub settings: BTreeMap<String, Arc<[u8]>>,

@@ -20,6 +20,12 @@ pub const MAX_FILES: usize = 10_000;
 /// The format of a plain version in which no model file is recognised.
 pub const FORMAT_UNKNOWN: &str = "unknown";
 
+/// The format of a model file, by the ending of its name.
+pub fn format_of(path: &str) -> Option<&'static str> {
+    const ENDINGS: [(&str, &str); 3] = [(".onnx", "onnx"), (".pt", "torchscript"), (".fake.json", "fake")];
+    ENDINGS.into_iter().find(|(ending, _)| path.ends_with(ending)).map(|(_, format)| format)
+}
+
 /// What one version is made of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {

@@ -198,7 +198,7 @@ impl Registry {
     /// [`JournalError::Refused`] where it makes no sense as things stand, [`JournalError::Version`] and
     /// [`JournalError::Model`] where what it names does not exist. After [`JournalError::Unavailable`] retry with the same id.
     pub async fn append(&self, model: &ModelName, op: Op, by: &str, reason: &str, id: Uuid) -> Result<u64, JournalError> {
-        let proposal = Proposal { op, by: by.into(), reason: reason.into(), id, evidence: None };
+        let proposal = Proposal { op, by: by.into(), reason: reason.into(), id, evidence: None, highest: None };
         self.propose(model, &proposal).await
     }
 
@@ -208,7 +208,11 @@ impl Registry {
     /// As [`Registry::append`].
     pub async fn propose(&self, model: &ModelName, proposal: &Proposal) -> Result<u64, JournalError> {
         self.check_exists(model, &proposal.op).await?;
-        let seq = self.entries(model).append(proposal, self.clock.now()).await?;
+        let highest = self.highest(model).await;
+        let highest =
+            highest.map_err(|error| JournalError::unavailable(format!("model {model} of {}", self.description), error))?;
+        let proposal = Proposal { highest: proposal.highest.max(highest), ..proposal.clone() };
+        let seq = self.entries(model).append(&proposal, self.clock.now()).await?;
         self.note_change(model, What::Journal, proposal.op.version()).await;
         Ok(seq)
     }

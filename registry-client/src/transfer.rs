@@ -137,7 +137,11 @@ fn create(target: &Path) -> io::Result<File> {
 
 /// Digest and size of a file on disk. Blocks.
 pub(crate) fn hash_file(path: &Path) -> io::Result<(Digest, u64)> {
-    let mut file = File::open(path)?;
+    hash(File::open(path)?)
+}
+
+/// The same for a file that is open. Blocks.
+pub(crate) fn hash(mut file: File) -> io::Result<(Digest, u64)> {
     let (mut hash, mut bytes) = (DigestBuilder::default(), 0);
     let mut buffer = vec![0; 1 << 20];
     loop {

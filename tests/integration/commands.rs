@@ -41,7 +41,11 @@ fn publish_waits_until_the_gateway_serves_and_says_why_it_does_not() {
     let broken = publish(b"not a model", &["--format", "onnx"]);
     assert_eq!(broken.status.code(), Some(1));
     let said = String::from_utf8_lossy(&broken.stderr).into_owned();
-    assert!(said.contains("error:"), "{said}");
+    for part in
+        ["error: m@2 is published, but failed at loading on http://", "\ncaused by: model.onnx: ", "\nhint: what was served before"]
+    {
+        assert!(said.contains(part), "{said} should say {part}");
+    }
     assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0));
     let status = json(&sandbox.succeed(&["status", "--json", "--gateway", &url]));
     let versions = status["models"][0]["versions"].as_array().unwrap();
@@ -130,14 +134,27 @@ fn check_and_doctor_name_what_is_wrong() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("bad.toml:2") && said.contains("bad.toml:5"), "both problems with their lines: {said}");
+    assert!(said.contains("registry.settle_interval"), "every value all the same: {said}");
     sandbox.plain("m", 1, &constant(1.0, 2));
     let registry = sandbox.registry().display().to_string();
     let printed = sandbox.succeed(&["check", "--registry", &registry]);
     assert!(printed.contains("poll_interval"), "every effective value: {printed}");
-    let doctor = sandbox.run(&["doctor", "--registry", &registry, "--json"]);
-    assert!(
-        json(&String::from_utf8_lossy(&doctor.stdout)).is_object() || json(&String::from_utf8_lossy(&doctor.stdout)).is_array()
-    );
+    let found = |arguments: &[&str]| {
+        let doctor = sandbox.run(&[&["doctor", "--json", "--registry", &registry], arguments].concat());
+        json(&String::from_utf8_lossy(&doctor.stdout)).as_array().unwrap().clone()
+    };
+    let of = |findings: &[Value], what: &str| {
+        let finding = findings.iter().find(|finding| finding["what"] == what).unwrap_or_else(|| panic!("{what}: {findings:?}"));
+        (finding["health"].as_str().unwrap().to_owned(), finding["found"].as_str().unwrap().to_owned(), finding["hint"].clone())
+    };
+    let findings = found(&[]);
+    assert_eq!(of(&findings, "program").0, "ok");
+    let (health, registry_found, _) = of(&findings, "registry");
+    assert!(health == "ok" && registry_found.ends_with("1 models, 1 versions"), "{registry_found}");
+    assert_eq!(of(&findings, "onnxruntime").0, "ok");
+    let broken = found(&["--set", "onnxruntime.library=nowhere/libonnxruntime.so"]);
+    let (health, said, hint) = of(&broken, "onnxruntime");
+    assert!(health == "broken" && said.contains("nowhere/libonnxruntime.so") && hint.is_string(), "{broken:?}");
 }
 
 #[test]

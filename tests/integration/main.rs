@@ -15,3 +15,4 @@ mod real_models;
 mod recorded;
 mod sandbox;
 mod swap;
+mod triton_repository;

@@ -15,7 +15,7 @@
 //! | `POST /admin/v1/models/{m}/unload?wait=true` | the receipts of the drain, where it waits for it |
 //! | `GET /admin/v1/models/{m}/rollout` | stable, candidate, pin, rejected, aliases |
 //! | `POST /admin/v1/models/{m}/rollout` | a decision: `{"op","version"?,"weight_bp"?,"alias"?,"by"?,"reason"?,"id"?}`; answers its `seq` |
-//! | `GET /admin/v1/models/{m}/versions/{n}/wait?timeout=30s&digest=` | `outcome`: `ready`, `failed` (`stage`, `cause`), `held` (`reason`), `pending` (`stage`) |
+//! | `GET /admin/v1/models/{m}/versions/{n}/wait?timeout=30s&digest=` | `outcome`: `ready` (`traffic_bp`, `no_traffic`), `on_demand`, `failed` (`stage`, `cause`), `held` (`reason`, `hint`), `pending` (`stage`) |
 //!
 //! What waits (`load`, `unload?wait=true`, `wait`) is limited in number, else 429. Invariant: every error is JSON with `error` and `hint`.
 //! Deliberately absent: inference.

@@ -6,7 +6,7 @@
 //! Stable is the pinned version, else:
 //! - While new versions may become stable by themselves (strategy `immediate`, rollouts not disabled), the highest ready version
 //!   that the policy allows and that is neither held nor the candidate. A decision in the journal (promote, rollback, a weight of
-//!   100 %) overrides every version that was there when it was made: only higher ones published later are followed.
+//!   100 %) overrides every version that was there when it was made: only those are followed that are higher than all of them.
 //! - Otherwise the version that the journal decided on; before any decision the one that serves, and before that the lowest, which
 //!   was the first. So a new version takes no traffic on any replica, the one that starts today included.
 //!
@@ -154,11 +154,10 @@ impl Wish<'_> {
             return BTreeSet::new();
         }
         let mut eligible = self.eligible();
-        if let Some(decided) = self.decided() {
-            let since = self.circumstances.model.rollout.stable_since;
+        if self.decided().is_some() {
+            let rollout = &self.circumstances.model.rollout;
             eligible.retain(|version| {
-                let created = self.usable.get(version).map(|generation| generation.manifest.created);
-                *version > decided && created > since
+                self.usable.get(version).is_some_and(|generation| rollout.came_after(*version, generation.manifest.created))
             });
         }
         select(self.circumstances.policy, &eligible)

@@ -47,7 +47,7 @@ fn order_inputs(servable: &Servable, request: &InferRequest) -> Result<Inputs, I
         .iter()
         .map(|spec| {
             let named = request.inputs.iter().find(|named| named.name == spec.name);
-            named.map(|named| named.tensor.clone()).ok_or_else(|| {
+            named.map(|named| without_units(servable, spec, &named.tensor)).ok_or_else(|| {
                 InferError::invalid(format!("input '{}' of model '{model}' is missing; expected {}", spec.name, names(specs)))
             })
         })
@@ -64,7 +64,9 @@ fn check_tensor(servable: &Servable, spec: &TensorSpec, tensor: &Tensor) -> Resu
         let (expected, got) = (spec.datatype, tensor.datatype());
         return Err(InferError::invalid(format!("input '{name}': expected datatype {expected}, got {got}")));
     }
-    let fits = if servable.is_batched() {
+    let fits = if is_scalar_batch(servable, spec, tensor) {
+        true
+    } else if servable.is_batched() {
         // The leading axis is the batch: its size is looked at by `rows_of`.
         let mut inner = spec.shape.iter().zip(tensor.shape()).skip(1);
         tensor.shape().len() == spec.shape.len() && inner.all(|(want, got)| *want < 0 || want == got)
@@ -93,6 +95,22 @@ fn check_empty(name: &str, tensor: &Tensor) -> Result<(), InferError> {
     Err(InferError::invalid(format!(
         "input '{name}': expected sizes of a product of at most {MAX_EMPTY_SIZES} beside the 0 of an empty tensor, got shape {got}"
     )))
+}
+
+/// Whether rows of one number each came as `[N, 1]`. Triton completes such a model's configuration so that its clients send it thus;
+/// the metadata here says `[N]`, which is the model's own shape, and both are taken.
+fn is_scalar_batch(servable: &Servable, spec: &TensorSpec, tensor: &Tensor) -> bool {
+    servable.is_batched() && spec.shape.len() == 1 && matches!(tensor.shape(), [_, 1])
+}
+
+/// The tensor in the rank of its spec.
+fn without_units(servable: &Servable, spec: &TensorSpec, tensor: &Tensor) -> Tensor {
+    if is_scalar_batch(servable, spec, tensor)
+        && let Ok(flat) = Tensor::new(tensor.datatype(), &tensor.shape()[..1], tensor.bytes().clone())
+    {
+        return flat;
+    }
+    tensor.clone()
 }
 
 fn show_shape(shape: &[i64], batched: bool) -> String {

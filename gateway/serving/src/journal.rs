@@ -1,8 +1,7 @@
 //! Where rollout decisions are written, and where the decisions on models come from whose source can hold no journal.
 
 use async_trait::async_trait;
-use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Op, Rollout};
-use uuid::Uuid;
+use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Proposal, Rollout};
 
 /// Writes and reads rollout journals. Models of [`Layout::Registry`] bring their journal with the listing; those of [`Layout::Plain`]
 /// have it in a store beside their source.
@@ -12,15 +11,7 @@ pub trait JournalStore: Send + Sync {
     ///
     /// # Errors
     /// [`JournalError::Refused`] and others where the decision makes no sense as things stand, or where the store fails.
-    async fn append(
-        &self,
-        model: &ModelName,
-        layout: Layout,
-        op: Op,
-        by: &str,
-        reason: &str,
-        id: Uuid,
-    ) -> Result<u64, JournalError>;
+    async fn append(&self, model: &ModelName, layout: Layout, proposal: &Proposal) -> Result<u64, JournalError>;
 
     /// The state of the journal of a model whose listing brings none.
     ///
@@ -38,16 +29,8 @@ pub trait JournalStore: Send + Sync {
 /// One directory for the journals of every model, whatever its layout: for one replica.
 #[async_trait]
 impl JournalStore for LocalJournal {
-    async fn append(
-        &self,
-        model: &ModelName,
-        _layout: Layout,
-        op: Op,
-        by: &str,
-        reason: &str,
-        id: Uuid,
-    ) -> Result<u64, JournalError> {
-        LocalJournal::append(self, model, op, by, reason, id).await
+    async fn append(&self, model: &ModelName, _layout: Layout, proposal: &Proposal) -> Result<u64, JournalError> {
+        self.propose(model, proposal).await
     }
 
     async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {

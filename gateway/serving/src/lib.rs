@@ -44,10 +44,14 @@ pub use engine::{Absent, Engine, EngineOptions, LiveOptions, RetryPolicy, Settin
 pub use error::{ErrorCode, InferError};
 pub use infer::{Routed, Router};
 pub use journal::JournalStore;
+pub use loader::try_load;
 pub use request::{InferRequest, InferResponse, NamedTensor, RequestedOutput, RouteKey, VersionChoice};
 pub use servable::{Servable, ServableSpec};
 pub use serving::{CommandError, Serving};
-pub use settings::{Inline, LoadMode, ModelSettings, RolloutStrategy, TransitionPolicy, VersionPolicy, WarmupInput, WarmupSample};
+pub use settings::{
+    Inline, LoadMode, ModelSettings, Reshape, Reshapes, RolloutStrategy, TransitionPolicy, VersionPolicy, WarmupContent,
+    WarmupInput, WarmupSample,
+};
 pub use state::{FailedStep, Failure, IllegalTransition, Outward, Stage, VersionState};
 pub use stats::{BatchStats, Phase, Snapshot, Stats};
 pub use status::{CandidateStatus, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryStatus, Status, VersionStatus};

@@ -8,16 +8,18 @@
 //! runtime starts for one session inherits it too: a load with several threads an operator keeps its priority.
 
 mod golden;
+mod reshape;
 mod warmup;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use bascule_registry::Generation;
+use bascule_registry::{FORMAT_UNKNOWN, Generation, Manifest, format_of};
 use bascule_runtime_api::{Footprint, LoadError, LoadOptions, Runtime, Session, Signature};
 use chrono::{DateTime, Utc};
 
@@ -68,13 +70,27 @@ impl Runtimes {
         self.0.iter().filter_map(|entry| Some((entry.runtime.format(), entry.version.as_ref().err()?)))
     }
 
-    fn find(&self, format: &str) -> Result<(Arc<dyn Runtime>, String), LoadFailure> {
-        let Some(entry) = self.0.iter().find(|entry| entry.runtime.format() == format) else {
+    /// The runtime of the version's format. Where its files don't tell that, the settings may: by the runtime or by the model file.
+    fn find(&self, manifest: &Manifest, settings: &ModelSettings) -> Result<(Arc<dyn Runtime>, String), LoadFailure> {
+        let unknown = manifest.format == FORMAT_UNKNOWN;
+        let named = settings.runtime.as_deref().filter(|_| unknown);
+        let told = settings.entrypoint.as_deref().filter(|_| unknown).and_then(format_of);
+        let format = told.unwrap_or(&manifest.format);
+        let is_it = |entry: &&Entry| match named {
+            Some(name) => entry.runtime.name() == name,
+            None => entry.runtime.format() == format,
+        };
+        let Some(entry) = self.0.iter().find(is_it) else {
             let known: Vec<&str> = self.0.iter().map(|entry| entry.runtime.format()).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let hint = if unknown {
+                "; which of its files is the model? `entrypoint` in model.toml or `default_model_filename` in config.pbtxt names it"
+            } else {
+                ""
+            };
             return Err(LoadFailure::new(
                 FailedStep::Verifying,
-                format!("no runtime loads the format '{format}'; formats known: {known}"),
+                format!("no runtime loads the format '{format}'; formats known: {known}{hint}"),
             ));
         };
         match &entry.version {
@@ -140,7 +156,7 @@ pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob) -> Result<Verified, L
     guarded(FailedStep::Verifying, || {
         let failure = |cause: String| LoadFailure::new(FailedStep::Verifying, cause);
         let manifest = &job.generation.manifest;
-        let (runtime, runtime_version) = runtimes.find(&manifest.format)?;
+        let (runtime, runtime_version) = runtimes.find(manifest, &job.settings)?;
         let options = options(&job.generation, &job.settings)?;
         let golden = match &manifest.golden {
             Some(path) => {
@@ -159,9 +175,39 @@ pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob) -> Result<Verified, L
     })
 }
 
-/// The manifest's signature goes before that of the settings; the runtime compares it with the file.
+/// Whether a version whose files lie in `dir` can be loaded under these settings: makes one session and drops it. Blocks, as long as a
+/// load takes.
+///
+/// # Errors
+/// The step that fails, and why.
+pub fn try_load(
+    runtimes: &[Arc<dyn Runtime>],
+    generation: &Arc<Generation>,
+    settings: &ModelSettings,
+    dir: &Path,
+) -> Result<(), String> {
+    let runtimes = Runtimes::open(runtimes.to_vec());
+    let settings = Arc::new(settings.clone());
+    let job = VerifyJob { generation: Arc::clone(generation), settings: Arc::clone(&settings), files: Files::at(dir) };
+    let tried = verify(&runtimes, &job).and_then(|verified| {
+        guarded(FailedStep::Loading, || {
+            let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
+            let session = verified.runtime.load(dir, &verified.options).map_err(|error| failure(described(&error)))?;
+            reshape::view(session, &settings.reshapes).map(drop).map_err(failure)
+        })
+    });
+    tried.map_err(|failure| format!("{}: {}", failure.step.name(), failure.cause))
+}
+
+/// The manifest's signature goes before that of the settings; the runtime compares it with the file. The model file is one of those that
+/// the version's digest stands for.
 fn options(generation: &Generation, settings: &ModelSettings) -> Result<LoadOptions, LoadFailure> {
     let manifest = &generation.manifest;
+    let entrypoint = settings.entrypoint.as_deref().unwrap_or(&manifest.entrypoint);
+    if !manifest.files.iter().any(|file| file.path == entrypoint) {
+        let cause = format!("the settings name the model file {entrypoint:?}, which is not among the version's files");
+        return Err(LoadFailure::new(FailedStep::Verifying, cause));
+    }
     let declared = match &manifest.signature {
         Some(signature) => {
             let read = serde_json::from_value::<Signature>(signature.clone());
@@ -170,7 +216,7 @@ fn options(generation: &Generation, settings: &ModelSettings) -> Result<LoadOpti
         None => settings.declared.clone(),
     };
     Ok(LoadOptions {
-        entrypoint: settings.entrypoint.as_deref().unwrap_or(&manifest.entrypoint).into(),
+        entrypoint: entrypoint.into(),
         device: settings.device,
         intra_op_threads: settings.intra_op_threads,
         inter_op_threads: 1,
@@ -281,9 +327,12 @@ fn warm(
         memory::lower_priority();
     }
     let mut sessions = guarded(FailedStep::Loading, || {
-        let load = || verified.runtime.load(files.dir(), &verified.options);
+        let load = || {
+            let session = verified.runtime.load(files.dir(), &verified.options).map_err(|error| described(&error))?;
+            reshape::view(session, &settings.reshapes)
+        };
         let sessions: Result<Vec<_>, _> = (0..settings.instances.max(1)).map(|_| load()).collect();
-        sessions.map_err(|error| LoadFailure::new(FailedStep::Loading, described(&error)))
+        sessions.map_err(|cause| LoadFailure::new(FailedStep::Loading, cause))
     })?;
     for session in &sessions {
         Batching::new(session.signature(), settings).map_err(|contradiction| {

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bascule_registry::{JournalError, ListedModel, ModelName, Op};
+use bascule_registry::{JournalError, ListedModel, ModelName, Op, Proposal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout_at;
 use uuid::Uuid;
@@ -257,8 +257,13 @@ impl Serving {
         let name = ModelName::new(model).map_err(|_| unknown())?;
         let listed = self.snapshot().models.get(&name).cloned().ok_or_else(unknown)?;
         check_version(&listed, &op)?;
-        let id = id.unwrap_or_else(Uuid::new_v4);
-        let seq = self.shared.journal.append(&name, listed.layout, op, by, reason, id).await?;
+        let proposal = Proposal {
+            id: id.unwrap_or_else(Uuid::new_v4),
+            // What has not settled is there all the same.
+            highest: listed.versions.keys().chain(&listed.unsettled).max().copied(),
+            ..Proposal::new(op, by, reason)
+        };
+        let seq = self.shared.journal.append(&name, listed.layout, &proposal).await?;
         let ticket = self.shared.looks.ask_about(name);
         let shown = self.when(|snapshot| snapshot.looked >= ticket);
         // A slow source does not make the decision undone: it shows later.

@@ -1,10 +1,11 @@
 //! The settings of a model, as `model.toml` or a Triton `config.pbtxt` gives them. Reading those files is the gateway's part.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_registry::VersionNumber;
-use bascule_runtime_api::{Device, Signature, Tensor};
+use bascule_runtime_api::{DataType, Device, Signature};
 use serde::Serialize;
 
 /// Which of the versions that exist are wanted.
@@ -79,8 +80,23 @@ pub enum Inline {
 pub struct WarmupInput {
     /// The input's name.
     pub name: String,
-    /// What to send.
-    pub tensor: Tensor,
+    /// Its element type.
+    pub datatype: DataType,
+    /// Its shape, every size of it.
+    pub shape: Vec<i64>,
+    /// What is in it. Made when it is sent, by the thread that loads: it may be large.
+    pub content: WarmupContent,
+}
+
+/// What a tensor for a warm-up run holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WarmupContent {
+    /// Zeros, or empty texts.
+    Zero,
+    /// Floats from 0 to 1, whole numbers from 0 to 127, texts of eight letters; the same each time.
+    Random,
+    /// These bytes, as the protocol's binary form has them.
+    Raw(Arc<[u8]>),
 }
 
 /// A run made before a version takes traffic.
@@ -92,6 +108,45 @@ pub struct WarmupSample {
     pub inputs: Vec<WarmupInput>,
     /// How often.
     pub count: u32,
+}
+
+/// Two shapes of one tensor with the same number of elements, without the batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reshape {
+    /// What callers see.
+    pub(crate) outward: Vec<i64>,
+    /// What the model has.
+    pub(crate) own: Vec<i64>,
+}
+
+impl Reshape {
+    /// Both shapes; an open size is −1. `None` where they may differ in their number of elements: open sizes keep their order, and
+    /// what lies between two of them has to have the same number on both sides.
+    pub fn new(outward: &[i64], own: &[i64]) -> Option<Reshape> {
+        let counts = |shape: &[i64]| -> Option<Vec<i64>> {
+            let product = |part: &[i64]| part.iter().try_fold(1_i64, |product, size| product.checked_mul(*size));
+            shape.split(|size| *size < 0).map(product).collect()
+        };
+        let fits = counts(outward)? == counts(own)?;
+        fits.then(|| Reshape { outward: outward.to_vec(), own: own.to_vec() })
+    }
+}
+
+/// The tensors that callers see in another shape than the model's own, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reshapes {
+    /// Inputs.
+    pub inputs: BTreeMap<String, Reshape>,
+    /// Outputs.
+    pub outputs: BTreeMap<String, Reshape>,
+    /// Whether all of these have a batch before their shapes.
+    pub batched: bool,
+}
+
+impl Reshapes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inputs.is_empty() && self.outputs.is_empty()
+    }
 }
 
 /// The settings of a model with every default filled in.
@@ -130,12 +185,16 @@ pub struct ModelSettings {
     pub warmup: Vec<WarmupSample>,
     /// What the settings say of the signature. A contradiction with the model is a load error.
     pub declared: Option<Signature>,
+    /// The shapes that callers see.
+    pub reshapes: Reshapes,
     /// Class names by output.
     pub labels: BTreeMap<String, Vec<String>>,
     /// The label file's name by output, as written.
     pub label_filenames: BTreeMap<String, String>,
-    /// The model file, where it is not the format's usual one.
+    /// The model file, where it is not the format's usual one. A path inside the version.
     pub entrypoint: Option<String>,
+    /// The runtime's name, where the settings give one: it counts for a version whose format its files don't tell.
+    pub runtime: Option<String>,
     /// Settings for the runtime.
     pub runtime_options: BTreeMap<String, String>,
     /// Free parameters, shown in the model's configuration.
@@ -163,9 +222,11 @@ impl Default for ModelSettings {
             rollout: RolloutStrategy::default(),
             warmup: Vec::new(),
             declared: None,
+            reshapes: Reshapes::default(),
             labels: BTreeMap::new(),
             label_filenames: BTreeMap::new(),
             entrypoint: None,
+            runtime: None,
             runtime_options: BTreeMap::new(),
             parameters: BTreeMap::new(),
             warnings: Vec::new(),

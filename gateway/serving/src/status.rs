@@ -80,6 +80,9 @@ pub struct ModelStatus {
     pub aliases: BTreeMap<String, u64>,
     /// The journal entry that this build can't follow; the route stays as it was.
     pub frozen: Option<String>,
+    /// The versions that should be loaded as things stand.
+    #[serde(default)]
+    pub aspired: Vec<u64>,
     /// What is wrong, for people.
     pub problems: Vec<String>,
     /// The versions that are or should be loaded, or were, ascending; a version whose content changes is there twice.

@@ -94,6 +94,25 @@ fn request(rows: i64) -> InferRequest {
     InferRequest { inputs: [NamedTensor { name: "x".to_owned(), tensor }].into_iter().collect(), ..InferRequest::default() }
 }
 
+#[tokio::test]
+async fn rows_of_one_number_may_come_with_an_axis_of_one() {
+    let mut bench = Bench::new();
+    let scalar = |name: &str| vec![TensorSpec::new(name, DataType::Int32, [-1])];
+    let servable = bench.servable(1, |model| {
+        *model = FakeModel { batch_axis: Some(0), ..FakeModel::new(FakeOp::Identity, scalar("x"), scalar("y")) };
+    });
+    bench.publish(&servable, None);
+    let request = |shape: &[i64]| {
+        let tensor = Tensor::from_elements(shape, &[7, 8, 9]).unwrap();
+        InferRequest { inputs: [NamedTensor { name: "x".to_owned(), tensor }].into_iter().collect(), ..InferRequest::default() }
+    };
+    for shape in [&[3][..], &[3, 1]] {
+        let answer = bench.infer(&request(shape)).await.unwrap();
+        assert_eq!(answer.outputs[0].1, Tensor::from_elements([3], &[7, 8, 9]).unwrap(), "{shape:?}");
+    }
+    assert!(matches!(bench.infer(&request(&[1, 3])).await, Err(InferError::InvalidArgument { .. })));
+}
+
 /// The version that every element of the answer names.
 fn answered_by(response: &InferResponse) -> u64 {
     let (_, tensor) = &response.outputs[0];

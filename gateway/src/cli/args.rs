@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::env::{Environment, GATEWAY_VARIABLE};
-use crate::config::{self, Effective, Given};
+use crate::config::{self, ConfigError, Effective, Given};
 
 use super::failure::Failure;
 
@@ -30,9 +30,18 @@ impl ConfigArgs {
         flags: impl IntoIterator<Item = (&'static str, &'static str, Option<String>)>,
         environment: &Environment,
     ) -> Result<Effective, Failure> {
+        Ok(self.read(flags, environment)?)
+    }
+
+    /// The same, and what can be said of a configuration that can't be used.
+    pub(super) fn read(
+        &self,
+        flags: impl IntoIterator<Item = (&'static str, &'static str, Option<String>)>,
+        environment: &Environment,
+    ) -> Result<Effective, ConfigError> {
         let registry = [("registry.url", "--registry", self.registry.clone())];
         let flags = registry.into_iter().chain(flags).filter_map(|(key, flag, value)| Some((key, flag, value?))).collect();
-        Ok(config::load(&Given { file: self.config.clone(), flags, sets: self.set.clone() }, environment)?)
+        config::load(&Given { file: self.config.clone(), flags, sets: self.set.clone() }, environment)
     }
 }
 

@@ -1,11 +1,15 @@
 //! `bascule check`: is the configuration right, and can what the repository holds be read?
 
-use bascule_registry::{ListedModel, Listing};
-use bascule_serving::SettingsReader;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bascule_registry::{Generation, ListedModel, Listing, NoProgress, VersionSource};
+use bascule_runtime_api::Runtime;
+use bascule_serving::{ModelSettings, SettingsReader, try_load};
 use clap::Args;
 use serde::Serialize;
 
-use crate::compose;
+use crate::compose::{self, Source};
 use crate::config::env::Environment;
 use crate::config::{Effective, Entry, help_of, schema, variable_of};
 
@@ -15,6 +19,8 @@ use super::output::{note, print, print_json, rows, table};
 use super::{Outcome, in_background, listing};
 
 /// Check the configuration and the repository, and print every setting, its value and where it comes from.
+///
+/// Every version is fetched and loaded once, one after the other, so this takes as long as that does.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  bascule check --config bascule.toml --registry ./models")]
 pub(super) struct Check {
@@ -32,12 +38,12 @@ pub(super) struct Check {
 }
 
 /// What was found.
-#[derive(Debug, Serialize)]
-struct Found {
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Found {
     settings: Vec<Entry>,
     models: Vec<CheckedModel>,
     /// What keeps something from being served.
-    problems: Vec<String>,
+    pub(super) problems: Vec<String>,
     /// What has no effect, or may be a slip.
     warnings: Vec<String>,
 }
@@ -53,10 +59,21 @@ impl Check {
         if self.schema {
             return print_json(&schema());
         }
-        let effective = self.config.load([], environment)?;
-        let reader = compose::settings_reader(&compose::runtimes(&effective.config));
+        let effective = match self.config.read([], environment) {
+            Ok(effective) => effective,
+            Err(error) => {
+                let found = Found { settings: error.entries.clone(), ..Found::default() };
+                if self.json {
+                    print_json(&found)?
+                } else {
+                    self.print(&found)?
+                }
+                return Err(error.into());
+            }
+        };
+        let runtimes = compose::runtimes(&effective.config);
         in_background(async {
-            let found = look(&effective, &reader).await;
+            let found = look(&effective, &runtimes).await;
             if self.json {
                 print_json(&found)?;
             } else {
@@ -109,18 +126,28 @@ fn shown(entry: &Entry) -> &str {
     if entry.value.is_empty() { "(unset)" } else { &entry.value }
 }
 
-async fn look(effective: &Effective, reader: &SettingsReader) -> Found {
-    let mut found = Found {
-        settings: effective.entries.clone(),
-        models: Vec::new(),
-        problems: Vec::new(),
-        warnings: effective.warnings.clone(),
-    };
+pub(super) async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -> Found {
+    let reader = compose::settings_reader(&effective.config, runtimes);
+    let mut found = Found { settings: effective.entries.clone(), warnings: effective.warnings.clone(), ..Found::default() };
     match listing::list(&effective.config).await {
-        Ok(listing) => found.take(&listing, reader),
+        Ok(listing) => {
+            found.take(&listing, &reader);
+            found.try_versions(effective, &listing, &reader, runtimes).await;
+        }
         Err(failure) => found.problems.push(failure.summary()),
     }
     found
+}
+
+async fn try_version(
+    source: &dyn VersionSource,
+    generation: &Arc<Generation>,
+    settings: &ModelSettings,
+    runtimes: Option<&[Arc<dyn Runtime>]>,
+) -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| format!("a temporary folder can't be made: {error}"))?;
+    source.fetch(generation, dir.path(), &NoProgress).await.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
+    runtimes.map_or(Ok(()), |runtimes| try_load(runtimes, generation, settings, dir.path()))
 }
 
 impl Found {
@@ -133,6 +160,35 @@ impl Found {
         }
         if listing.models.is_empty() {
             self.warnings.push("the registry holds no models".to_owned());
+        }
+    }
+
+    /// Fetches and loads each version, as a gateway would: what is missing, damaged, or contradicts itself is found here.
+    async fn try_versions(
+        &mut self,
+        effective: &Effective,
+        listing: &Listing,
+        reader: &SettingsReader,
+        runtimes: &[Arc<dyn Runtime>],
+    ) {
+        // Without its library nothing can be said of a runtime's models; that is said once.
+        let broken = |runtime: &&Arc<dyn Runtime>| runtime.version().err().map(|error| (runtime.format(), error.to_string()));
+        let unavailable: BTreeMap<&str, String> = runtimes.iter().collect::<Vec<_>>().iter().filter_map(broken).collect();
+        for (format, why) in &unavailable {
+            self.warnings.push(format!("versions of the format {format} are not loaded to check them: {why}"));
+        }
+        let source = match Source::open(&effective.config) {
+            Ok(source) => source.versions(),
+            Err(error) => return self.problems.push(format!("{error:#}")),
+        };
+        let versions =
+            listing.models.values().flat_map(|model| model.versions.iter().map(move |(number, one)| (model, *number, one)));
+        for (model, number, generation) in versions.filter(|(_, _, generation)| !generation.tombstoned) {
+            let Ok(settings) = reader(model, Some(number)) else { continue };
+            let loadable = !unavailable.contains_key(generation.manifest.format.as_str());
+            if let Err(why) = try_version(source.as_ref(), generation, &settings, loadable.then_some(runtimes)).await {
+                self.problems.push(format!("{}: {why}", generation.key));
+            }
         }
     }
 

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use bascule_registry::{JournalError, PublishError, RegistryError, SourceError};
+
 use crate::config::ConfigError;
 
 /// Why a command was not carried out.
@@ -89,8 +91,35 @@ impl Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Failure {
-        Failure { errors: vec![error], hint: None, code: REFUSED }
+        let code = if is_unreachable(&error) { UNREACHABLE } else { REFUSED };
+        Failure { errors: vec![error], hint: None, code }
     }
+}
+
+/// Whether a registry or journal could not be reached. One that is not there is no such case: waiting does not help.
+fn is_unreachable(error: &anyhow::Error) -> bool {
+    let cause = error.chain().find_map(|error| {
+        if let Some(PublishError::Unavailable { source, .. }) = error.downcast_ref() {
+            return Some(source);
+        }
+        if let Some(JournalError::Unavailable { source, .. }) = error.downcast_ref() {
+            return Some(source);
+        }
+        if let Some(RegistryError::Unavailable { source, .. }) = error.downcast_ref() {
+            return Some(source);
+        }
+        match error.downcast_ref() {
+            Some(SourceError::Unavailable { source, .. }) => Some(source),
+            None => None,
+        }
+    });
+    cause.is_some_and(|cause| !is_missing(cause.as_ref()))
+}
+
+/// Whether the reason for an error is that something is not there.
+fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
+    let here = error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    here || error.source().is_some_and(is_missing)
 }
 
 impl From<ConfigError> for Failure {
@@ -105,6 +134,32 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
+
+    #[test]
+    fn a_registry_that_can_not_be_reached_is_told_from_one_that_is_not_there() {
+        use std::io::{Error, ErrorKind};
+        use std::sync::Arc;
+
+        let code = |kind: ErrorKind| {
+            let (place, source) = ("m/blobs/x".to_owned(), Arc::new(Error::from(kind)));
+            let failed = PublishError::Unavailable { place: place.clone(), source: source.clone() };
+            let journal = JournalError::Unavailable { place: place.clone(), source: source.clone() };
+            let registry = RegistryError::Unavailable { place: place.clone(), source: source.clone() };
+            let listing = SourceError::Unavailable { place, source };
+            let failures = [
+                Failure::from(anyhow::Error::new(failed).context("nothing was published")),
+                Failure::from(anyhow::Error::new(journal)),
+                Failure::from(anyhow::Error::new(registry).context("can't open it")),
+                Failure::from(anyhow::Error::new(listing)),
+            ];
+            failures.map(|failure| failure.code())
+        };
+        assert_eq!(code(ErrorKind::TimedOut), [3; 4]);
+        assert_eq!(code(ErrorKind::PermissionDenied), [3; 4]);
+        assert_eq!(code(ErrorKind::NotFound), [1; 4]);
+        let missing = RegistryError::Missing { dir: "nowhere".into() };
+        assert_eq!(Failure::from(anyhow::Error::new(missing)).code(), 1);
+    }
 
     #[test]
     fn errors_causes_and_hints_have_a_line_each() {

@@ -6,6 +6,7 @@ mod http;
 mod input;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use bascule_registry::{VersionNumber, parse_version};
@@ -45,6 +46,9 @@ pub(super) struct Infer {
     /// The HTTP or gRPC port itself [default: the gateway is asked for it].
     #[arg(long)]
     url: Option<String>,
+    /// How long the answer may take.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
     #[command(flatten)]
     gateway: GatewayArgs,
     /// Print the whole answer as JSON.
@@ -73,7 +77,8 @@ impl Infer {
         let outputs = self.outputs.iter().map(|output| wanted(output)).collect::<Result<Vec<_>, _>>()?;
         let url = self.port().await?;
         let sent = input::read(&self.inputs)?;
-        let specs = if sent.iter().any(input::Sent::needs_spec) { self.specs(&url).await? } else { Vec::new() };
+        let needs_specs = sent.iter().any(input::Sent::needs_spec);
+        let specs = if needs_specs { self.in_time(&url, self.specs(&url)).await? } else { Vec::new() };
         let question = Question {
             model: self.model.clone(),
             version: self.version,
@@ -81,7 +86,7 @@ impl Infer {
             inputs: sent.into_iter().map(|sent| sent.tensor(&specs)).collect::<Result<_, _>>()?,
             outputs: outputs.iter().map(|(name, _)| name.clone()).collect(),
         };
-        let answer = if self.grpc { grpc::ask(&url, question).await? } else { http::ask(&url, &question).await? };
+        let answer = self.in_time(&url, self.ask(&url, question)).await?;
         for (name, path) in &outputs {
             if let Some(path) = path {
                 answer.save(name, path)?;
@@ -104,6 +109,19 @@ impl Infer {
             return Ok(format!("http://{}:{}", gateway.host(), address.port()));
         }
         Ok(format!("http://{address}"))
+    }
+
+    async fn ask(&self, url: &str, question: Question) -> Result<answer::Answer, Failure> {
+        if self.grpc { grpc::ask(url, question).await } else { http::ask(url, &question).await }
+    }
+
+    /// The answer, unless it takes too long: going away then tells the gateway that nobody waits for it any more.
+    async fn in_time<T>(&self, url: &str, answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let late = || {
+            let limit = humantime::format_duration(self.timeout);
+            Failure::unreachable(anyhow!("{url} has not answered within {limit}")).hint("--timeout waits longer")
+        };
+        tokio::time::timeout(self.timeout, answer).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn specs(&self, url: &str) -> Result<Vec<TensorSpec>, Failure> {

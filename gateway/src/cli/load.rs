@@ -23,6 +23,9 @@ pub(super) struct Load {
     model: String,
     #[command(flatten)]
     gateway: GatewayArgs,
+    /// How long to wait for it to be ready.
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
     /// Print the model's status as JSON.
     #[arg(long)]
     json: bool,
@@ -30,7 +33,7 @@ pub(super) struct Load {
 
 impl Load {
     pub(super) async fn run(self) -> Outcome {
-        let gateway = Gateway::at(&self.gateway.url)?;
+        let gateway = Gateway::at(&self.gateway.url)?.patient(self.timeout);
         let path = model_path(&self.model)?;
         let load = format!("{path}/load");
         let status: ModelStatus = tokio::select! {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use bascule_registry::{
-    Lineage, ModelName, PublishError, PublishRequest, Published, Registry, VersionNumber, collect_files, parse_version,
+    Lineage, ModelName, PublishError, PublishRequest, Published, Registry, VersionNumber, collect_files, format_of, parse_version,
 };
 use clap::Args;
 use serde_json::json;
@@ -20,10 +20,12 @@ use crate::config::{Config, Place};
 
 use super::args::{ConfigArgs, DEFAULT_GATEWAY, measure, pair};
 use super::failure::Failure;
+use super::gateway::Gateway;
 use super::output::{bytes, note, print, print_json};
 use super::{Outcome, in_background};
 use progress::Bar;
-use wait::{Quorum, wait_for};
+use signature::Unread;
+use wait::{Quorum, gateways, wait_for};
 
 /// Publish a model file, or a folder with one, as a new version.
 ///
@@ -88,13 +90,15 @@ pub(super) struct Publish {
 impl Publish {
     pub(super) fn run(self, environment: &Environment) -> Outcome {
         let effective = self.config.load([], environment)?;
+        // A slip in a URL is found before anything is committed.
+        let gateways = if self.wait.is_some() { gateways(&self.gateways)? } else { Vec::new() };
         // Before anything else runs: see there.
         let request = self.request(&effective.config, environment)?;
         let registry = compose::open_registry(&effective.config.registry.url, true)?;
-        in_background(self.publish(registry, request, &effective.config.registry.url))
+        in_background(self.publish(registry, request, gateways, &effective.config.registry.url))
     }
 
-    async fn publish(&self, registry: Registry, request: PublishRequest, place: &Place) -> Outcome {
+    async fn publish(&self, registry: Registry, request: PublishRequest, gateways: Vec<Gateway>, place: &Place) -> Outcome {
         let bar = Bar::new(request.files.iter().filter_map(|(_, path)| path.metadata().ok()).map(|meta| meta.len()).sum());
         let published = registry.publish(request, &bar).await;
         bar.finish();
@@ -103,19 +107,19 @@ impl Publish {
             print(&said(&published, registry.describe()))?;
         }
         let waited = match self.wait {
-            Some(quorum) => wait_for(&self.gateways, quorum, &published, self.wait_timeout).await,
+            Some(quorum) => wait_for(gateways, quorum, &published, self.wait_timeout).await,
             None => Ok(Vec::new()),
         };
         if self.json {
             print_json(&json!({
                 "model": published.key.model, "version": published.key.version, "digest": published.digest.to_string(),
                 "bytes": published.bytes, "reused_bytes": published.reused_bytes, "registry": place.0,
-                "served_by": waited.as_ref().ok(),
+                "served_by": waited.as_ref().ok().map(|served| served.iter().map(|one| &one.gateway).collect::<Vec<_>>()),
             }))?;
         }
-        for gateway in waited? {
+        for served in waited? {
             if !self.json {
-                print(&format!("{} is served by {gateway}", published.key))?;
+                print(&format!("{} {}", published.key, served.how))?;
             }
         }
         Ok(())
@@ -130,15 +134,18 @@ impl Publish {
             Some(format) => format.clone(),
             None => guessed_format(&entrypoint)?.to_owned(),
         };
-        let root = if self.path.is_dir() { self.path.as_path() } else { self.path.parent().unwrap_or(Path::new("")) };
-        let signature = signature::read(config, root, &entrypoint, &format);
-        if let Err(reason) = &signature {
-            note(format!("note: the manifest gets no signature: {reason}"));
-        }
+        let signature = match signature::read(config, &self.path, &entrypoint, &format) {
+            Ok(signature) => Some(signature),
+            Err(Unread::Lacks(missing)) => return Err(self.lacks(&entrypoint, &missing)),
+            Err(Unread::Reason(reason)) => {
+                note(format!("note: the manifest gets no signature: {reason}"));
+                None
+            }
+        };
         let golden = self.golden.clone().or_else(|| names.contains(&"golden.json").then(|| "golden.json".to_owned()));
         Ok(PublishRequest {
             version: self.version,
-            signature: signature.ok(),
+            signature,
             golden,
             lineage: Lineage {
                 run_id: self.run_id.clone(),
@@ -156,6 +163,19 @@ impl Publish {
     }
 }
 
+impl Publish {
+    /// The model reads a file that would not be published.
+    fn lacks(&self, entrypoint: &str, missing: &Path) -> Failure {
+        let missing = missing.display();
+        let failure =
+            Failure::new(format!("nothing was published: {entrypoint} needs the file {missing}, which would not be published"));
+        if self.path.is_dir() {
+            return failure.hint(format!("put {missing} into {}", self.path.display()));
+        }
+        failure.hint(format!("publish the folder that holds both, with --entrypoint {entrypoint}"))
+    }
+}
+
 fn refused(error: PublishError) -> Failure {
     let hint = error.hint();
     Failure::from(anyhow::Error::new(error).context("nothing was published")).maybe_hint(hint)
@@ -169,16 +189,15 @@ fn said(published: &Published, registry: &str) -> String {
     format!("published {} to {registry}: {}{reused}, sha256 {}", published.key, bytes(published.bytes), published.digest)
 }
 
-/// File name endings by format.
-const FORMATS: [(&str, &str); 3] = [(".onnx", "onnx"), (".pt", "torchscript"), (".fake.json", "fake")];
-
 fn guessed_format(entrypoint: &str) -> Result<&'static str, Failure> {
-    let known = FORMATS.into_iter().find(|(ending, _)| entrypoint.ends_with(ending));
-    known.map(|(_, format)| format).ok_or_else(|| {
+    format_of(entrypoint).ok_or_else(|| {
         Failure::new(format!("the format of {entrypoint} can't be told from its name"))
             .hint("name it, for example with --format onnx")
     })
 }
+
+/// What the file that a runtime opens is mostly called.
+const USUAL: [&str; 3] = ["model.onnx", "model.pt", "model.fake.json"];
 
 /// The file that the runtime opens.
 fn entrypoint(files: &[&str], named: Option<&str>) -> Result<String, Failure> {
@@ -188,10 +207,10 @@ fn entrypoint(files: &[&str], named: Option<&str>) -> Result<String, Failure> {
             false => Err(anyhow!("--entrypoint: there is no file {named:?} among {}", files.join(", ")).into()),
         };
     }
-    if let Some(usual) = files.iter().find(|file| FORMATS.iter().any(|(ending, _)| **file == format!("model{ending}"))) {
-        return Ok((*usual).to_owned());
+    let models: Vec<&&str> = files.iter().filter(|file| format_of(file).is_some()).collect();
+    if let Some(usual) = models.iter().find(|file| USUAL.contains(**file)) {
+        return Ok((**usual).to_string());
     }
-    let models: Vec<&&str> = files.iter().filter(|file| FORMATS.iter().any(|(ending, _)| file.ends_with(ending))).collect();
     match (models.as_slice(), files) {
         ([only], _) => Ok((**only).to_owned()),
         // A single file of any name: --format says what it is.

@@ -1,3 +1,4 @@
+mod check;
 mod live;
 
 use clap::CommandFactory as _;

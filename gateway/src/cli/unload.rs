@@ -1,5 +1,7 @@
 //! `bascule unload`: switches a model off on one gateway.
 
+use std::time::Duration;
+
 use bascule_serving::DrainReceipt;
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,9 @@ pub(super) struct Unload {
     /// Return when nothing of it is left in memory, and say what came back.
     #[arg(long)]
     wait: bool,
+    /// How long to wait.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
     #[command(flatten)]
     gateway: GatewayArgs,
     /// Print the receipts as JSON.
@@ -35,7 +40,7 @@ struct Unloaded {
 
 impl Unload {
     pub(super) async fn run(self) -> Outcome {
-        let gateway = Gateway::at(&self.gateway.url)?;
+        let gateway = Gateway::at(&self.gateway.url)?.patient(if self.wait { self.timeout } else { Duration::ZERO });
         let path = format!("{}/unload", model_path(&self.model)?);
         let unloaded: Unloaded = gateway.post(&path, &[("wait", self.wait.to_string())], None).await?;
         if self.json {

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Op, Registry, Rollout};
+use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Proposal, Registry, Rollout};
 use bascule_serving::JournalStore;
-use uuid::Uuid;
 
 use crate::config::Place;
 
@@ -33,18 +32,10 @@ impl Journals {
 
 #[async_trait]
 impl JournalStore for Journals {
-    async fn append(
-        &self,
-        model: &ModelName,
-        layout: Layout,
-        op: Op,
-        by: &str,
-        reason: &str,
-        id: Uuid,
-    ) -> Result<u64, JournalError> {
+    async fn append(&self, model: &ModelName, layout: Layout, proposal: &Proposal) -> Result<u64, JournalError> {
         match layout {
-            Layout::Registry => self.registry().await?.append(model, op, by, reason, id).await,
-            Layout::Plain => self.beside.append(model, op, by, reason, id).await,
+            Layout::Registry => self.registry().await?.propose(model, proposal).await,
+            Layout::Plain => self.beside.propose(model, proposal).await,
         }
     }
 

@@ -152,6 +152,8 @@ impl Layers {
     /// problem, and the next weaker value applies, so that everything can be checked at once.
     pub(crate) fn take<T: Value>(&mut self, key: &Key<T>) -> T {
         let mut given = self.given.remove(key.name()).unwrap_or_default();
+        // Of two that are equally strong, which only `--set` can be, the last one counts.
+        given.reverse();
         given.sort_by_key(|given| given.origin.rank());
         let mut found: Option<(T, Origin)> = None;
         for Given { raw, origin } in given {
@@ -177,13 +179,13 @@ impl Layers {
     }
 
     /// What was taken, or all that is wrong.
-    pub(crate) fn finish(mut self) -> Result<Vec<Entry>, Vec<Problem>> {
+    pub(crate) fn finish(mut self) -> Result<Vec<Entry>, ConfigError> {
+        self.entries.sort_by_key(|entry| entry.name);
         if self.problems.is_empty() {
-            self.entries.sort_by_key(|entry| entry.name);
             return Ok(self.entries);
         }
         self.problems.sort_by(|a, b| a.origin.cmp(&b.origin));
-        Err(self.problems)
+        Err(ConfigError { problems: self.problems, entries: self.entries })
     }
 }
 
@@ -215,6 +217,8 @@ impl Origin {
 pub struct ConfigError {
     /// All problems, by place.
     pub problems: Vec<Problem>,
+    /// What would apply without what is wrong, by name.
+    pub entries: Vec<Entry>,
 }
 
 /// Reads a file that must be there.

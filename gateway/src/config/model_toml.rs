@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bascule_registry::{VersionNumber, parse_version};
+use bascule_registry::{VersionNumber, check_file_path, parse_version};
 use bascule_runtime_api::{DataType, Device, Signature, TensorSpec};
 use bascule_serving::{Inline, ModelSettings, RolloutStrategy, VersionPolicy, WarmupInput, WarmupSample};
 
@@ -25,6 +25,8 @@ const LATER: [&str; 2] = ["route", "placement"];
 pub(crate) struct ModelToml {
     model: Overrides,
     versions: BTreeMap<VersionNumber, Overrides>,
+    /// The model keeps nothing between requests, whatever `config.pbtxt` says of sequences.
+    pub(crate) stateless: bool,
     /// What is wrong, each with its line.
     pub(crate) problems: Vec<String>,
     /// What has no effect.
@@ -74,8 +76,10 @@ pub(crate) fn parse(text: &str) -> ModelToml {
     let versions = fields.tables("version");
     let rollout = fields.table("rollout");
     let version_policy = fields.take_with("version_policy", version_policy);
+    let stateless = fields.take("stateless").unwrap_or(false);
     let mut model = Overrides::take(&mut fields);
     fields.refuse_rest();
+    file.stateless = stateless;
     if let Some(table) = rollout {
         let mut fields = Fields::new(FILE, "rollout.", table, &mut file.problems);
         model.rollout = fields.take("strategy");
@@ -115,7 +119,11 @@ impl Overrides {
             rollout: None,
             warmup: warmup_samples(fields),
             signature: fields.table("signature").map(|table| signature(fields, table)),
-            entrypoint: fields.take("entrypoint"),
+            entrypoint: fields.take_with("entrypoint", |raw| {
+                let path = String::read(raw)?;
+                check_file_path(&path).map_err(|error| error.to_string())?;
+                Ok(path)
+            }),
             labels: fields.texts("labels"),
             runtime: fields.texts("runtime"),
             parameters: fields.texts("parameters"),
@@ -128,6 +136,10 @@ impl Overrides {
                 *target = value;
             }
         }
+        // Whoever says how long to wait for others wants requests to be joined, whatever `config.pbtxt` leaves out.
+        let joins = self.max_queue_delay.is_some_and(|delay| !delay.is_zero())
+            || self.preferred_batch_sizes.as_ref().is_some_and(|sizes| !sizes.is_empty());
+        settings.dynamic_batching |= joins;
         set(&mut settings.max_batch_size, self.max_batch_size.map(Some));
         set(&mut settings.max_queue_delay, self.max_queue_delay);
         set(&mut settings.preferred_batch_sizes, self.preferred_batch_sizes);
@@ -201,10 +213,9 @@ fn warmup_samples(fields: &mut Fields<'_>) -> Option<Vec<WarmupSample>> {
         let name = sample.take("name").unwrap_or_else(|| format!("warmup {}", at + 1));
         let count = sample.take("count").unwrap_or(1);
         let inputs = sample.tables("inputs");
-        let inputs = inputs.into_iter().filter_map(|(name, line, table)| {
-            let tensor = warmup_input(&mut sample.inner(&format!("inputs.{name}"), table), line)?;
-            Some(WarmupInput { name, tensor })
-        });
+        let inputs = inputs
+            .into_iter()
+            .filter_map(|(name, line, table)| warmup_input(&name, &mut sample.inner(&format!("inputs.{name}"), table), line));
         let inputs = inputs.collect();
         sample.refuse_rest();
         made.push(WarmupSample { name, inputs, count });
@@ -212,12 +223,12 @@ fn warmup_samples(fields: &mut Fields<'_>) -> Option<Vec<WarmupSample>> {
     Some(made)
 }
 
-fn warmup_input(fields: &mut Fields<'_>, line: usize) -> Option<bascule_runtime_api::Tensor> {
+fn warmup_input(name: &str, fields: &mut Fields<'_>, line: usize) -> Option<WarmupInput> {
     let (datatype, shape) = datatype_and_shape(fields, line)?;
-    let fill = fields.take("fill").unwrap_or(Fill::Zero);
+    let content = fields.take("fill").unwrap_or(Fill::Zero);
     fields.refuse_rest();
-    match warmup::tensor(datatype, &shape, fill) {
-        Ok(tensor) => Some(tensor),
+    match warmup::input(name, datatype, shape, content.into()) {
+        Ok(input) => Some(input),
         Err(problem) => {
             fields.refuse("shape", line, problem);
             None

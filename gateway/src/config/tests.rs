@@ -28,6 +28,8 @@ fn the_strongest_layer_wins() {
     assert_eq!(check(file, &variables, &[], "registry.poll_interval"), Ok("6s (BASCULE_REGISTRY_POLL_INTERVAL)".into()));
     assert_eq!(check(file, &variables, &["registry.poll_interval=7s"], "registry.poll_interval"), Ok("7s (--set)".into()));
     assert_eq!(check(file, &[], &[], "registry.url"), Ok("models (bascule.toml:2)".into()));
+    let twice = ["registry.poll_interval=7s", "registry.poll_interval=8s"];
+    assert_eq!(check("", &[], &twice, "registry.poll_interval"), Ok("8s (--set)".into()), "the last of several");
 }
 
 #[test]

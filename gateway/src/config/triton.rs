@@ -3,6 +3,8 @@
 //! A field that means something here is honoured, a field that can't be served is an error, and every other field that the file sets is
 //! named in a warning: nothing is left out in silence. The file's syntax and schema are `bascule_proto`'s.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_proto::datatype::protocol_name;
@@ -16,19 +18,22 @@ use bascule_proto::inference::{
     ModelVersionPolicy, ModelWarmup,
 };
 use bascule_proto::model_config::{parse_model_config, set_fields};
+use bascule_registry::check_file_path;
 use bascule_runtime_api::{DataType, Device, Signature, TensorSpec};
-use bascule_serving::{ModelSettings, VersionPolicy, WarmupInput, WarmupSample};
+use bascule_serving::{ModelSettings, Reshape, VersionPolicy, WarmupContent, WarmupSample};
 
-use super::warmup::{self, Fill};
+use super::warmup;
 
 /// The file's name.
 pub(crate) const FILE: &str = "config.pbtxt";
 
 /// The platform that Triton's ONNX models name.
 const PLATFORM: &str = "onnxruntime_onnx";
+/// The runtime that it means.
+const PLATFORM_RUNTIME: &str = "onnxruntime";
 
 /// Fields that are honoured. A field below one that is named here counts too where the name ends with a point.
-const HONOURED: [&str; 31] = [
+const HONOURED: [&str; 34] = [
     "name",
     "platform",
     "backend",
@@ -37,11 +42,14 @@ const HONOURED: [&str; 31] = [
     "input.name",
     "input.data_type",
     "input.dims",
+    "input.reshape",
+    "input.reshape.",
     "output.name",
     "output.data_type",
     "output.dims",
+    "output.reshape",
+    "output.reshape.",
     "output.label_filename",
-    "instance_group.name",
     "instance_group.kind",
     "instance_group.count",
     "instance_group.gpus",
@@ -84,11 +92,24 @@ pub(crate) struct Reading {
     pub(crate) problems: Vec<String>,
 }
 
-/// Reads the file of the model `name`. `backends` are the runtimes that exist.
-pub(crate) fn read(text: &str, name: &str, backends: &[&str]) -> Reading {
-    let mut reading = Reading::default();
+/// What the file is read with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Circumstances<'a> {
+    /// The model.
+    pub(crate) name: &'a str,
+    /// The runtimes that exist.
+    pub(crate) backends: &'a [&'a str],
+    /// The small files beside the model.
+    pub(crate) files: &'a BTreeMap<String, Arc<[u8]>>,
+    /// The user says that the model keeps nothing between requests.
+    pub(crate) stateless: bool,
+}
+
+/// Reads the file over these settings.
+pub(crate) fn read(text: &str, given: &Circumstances<'_>, settings: ModelSettings) -> Reading {
+    let mut reading = Reading { settings, problems: Vec::new() };
     match parse_model_config(text) {
-        Ok(config) => reading.take(&config, name, backends),
+        Ok(config) => reading.take(&config, given),
         Err(error) => reading.refuse(format_args!("{error}")),
     }
     reading
@@ -103,8 +124,8 @@ impl Reading {
         self.settings.warnings.push(format!("{FILE}: {warning}"));
     }
 
-    fn take(&mut self, config: &ModelConfig, name: &str, backends: &[&str]) {
-        self.take_identity(config, name, backends);
+    fn take(&mut self, config: &ModelConfig, given: &Circumstances<'_>) {
+        self.take_identity(config, given);
         self.take_batching(config);
         self.take_signature(config);
         let labelled = config.output.iter().filter(|output| !output.label_filename.is_empty());
@@ -113,9 +134,9 @@ impl Reading {
         self.take_version_policy(config.version_policy.as_ref());
         self.take_parameters(config);
         for (at, warmup) in config.model_warmup.iter().enumerate() {
-            self.take_warmup(at, warmup);
+            self.take_warmup(at, warmup, given.files);
         }
-        self.settings.entrypoint = Some(config.default_model_filename.clone()).filter(|name| !name.is_empty());
+        self.take_entrypoint(&config.default_model_filename);
         for set in set_fields(config) {
             let honoured = |known: &str| set.field == known || (known.ends_with('.') && set.field.starts_with(known));
             if !HONOURED.into_iter().any(honoured) {
@@ -124,7 +145,18 @@ impl Reading {
         }
     }
 
-    fn take_identity(&mut self, config: &ModelConfig, name: &str, backends: &[&str]) {
+    fn take_entrypoint(&mut self, name: &str) {
+        if name.is_empty() {
+            return;
+        }
+        match check_file_path(name) {
+            Ok(()) => self.settings.entrypoint = Some(name.to_owned()),
+            Err(error) => self.refuse(format_args!("`default_model_filename`: {error}")),
+        }
+    }
+
+    fn take_identity(&mut self, config: &ModelConfig, given: &Circumstances<'_>) {
+        let Circumstances { name, backends, stateless, .. } = *given;
         if !config.name.is_empty() && config.name != name {
             self.refuse(format_args!("`name`: expected {name:?}, the name of the directory, got {:?}", config.name));
         }
@@ -134,8 +166,22 @@ impl Reading {
         if !config.platform.is_empty() && config.platform != PLATFORM {
             self.refuse(format_args!("`platform`: expected {PLATFORM:?}, got {:?}", config.platform));
         }
+        self.settings.runtime = match (config.backend.as_str(), config.platform.as_str()) {
+            ("", PLATFORM) => Some(PLATFORM_RUNTIME.to_owned()),
+            ("", _) => None,
+            (backend, _) => Some(backend.to_owned()),
+        };
         if let Some(SchedulingChoice::EnsembleScheduling(_)) = config.scheduling_choice {
             self.refuse(format_args!("`ensemble_scheduling`: ensembles are not served"));
+        }
+        // Of all that is not honoured, this alone gives other answers and no error.
+        if let Some(SchedulingChoice::SequenceBatching(_)) = config.scheduling_choice
+            && !stateless
+        {
+            self.refuse(format_args!(
+                "`sequence_batching`: nothing is kept between the requests of a sequence, so a model that needs that would answer wrong; \
+                 `stateless = true` in model.toml says that this one does not"
+            ));
         }
     }
 
@@ -228,11 +274,20 @@ impl Reading {
             self.refuse(format_args!("`{path}.data_type`: is needed for {:?}", tensor.name));
             return None;
         };
-        // The shape of the model itself is the only one that is served; that there is another is warned of with all other fields.
         let dims = tensor.reshape.map_or(tensor.dims, |reshape| &reshape.shape);
         if tensor.dims.is_empty() || tensor.dims.iter().chain(dims).any(|dim| *dim == 0 || *dim < -1) {
             self.refuse(format_args!("`{path}.dims`: expected sizes of 1 or more, or -1 for an open one, got {:?}", tensor.dims));
             return None;
+        }
+        if tensor.reshape.is_some() {
+            let Some(reshape) = Reshape::new(tensor.dims, dims) else {
+                let (from, to) = (tensor.dims, dims);
+                self.refuse(format_args!("`{path}.reshape`: expected a shape with as many elements as {from:?}, got {to:?}"));
+                return None;
+            };
+            let side = if tensor.is_input { &mut self.settings.reshapes.inputs } else { &mut self.settings.reshapes.outputs };
+            side.insert(tensor.name.to_owned(), reshape);
+            self.settings.reshapes.batched = batched;
         }
         let batch = batched.then_some(-1);
         Some(TensorSpec::new(tensor.name, datatype, batch.into_iter().chain(dims.iter().copied()).collect::<Vec<i64>>()))
@@ -255,6 +310,9 @@ impl Reading {
             }
             if group.kind() == Kind::Model {
                 self.warn(format_args!("`instance_group[{at}].kind`: KIND_MODEL is served as KIND_CPU"));
+            }
+            if group.kind() == Kind::Auto && !group.gpus.is_empty() {
+                self.warn(format_args!("`instance_group[{at}].gpus`: KIND_AUTO is served as KIND_CPU; KIND_GPU asks for a GPU"));
             }
             let other_device = (group.kind() == Kind::Gpu) != (first.kind() == Kind::Gpu)
                 || group.gpus.iter().any(|gpu| Some(gpu) != first.gpus.first());
@@ -303,20 +361,25 @@ impl Reading {
         }
     }
 
-    fn take_warmup(&mut self, at: usize, warmup: &ModelWarmup) {
+    fn take_warmup(&mut self, at: usize, warmup: &ModelWarmup, files: &BTreeMap<String, Arc<[u8]>>) {
         let batched = self.settings.max_batch_size.is_some_and(|size| size > 0);
         let mut inputs = Vec::new();
         let mut named: Vec<_> = warmup.inputs.iter().collect();
         named.sort_by_key(|(name, _)| *name);
         for (name, input) in named {
             let path = format!("model_warmup[{at}].inputs[{name:?}]");
-            let fill = match &input.input_data_type {
-                Some(InputDataType::RandomData(true)) => Fill::Random,
-                Some(InputDataType::InputDataFile(_)) => {
-                    self.warn(format_args!("`{path}.input_data_file` is not honoured, so this warm-up does not run"));
-                    return;
-                }
-                _ => Fill::Zero,
+            let content = match &input.input_data_type {
+                Some(InputDataType::RandomData(true)) => WarmupContent::Random,
+                Some(InputDataType::InputDataFile(file)) => match files.get(&format!("warmup/{file}")) {
+                    Some(bytes) => WarmupContent::Raw(Arc::clone(bytes)),
+                    None => {
+                        self.warn(format_args!(
+                            "`{path}.input_data_file`: warmup/{file} can't be read or is too large, so this warm-up does not run"
+                        ));
+                        return;
+                    }
+                },
+                _ => WarmupContent::Zero,
             };
             let Some(datatype) = datatype(input.data_type()) else {
                 self.refuse(format_args!("`{path}.data_type`: is needed"));
@@ -324,8 +387,8 @@ impl Reading {
             };
             let batch = batched.then(|| i64::from(warmup.batch_size.max(1)));
             let shape: Vec<i64> = batch.into_iter().chain(input.dims.iter().copied()).collect();
-            match warmup::tensor(datatype, &shape, fill) {
-                Ok(tensor) => inputs.push(WarmupInput { name: name.clone(), tensor }),
+            match warmup::input(name, datatype, shape, content) {
+                Ok(input) => inputs.push(input),
                 Err(problem) => self.refuse(format_args!("`{path}.dims`: {problem}")),
             }
         }
@@ -340,6 +403,7 @@ struct Described<'a> {
     data_type: bascule_proto::inference::DataType,
     dims: &'a [i64],
     reshape: Option<&'a ModelTensorReshape>,
+    is_input: bool,
 }
 
 trait Describe {
@@ -349,14 +413,16 @@ trait Describe {
 impl Describe for ModelInput {
     fn described(&self, at: usize) -> Described<'_> {
         let path = format!("input[{at}]");
-        Described { path, name: &self.name, data_type: self.data_type(), dims: &self.dims, reshape: self.reshape.as_ref() }
+        let (dims, reshape) = (&self.dims, self.reshape.as_ref());
+        Described { path, name: &self.name, data_type: self.data_type(), dims, reshape, is_input: true }
     }
 }
 
 impl Describe for ModelOutput {
     fn described(&self, at: usize) -> Described<'_> {
         let path = format!("output[{at}]");
-        Described { path, name: &self.name, data_type: self.data_type(), dims: &self.dims, reshape: self.reshape.as_ref() }
+        let (dims, reshape) = (&self.dims, self.reshape.as_ref());
+        Described { path, name: &self.name, data_type: self.data_type(), dims, reshape, is_input: false }
     }
 }
 

@@ -93,11 +93,30 @@ impl Staged {
     pub(super) fn files(&self) -> &Path {
         &self.files
     }
+
+    /// Removes it at once.
+    fn discard(mut self) {
+        remove(&std::mem::take(&mut self.dir));
+    }
+
+    /// The same on a thread that may block.
+    pub(super) async fn discard_off_thread(self) {
+        // A runtime that ends meanwhile leaves it to the next start.
+        drop(tokio::task::spawn_blocking(|| self.discard()).await);
+    }
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        remove(&self.dir);
+        let dir = std::mem::take(&mut self.dir);
+        if dir.as_os_str().is_empty() {
+            return;
+        }
+        // A fetch that is cancelled is dropped by a thread that has requests to answer; what is there may be many files.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || remove(&dir))),
+            Err(_) => remove(&dir),
+        }
     }
 }
 
@@ -141,7 +160,17 @@ impl Trees {
     }
 
     /// Makes a staged tree durable and visible. What was there under the same digest goes.
-    pub(super) fn keep(&self, staged: Staged, generation: &Arc<Generation>, fetched: Fetched) -> Result<Lease, FetchError> {
+    pub(super) fn keep(&self, mut staged: Staged, generation: &Arc<Generation>, fetched: Fetched) -> Result<Lease, FetchError> {
+        let kept = self.take_in(&staged, generation, fetched);
+        match kept {
+            // It lies at its place now.
+            Ok(_) => staged.dir = PathBuf::new(),
+            Err(_) => staged.discard(),
+        }
+        kept
+    }
+
+    fn take_in(&self, staged: &Staged, generation: &Arc<Generation>, fetched: Fetched) -> Result<Lease, FetchError> {
         let digest = generation.digest;
         let record = Record { generation: Arc::clone(generation), files: fetched.files };
         check_sizes(&staged.files, &record.files).map_err(|error| FetchError::disk(&staged.files, error))?;

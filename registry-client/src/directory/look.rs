@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::plain::{self, PlainFiles, ScanError, Stamp};
+use super::settings::{Beside, SettingsLook};
 use crate::digest::{Digest, DigestBuilder};
 use crate::name::{ModelName, VersionKey, VersionNumber, parse_version, quoted};
-use crate::registry::versions::settings_problem;
+use crate::registry::contained::is_absent;
+use crate::registry::versions::SETTINGS_FILES;
 
+const VERSIONS: &str = "versions";
 const LEADS_OUT: &str = "a symbolic link that leads nowhere or out of the repository";
 
 /// What a look has found.
@@ -27,9 +29,11 @@ pub(super) struct ModelLook {
     pub(super) failed: Option<String>,
     /// For our layout: changes whenever a manifest, a tombstone or the journal may have changed.
     pub(super) ours: Option<Digest>,
+    /// For our layout: the change log names it. Set by whoever reads that.
+    pub(super) anew: bool,
     pub(super) numeric: BTreeSet<VersionNumber>,
     pub(super) plain: BTreeMap<VersionNumber, Result<PlainFiles, ScanError>>,
-    pub(super) settings: BTreeMap<String, Arc<[u8]>>,
+    pub(super) settings: SettingsLook,
     pub(super) problems: Vec<String>,
 }
 
@@ -39,9 +43,10 @@ impl ModelLook {
             name,
             failed: None,
             ours: None,
+            anew: false,
             numeric: BTreeSet::new(),
             plain: BTreeMap::new(),
-            settings: BTreeMap::new(),
+            settings: SettingsLook::default(),
             problems: Vec::new(),
         }
     }
@@ -67,10 +72,14 @@ pub(super) fn look(root: &Path) -> io::Result<Look> {
             Err(_) => continue,
         };
         match plain::resolve(&look.root, &entry) {
-            Ok(Some(dir)) if dir.is_dir() => {
-                look.models.extend(look_at_model(&look.root, &dir, model, &mut look.problems));
-            }
-            Ok(Some(_)) => {}
+            Ok(Some(dir)) => match std::fs::metadata(&dir) {
+                Ok(meta) if meta.is_dir() => {
+                    look.models.extend(look_at_model(&look.root, &dir, model, &mut look.problems));
+                }
+                Ok(_) => {}
+                Err(error) if is_absent(&error) => {}
+                Err(error) => look.models.push(ModelLook { failed: Some(error.to_string()), ..ModelLook::new(model) }),
+            },
             Ok(None) => look.problems.push(format!("`{model}` is ignored: it is {LEADS_OUT}")),
             Err(error) => look.models.push(ModelLook { failed: Some(error.to_string()), ..ModelLook::new(model) }),
         }
@@ -83,8 +92,12 @@ pub(super) fn look(root: &Path) -> io::Result<Look> {
 /// `None` for a directory that is no model.
 fn look_at_model(root: &Path, dir: &Path, name: ModelName, problems: &mut Vec<String>) -> Option<ModelLook> {
     let mut model = ModelLook::new(name);
+    let mut looks_like_one = false;
     match fill(root, dir, &mut model) {
-        Ok(()) => {}
+        Ok(beside) => {
+            let of_a_model = |file: &String| SETTINGS_FILES.contains(&file.as_str()) || file.ends_with(".onnx");
+            looks_like_one = beside.files.keys().any(of_a_model);
+        }
         // It went while it was looked at.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => model.failed = Some(error.to_string()),
@@ -92,36 +105,46 @@ fn look_at_model(root: &Path, dir: &Path, name: ModelName, problems: &mut Vec<St
     if model.failed.is_some() || model.ours.is_some() || !model.plain.is_empty() {
         return Some(model);
     }
-    let looks_like_one = |file: &String| matches!(file.as_str(), "model.toml" | "config.pbtxt") || file.ends_with(".onnx");
-    if model.settings.keys().any(looks_like_one) || !model.problems.is_empty() {
+    if looks_like_one || !model.problems.is_empty() {
         let name = &model.name;
         problems.push(format!("{name} is no model: it has neither `versions/` nor a numbered directory with files"));
     }
     None
 }
 
-fn fill(root: &Path, dir: &Path, model: &mut ModelLook) -> io::Result<()> {
+fn fill(root: &Path, dir: &Path, model: &mut ModelLook) -> io::Result<Beside> {
     let mut numbered = Vec::new();
+    let mut beside = Beside::default();
     for entry in dir.read_dir()? {
         let entry = entry?;
         let name = entry.file_name();
         let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
-        let Some(place) = plain::resolve(root, &entry)? else {
-            model.problems.push(format!("{} is ignored: it is {LEADS_OUT}", quoted(name)));
-            continue;
+        let (place, meta) = match place_of(root, &entry) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                model.problems.push(format!("{} is ignored: it is {LEADS_OUT}", quoted(name)));
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // What a model is made of has to be readable; nothing else can take it out.
+            Err(error) if is_part(name) => return Err(error),
+            Err(error) => {
+                model.problems.push(format!("{} can't be read: {error}", quoted(name)));
+                continue;
+            }
         };
-        let Some(meta) = absent_is_none(std::fs::metadata(&place))? else { continue };
         if meta.is_file() {
-            read_settings(name, &place, &meta, model)?;
+            beside.files.insert(name.to_owned(), place);
         } else if meta.is_dir() {
             match parse_version(name) {
                 Ok(version) => numbered.push((version, place)),
-                Err(_) if name == "versions" => model.ours = Some(fingerprint(dir)?),
+                Err(_) if name == VERSIONS => model.ours = Some(fingerprint(dir)?),
                 Err(error) if name.bytes().all(|byte| byte.is_ascii_digit()) => model.problems.push(error.to_string()),
-                Err(_) => {}
+                Err(_) => drop(beside.folders.insert(name.to_owned(), place)),
             }
         }
     }
+    model.settings = SettingsLook::read(root, &beside, &mut model.problems)?;
     model.numeric = numbered.iter().map(|(version, _)| *version).collect();
     if model.ours.is_none() {
         for (version, place) in numbered {
@@ -135,24 +158,24 @@ fn fill(root: &Path, dir: &Path, model: &mut ModelLook) -> io::Result<()> {
         }
     }
     model.problems.sort_unstable();
-    Ok(())
+    Ok(beside)
 }
 
-fn read_settings(name: &str, place: &Path, meta: &std::fs::Metadata, model: &mut ModelLook) -> io::Result<()> {
-    if let Some(problem) = settings_problem(name, meta.len(), model.settings.len()) {
-        model.problems.push(problem);
-        return Ok(());
-    }
-    if let Some(content) = absent_is_none(std::fs::read(place))? {
-        model.settings.insert(name.to_owned(), content.into());
-    }
-    Ok(())
+/// Where an entry really lies and what it is; `None` for a link that leads nowhere or out.
+fn place_of(root: &Path, entry: &std::fs::DirEntry) -> io::Result<Option<(PathBuf, std::fs::Metadata)>> {
+    let Some(place) = plain::resolve(root, entry)? else { return Ok(None) };
+    let meta = std::fs::metadata(&place)?;
+    Ok(Some((place, meta)))
+}
+
+fn is_part(name: &str) -> bool {
+    name == VERSIONS || SETTINGS_FILES.contains(&name) || parse_version(name).is_ok()
 }
 
 /// Sizes and times of what can change in our layout. Journal entries never change, so their directory's time is enough.
 fn fingerprint(dir: &Path) -> io::Result<Digest> {
     let mut numbers = Vec::new();
-    for entry in dir.join("versions").read_dir()? {
+    for entry in dir.join(VERSIONS).read_dir()? {
         numbers.push(entry?.file_name());
     }
     numbers.sort_unstable();
@@ -160,7 +183,7 @@ fn fingerprint(dir: &Path) -> io::Result<Digest> {
     for number in numbers {
         digest.field(number.as_encoded_bytes());
         for file in ["manifest.json", "tombstone.json"] {
-            stamp_to(&mut digest, &dir.join("versions").join(&number).join(file))?;
+            stamp_to(&mut digest, &dir.join(VERSIONS).join(&number).join(file))?;
         }
     }
     stamp_to(&mut digest, &dir.join("rollout"))?;
@@ -174,12 +197,4 @@ fn stamp_to(digest: &mut DigestBuilder, path: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     Ok(())
-}
-
-fn absent_is_none<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
-    match outcome {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }

@@ -11,9 +11,9 @@ use chrono::{DateTime, Utc};
 
 use crate::digest::{Digest, DigestBuilder};
 use crate::listing::{Generation, Layout};
-use crate::manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestFile};
+use crate::manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestFile, format_of};
 use crate::name::{VersionKey, check_file_path, quoted};
-use crate::registry::contained::leads_out;
+use crate::registry::contained::{is_absent, leads_out};
 
 /// Directories below a version's; more is most likely a loop of symbolic links.
 const MAX_DEPTH: usize = 8;
@@ -48,6 +48,11 @@ pub(super) struct Stamp {
 impl Stamp {
     pub(super) fn of(meta: &Metadata) -> Self {
         Self { bytes: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()), changed: (meta.ctime(), meta.ctime_nsec()) }
+    }
+
+    /// When it was last written to or renamed, in seconds since the epoch. No tool can set it.
+    pub(super) fn changed_second(&self) -> i64 {
+        self.changed.0
     }
 
     pub(super) fn describe_to(&self, digest: &mut DigestBuilder) {
@@ -138,8 +143,9 @@ pub(super) fn resolve(root: &Path, entry: &std::fs::DirEntry) -> io::Result<Opti
     match path.canonicalize() {
         Ok(real) if !leads_out(root, &real).map_err(io::Error::other)? => Ok(Some(real)),
         Ok(_) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
-        Err(_) => Ok(None),
+        Err(error) if is_absent(&error) => Ok(None),
+        // A disk or a server that fails says nothing about where a link leads.
+        Err(error) => Err(error),
     }
 }
 
@@ -176,16 +182,12 @@ pub(super) fn generation(key: &VersionKey, plain: &PlainFiles) -> Generation {
 fn guess(files: &[PlainFile]) -> (&'static str, &str) {
     const USUAL: [(&str, &str); 4] =
         [("model.onnx", "onnx"), ("model.onnx/model.onnx", "onnx"), ("model.pt", "torchscript"), ("model.fake.json", "fake")];
-    const ENDINGS: [(&str, &str); 3] = [(".onnx", "onnx"), (".pt", "torchscript"), (".fake.json", "fake")];
     for (path, format) in USUAL {
         if let Some(file) = files.iter().find(|file| file.path == path) {
             return (format, &file.path);
         }
     }
-    let known = files.iter().filter_map(|file| {
-        let (_, format) = ENDINGS.iter().find(|(ending, _)| file.path.ends_with(ending))?;
-        Some((*format, file.path.as_str()))
-    });
+    let known = files.iter().filter_map(|file| Some((format_of(&file.path)?, file.path.as_str())));
     let known: Vec<_> = known.collect();
     match known[..] {
         [only] => only,

@@ -1,27 +1,24 @@
-//! When a plain version counts: its files are the same at two looks, a settle interval apart.
+//! When files count: they are the same at two looks, a settle interval apart.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::plain::{self, PlainFiles};
 use crate::digest::Digest;
-use crate::listing::Generation;
-use crate::name::VersionKey;
 
-/// Remembers what the looks have seen. Time is an argument.
-pub(super) struct Settler {
+/// Remembers what the looks have seen at each place `K`, and what `V` came of it once it had settled. Time is an argument.
+pub(super) struct Settler<K, V> {
     interval: Duration,
-    watched: BTreeMap<VersionKey, Watched>,
+    watched: BTreeMap<K, Watched<V>>,
 }
 
-struct Watched {
+struct Watched<V> {
     /// What the last look saw, and since when it has been so.
     digest: Digest,
     since: Duration,
-    /// The last content that counted.
-    settled: Option<Arc<Generation>>,
+    /// The last content that counted, and its digest.
+    settled: Option<(Digest, Arc<V>)>,
 }
 
 /// When a look was taken: the files were seen some time between.
@@ -33,21 +30,28 @@ pub(super) struct LookTime {
 
 /// What counts now.
 #[derive(Debug, PartialEq)]
-pub(super) enum Settled {
+pub(super) enum Settled<V> {
     /// What lies there.
-    Now(Arc<Generation>),
+    Now(Arc<V>),
     /// Not what lies there; maybe what lay there before. Worth another look after this time.
-    Not { before: Option<Arc<Generation>>, again_after: Duration },
+    Not { before: Option<Arc<V>>, again_after: Duration },
 }
 
-impl Settler {
+impl<K: Ord + Clone, V> Settler<K, V> {
     pub(super) fn new(interval: Duration) -> Self {
         Self { interval, watched: BTreeMap::new() }
     }
 
-    /// Takes note of what a look has seen.
-    pub(super) fn observe(&mut self, key: &VersionKey, files: &PlainFiles, look: &LookTime) -> Settled {
-        let first = || Watched { digest: files.digest, since: look.ended, settled: None };
+    /// Lets what a look has seen count at once, where nothing was seen there before.
+    pub(super) fn trust(&mut self, key: &K, digest: Digest, look: &LookTime, make: impl FnOnce() -> V) {
+        if let Entry::Vacant(vacant) = self.watched.entry(key.clone()) {
+            vacant.insert(Watched { digest, since: look.ended, settled: Some((digest, Arc::new(make()))) });
+        }
+    }
+
+    /// Takes note of what a look has seen. `make` says what it is, once it counts.
+    pub(super) fn observe(&mut self, key: &K, digest: Digest, look: &LookTime, make: impl FnOnce() -> V) -> Settled<V> {
+        let first = || Watched { digest, since: look.ended, settled: None };
         let watched = match self.watched.entry(key.clone()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(first());
@@ -55,32 +59,33 @@ impl Settler {
             }
             Entry::Occupied(occupied) => occupied.into_mut(),
         };
-        let same = watched.digest == files.digest;
+        let same = watched.digest == digest;
         if !same {
-            (watched.digest, watched.since) = (files.digest, look.ended);
+            (watched.digest, watched.since) = (digest, look.ended);
         }
-        if let Some(settled) = watched.settled.as_ref().filter(|settled| settled.digest == files.digest) {
+        if let Some((_, settled)) = watched.settled.as_ref().filter(|(settled, _)| *settled == digest) {
             return Settled::Now(Arc::clone(settled));
         }
+        let before = watched.settled.as_ref().map(|(_, before)| Arc::clone(before));
         if !same {
-            return Settled::Not { before: watched.settled.clone(), again_after: self.interval };
+            return Settled::Not { before, again_after: self.interval };
         }
         let kept = look.began.saturating_sub(watched.since);
         if kept < self.interval {
-            return Settled::Not { before: watched.settled.clone(), again_after: self.interval - kept };
+            return Settled::Not { before, again_after: self.interval - kept };
         }
-        let generation = Arc::new(plain::generation(key, files));
-        watched.settled = Some(Arc::clone(&generation));
-        Settled::Now(generation)
+        let made = Arc::new(make());
+        watched.settled = Some((digest, Arc::clone(&made)));
+        Settled::Now(made)
     }
 
-    /// What last counted, for a version that can't be read now.
-    pub(super) fn last(&self, key: &VersionKey) -> Option<Arc<Generation>> {
-        self.watched.get(key)?.settled.clone()
+    /// What last counted, where it can't be read now.
+    pub(super) fn last(&self, key: &K) -> Option<Arc<V>> {
+        self.watched.get(key)?.settled.as_ref().map(|(_, last)| Arc::clone(last))
     }
 
-    /// Forgets versions that are not there any more.
-    pub(super) fn keep_only(&mut self, there: &BTreeSet<VersionKey>) {
+    /// Forgets places that are not there any more.
+    pub(super) fn keep_only(&mut self, there: &BTreeSet<K>) {
         self.watched.retain(|key, _| there.contains(key));
     }
 }

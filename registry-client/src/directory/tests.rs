@@ -2,6 +2,7 @@
 
 mod layouts;
 mod links;
+mod settings;
 mod settling;
 
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use notify::event::{AccessKind, AccessMode};
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use notify::{Config, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
 /// Hints that a directory has changed. Any number of changes make one hint until it is taken.
@@ -13,15 +13,19 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Walks the whole directory, so it blocks. Links are not followed: one that leads out of the directory could lead to all of a disk,
+    /// and what changes behind one that stays inside is watched where it lies.
     pub(super) fn start(root: &Path) -> notify::Result<Self> {
         let (sender, hints) = mpsc::channel(1);
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let on_event = move |event: notify::Result<notify::Event>| {
             if is_change(&event) {
                 // Where one hint waits already, this one says the same.
                 let _ = sender.try_send(());
             }
-        })?;
-        watcher.watch(root, RecursiveMode::Recursive)?;
+        };
+        let mut watcher = RecommendedWatcher::new(on_event, Config::default().with_follow_symlinks(false))?;
+        // The directory itself may be a link.
+        watcher.watch(&root.canonicalize()?, RecursiveMode::Recursive)?;
         Ok(Self { hints, _watcher: watcher })
     }
 
@@ -69,6 +73,23 @@ mod tests {
         assert_eq!(watch.changed().await, Some(()));
         std::fs::create_dir(dir.path().join("below")).unwrap();
         assert_eq!(watch.changed().await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn what_lies_behind_a_link_out_is_not_watched() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("out")).unwrap();
+        let mut watch = Watch::start(dir.path()).unwrap();
+        std::fs::write(outside.path().join("file"), b"x").unwrap();
+        // A watch is told of changes in their order: had it seen the first, it would tell of it before the second.
+        std::fs::write(dir.path().join("inside"), b"x").unwrap();
+        assert_eq!(watch.changed().await, Some(()));
+        let place = dir.path().with_extension("link");
+        std::os::unix::fs::symlink(dir.path(), &place).unwrap();
+        let mut through = Watch::start(&place).unwrap();
+        std::fs::write(dir.path().join("more"), b"x").unwrap();
+        assert_eq!(through.changed().await, Some(()), "a root that is a link is watched");
+        std::fs::remove_file(&place).unwrap();
     }
 
     #[test]

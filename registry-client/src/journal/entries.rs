@@ -20,7 +20,7 @@ pub(super) const CHECKPOINT_EVERY: u64 = 100;
 /// A checkpoint remembers this many ids, so that a late retry is still known.
 const REMEMBERED_IDS: usize = 1_000;
 /// Raised whenever [`Rollout::apply`] comes to another result for the same entries.
-const FOLD_VERSION: u32 = 1;
+const FOLD_VERSION: u32 = 2;
 /// How often an append that loses its number tries the next.
 const APPEND_TRIES: u32 = 64;
 const MAX_CHECKPOINT_BYTES: u64 = 8 << 20;
@@ -187,9 +187,9 @@ impl JournalEntries {
 }
 
 fn entry_after(rollout: &Rollout, proposal: &Proposal, at: DateTime<Utc>) -> Entry {
-    let Proposal { op, by, reason, id, evidence } = proposal.clone();
+    let Proposal { op, by, reason, id, evidence, highest } = proposal.clone();
     let name = if rollout.begins(&op) { id.to_string() } else { rollout.id.clone() };
-    Entry { schema: ENTRY_SCHEMA, seq: rollout.seq + 1, id, at, by, reason, rollout: name, op, evidence }
+    Entry { schema: ENTRY_SCHEMA, seq: rollout.seq + 1, id, at, by, reason, rollout: name, op, evidence, highest }
 }
 
 /// What can't be read freezes the journal, as what is not known does: nobody guesses what was decided.
@@ -204,6 +204,7 @@ fn read_entry(seq: u64, content: Option<&Read>) -> Entry {
         rollout: String::new(),
         op: Op::Unknown { op: why },
         evidence: None,
+        highest: None,
     };
     match content {
         Some(Read::Whole(content)) => match serde_json::from_slice::<Entry>(content) {

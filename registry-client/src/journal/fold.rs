@@ -22,8 +22,11 @@ pub struct Rollout {
     pub id: String,
     /// The version that was made stable by promote, rollback or a weight of 100%.
     pub stable: Option<VersionNumber>,
-    /// When that was decided, also where it was stable already: versions published later may follow it.
+    /// When that was decided, also where it was stable already.
     pub stable_since: Option<DateTime<Utc>>,
+    /// The highest version that existed then: higher ones may follow it. Where the entry does not say, those that were made after
+    /// `stable_since` may.
+    pub stable_highest: Option<VersionNumber>,
     /// The version that has all unversioned traffic, whatever else is said here.
     pub pinned: Option<VersionNumber>,
     /// The version under test, and its share of the traffic in basis points (0 to 9 999).
@@ -34,6 +37,8 @@ pub struct Rollout {
     pub held: BTreeSet<VersionNumber>,
     /// Versions that an entry has given traffic to or cleared: a hold in their manifest no longer counts.
     pub released: BTreeSet<VersionNumber>,
+    /// The same for every version up to this one, which was the highest when all were cleared.
+    pub released_through: VersionNumber,
     /// New versions do not become stable by themselves and no rollout starts.
     pub disabled: bool,
     /// The candidate keeps its share and is not judged.
@@ -98,6 +103,7 @@ impl Rollout {
             Op::Clear { version: None } => {
                 self.released.append(&mut self.held);
                 self.released.append(&mut self.rejected);
+                self.released_through = self.released_through.max(entry.highest.unwrap_or(0));
             }
             Op::Hold { version } => {
                 self.released.remove(version);
@@ -112,6 +118,7 @@ impl Rollout {
         }
         if self.stable.is_some() && entry.op.decides_stable() {
             self.stable_since = Some(entry.at);
+            self.stable_highest = entry.highest;
         }
     }
 
@@ -139,7 +146,18 @@ impl Rollout {
 
     /// True where this version is to take no unversioned traffic, `held_by_manifest` being what its publisher said.
     pub fn holds(&self, version: VersionNumber, held_by_manifest: bool) -> bool {
-        self.held.contains(&version) || (held_by_manifest && !self.released.contains(&version))
+        let released = version <= self.released_through || self.released.contains(&version);
+        self.held.contains(&version) || (held_by_manifest && !released)
+    }
+
+    /// True where this version came after what was decided on: it is higher than every version that existed then. `created` is its
+    /// publisher's word, which counts for decisions of older builds only.
+    pub fn came_after(&self, version: VersionNumber, created: DateTime<Utc>) -> bool {
+        match (self.stable, self.stable_highest) {
+            (None, _) => true,
+            (Some(stable), Some(highest)) => version > stable.max(highest),
+            (Some(stable), None) => version > stable && self.stable_since.is_none_or(|since| created > since),
+        }
     }
 
     pub(crate) fn describe_to(&self, state: &mut DigestBuilder) {

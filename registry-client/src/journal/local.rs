@@ -44,7 +44,7 @@ impl LocalJournal {
     /// # Errors
     /// [`JournalError::Refused`] and [`JournalError::Frozen`] as things stand; others where the disk fails.
     pub async fn append(&self, model: &ModelName, op: Op, by: &str, reason: &str, id: Uuid) -> Result<u64, JournalError> {
-        let proposal = Proposal { op, by: by.into(), reason: reason.into(), id, evidence: None };
+        let proposal = Proposal { op, by: by.into(), reason: reason.into(), id, evidence: None, highest: None };
         self.propose(model, &proposal).await
     }
 

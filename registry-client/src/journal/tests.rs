@@ -10,7 +10,7 @@ fn entry(seq: u64, op: Op) -> Entry {
     let at = DateTime::from_timestamp(1_000 + i64::try_from(seq).unwrap(), 0).unwrap();
     let id = Uuid::from_u128(u128::from(seq));
     let (by, reason, rollout) = ("me".into(), "because".into(), String::new());
-    Entry { schema: ENTRY_SCHEMA, seq, id, at, by, reason, rollout, op, evidence: None }
+    Entry { schema: ENTRY_SCHEMA, seq, id, at, by, reason, rollout, op, evidence: None, highest: None }
 }
 
 /// One op of each kind, as it is written and as it is stored.
@@ -48,6 +48,10 @@ fn entries_are_stored_as_the_format_says() {
         assert_eq!(written, expected);
         assert_eq!(serde_json::from_value::<Entry>(written).unwrap(), entry(7, op));
     }
+    let knowing = Entry { highest: Some(9), ..entry(7, Op::Unpin) };
+    let written = serde_json::to_value(knowing.clone()).unwrap();
+    assert_eq!(written["highest"], 9);
+    assert_eq!(serde_json::from_value::<Entry>(written).unwrap(), knowing);
 }
 
 #[test]

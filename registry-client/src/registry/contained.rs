@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -19,6 +20,10 @@ use object_store::{
 };
 
 const STORE: &str = "directory";
+/// An upload that has not moved for so long will not end.
+const ABANDONED: Duration = Duration::from_secs(24 * 3_600);
+/// Staged uploads to one place that are looked at.
+const MAX_STAGED: u32 = 64;
 
 /// The store.
 #[derive(Debug, Clone)]
@@ -39,6 +44,17 @@ impl ContainedDirectory {
         Ok(Self { inner: Arc::new(inner), root: Arc::new(root) })
     }
 
+    /// Checks where something is to be put, and removes what uploads to the same place have left there that were killed.
+    async fn check_target(&self, location: &Path) -> Result<()> {
+        self.check(location).await?;
+        let path = self.inner.path_to_filesystem(location)?;
+        off_thread(move || {
+            sweep(&path);
+            Ok(())
+        })
+        .await
+    }
+
     async fn check(&self, location: &Path) -> Result<()> {
         let (this, path) = (self.clone(), self.inner.path_to_filesystem(location)?);
         off_thread(move || if leads_out(&this.root, &path)? { Err(leads_out_error(&path)) } else { Ok(()) }).await
@@ -48,6 +64,12 @@ impl ContainedDirectory {
 /// Runs what blocks.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await?
+}
+
+/// Whether an error says that nothing is there, or a link that leads nowhere. Every other error leaves that open: a disk that fails or
+/// a server that does not answer must never look like something that was removed.
+pub(crate) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG))
 }
 
 /// Whether the path, or as much of it as exists, lies outside of `root` once its symbolic links are followed. Blocks.
@@ -63,6 +85,22 @@ pub(crate) fn leads_out(root: &FsPath, path: &FsPath) -> Result<bool> {
             // A file where a directory should be: nothing lies below it.
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(not_found(path, error)),
             Err(error) => return Err(generic(error)),
+        }
+    }
+}
+
+/// Removes staged uploads to this path that nobody has written to for long: their publisher was killed. Blocks.
+fn sweep(path: &FsPath) {
+    // `LocalFileSystem` counts them from 1 and takes the first number that is free.
+    for number in 1..=MAX_STAGED {
+        let mut staged = path.as_os_str().to_owned();
+        staged.push(format!("#{number}"));
+        let staged = PathBuf::from(staged);
+        let Ok(written) = std::fs::metadata(&staged).and_then(|meta| meta.modified()) else { break };
+        if written.elapsed().is_ok_and(|age| age > ABANDONED)
+            && let Err(error) = std::fs::remove_file(&staged)
+        {
+            tracing::debug!(staged = %staged.display(), %error, "can't remove what a killed upload has left");
         }
     }
 }
@@ -95,7 +133,11 @@ fn list_level(root: &FsPath, dir: &FsPath, prefix: &Path) -> Result<ListResult> 
         };
         // Uploads that are under way, as `LocalFileSystem` names them.
         let staged = part.rsplit_once('#').is_some_and(|(_, number)| number.bytes().all(|byte| byte.is_ascii_digit()));
-        let Ok(meta) = std::fs::metadata(entry.path()) else { continue };
+        let meta = match std::fs::metadata(entry.path()) {
+            Ok(meta) => meta,
+            Err(error) if is_absent(&error) => continue,
+            Err(error) => return Err(generic(error)),
+        };
         let is_link = entry.file_type().map_err(generic)?.is_symlink();
         if staged || (is_link && leads_out(root, &entry.path())?) {
             continue;
@@ -122,12 +164,12 @@ impl fmt::Display for ContainedDirectory {
 #[async_trait]
 impl ObjectStore for ContainedDirectory {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.check(location).await?;
+        self.check_target(location).await?;
         self.inner.put_opts(location, payload, options).await
     }
 
     async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.check(location).await?;
+        self.check_target(location).await?;
         self.inner.put_multipart_opts(location, options).await
     }
 
@@ -204,6 +246,17 @@ mod tests {
         assert_eq!(real.objects.iter().map(|object| object.location.as_ref()).collect::<Vec<_>>(), ["real/file"]);
         assert!(store.list_with_delimiter(Some(&Path::from("escape"))).await.is_err());
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1, "nothing was written outside");
+    }
+
+    #[test]
+    fn only_what_says_so_is_absent() {
+        for absent in [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG] {
+            assert!(is_absent(&io::Error::from_raw_os_error(absent)), "{absent}");
+        }
+        for open in [libc::EIO, libc::ESTALE, libc::EACCES, libc::ETIMEDOUT, libc::ENODEV, libc::EMFILE, libc::ENOTCONN] {
+            assert!(!is_absent(&io::Error::from_raw_os_error(open)), "{open}");
+        }
+        assert!(!is_absent(&io::Error::other("unknown")));
     }
 
     #[tokio::test]

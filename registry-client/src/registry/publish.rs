@@ -212,7 +212,7 @@ impl Registry {
             let key = manifest.key();
             return digest.map(|digest| (key.clone(), digest)).ok_or(PublishError::AlreadyExists { key });
         }
-        manifest.version = self.highest(&manifest.model).await?.saturating_add(1);
+        manifest.version = self.highest(&manifest.model).await?.unwrap_or(0).saturating_add(1);
         for _ in 0..NUMBER_TRIES {
             if manifest.version > MAX_VERSION {
                 break;
@@ -246,22 +246,6 @@ impl Registry {
                 }
             }
         }
-    }
-
-    /// The highest number that has a manifest, readable or not.
-    async fn highest(&self, model: &ModelName) -> Result<VersionNumber, PublishError> {
-        let path = self.model_path(model).join("versions");
-        let level = self.store.list_with_delimiter(Some(&path)).await;
-        let level = level.map_err(|error| PublishError::unavailable(path.to_string(), error))?;
-        let names = level.common_prefixes.iter().filter_map(|dir| dir.filename());
-        let mut numbers: Vec<_> = names.filter_map(|name| crate::name::parse_version(name).ok()).collect();
-        numbers.sort_unstable();
-        while let Some(number) = numbers.pop() {
-            if self.manifest_bytes(&VersionKey::new(model.clone(), number)).await?.is_some() {
-                return Ok(number);
-            }
-        }
-        Ok(0)
     }
 }
 

@@ -20,6 +20,11 @@ pub(crate) const MAX_SETTINGS_BYTES: u64 = 1 << 20;
 /// The most settings files of one model.
 pub(crate) const MAX_SETTINGS_FILES: usize = 64;
 
+/// The files that hold settings.
+pub(crate) const SETTINGS_FILES: [&str; 2] = ["config.pbtxt", "model.toml"];
+/// The folder whose files `config.pbtxt` names without it: Triton's place for warm-up data.
+pub(crate) const WARMUP_FOLDER: &str = "warmup";
+
 /// How a model's directory looks from outside.
 pub(crate) struct Shape {
     /// It has `versions/`.
@@ -77,19 +82,38 @@ impl Registry {
 
     async fn read_settings(&self, shape: &Shape, problems: &mut Vec<String>) -> Result<BTreeMap<String, Arc<[u8]>>, RegistryError> {
         let mut settings = BTreeMap::new();
-        for (name, path, size) in &shape.settings {
-            if let Some(problem) = settings_problem(name, *size, settings.len()) {
-                problems.push(problem);
-                continue;
-            }
-            let content = read_small(self.store.as_ref(), path, MAX_SETTINGS_BYTES).await;
-            match content.map_err(|error| RegistryError::unavailable(path.to_string(), error))? {
-                Some(Read::Whole(content)) => drop(settings.insert(name.clone(), Arc::from(&content[..]))),
-                Some(Read::TooLarge(bytes)) => problems.extend(settings_problem(name, bytes, 0)),
-                None => {}
+        // Settings first: they name the others.
+        let (first, others): (Vec<_>, Vec<_>) =
+            shape.settings.iter().partition(|(name, _, _)| SETTINGS_FILES.contains(&name.as_str()));
+        for file in first {
+            self.read_beside(file, &mut settings, problems).await?;
+        }
+        let named = named_in(settings.values().map(|content: &Arc<[u8]>| &content[..]));
+        for file in others {
+            if named.contains(&file.0) {
+                self.read_beside(file, &mut settings, problems).await?;
             }
         }
         Ok(settings)
+    }
+
+    async fn read_beside(
+        &self,
+        (name, path, size): &(String, Path, u64),
+        settings: &mut BTreeMap<String, Arc<[u8]>>,
+        problems: &mut Vec<String>,
+    ) -> Result<(), RegistryError> {
+        if let Some(problem) = settings_problem(name, *size, settings.len()) {
+            problems.push(problem);
+            return Ok(());
+        }
+        let content = read_small(self.store.as_ref(), path, MAX_SETTINGS_BYTES).await;
+        match content.map_err(|error| RegistryError::unavailable(path.to_string(), error))? {
+            Some(Read::Whole(content)) => drop(settings.insert(name.clone(), Arc::from(&content[..]))),
+            Some(Read::TooLarge(bytes)) => problems.extend(settings_problem(name, bytes, 0)),
+            None => {}
+        }
+        Ok(())
     }
 
     /// The committed versions and the rollout of a model.
@@ -124,6 +148,22 @@ impl Registry {
         }));
         committed.rollout = rollout;
         Ok(committed)
+    }
+
+    /// The highest number that has a manifest, readable or not.
+    pub(super) async fn highest(&self, model: &ModelName) -> Result<Option<VersionNumber>, RegistryError> {
+        let path = self.model_path(model).join("versions");
+        let level = self.store.list_with_delimiter(Some(&path)).await;
+        let level = level.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
+        let names = level.common_prefixes.iter().filter_map(|dir| dir.filename());
+        let mut numbers: Vec<_> = names.filter_map(|name| parse_version(name).ok()).collect();
+        numbers.sort_unstable();
+        while let Some(number) = numbers.pop() {
+            if self.manifest_bytes(&VersionKey::new(model.clone(), number)).await?.is_some() {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     async fn read_version_of(
@@ -211,6 +251,13 @@ pub(crate) fn shadowed(numeric: &BTreeSet<VersionNumber>) -> Vec<String> {
         more => format!(" and {} more", more - 1),
     };
     vec![format!("directory `{first}`{rest} is ignored: a model with `versions/` has its versions there")]
+}
+
+/// What stands in quotes in these texts, of either kind. Whether a quote opens or closes does not matter: what is quoted lies between
+/// two of them in any case.
+pub(crate) fn named_in<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> BTreeSet<String> {
+    let pieces = texts.into_iter().flat_map(|text| text.split(|byte| matches!(byte, b'"' | b'\'')));
+    pieces.filter_map(|piece| std::str::from_utf8(piece).ok().map(str::to_owned)).collect()
 }
 
 /// Why a settings file is left out, if it is.

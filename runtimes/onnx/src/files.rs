@@ -23,18 +23,26 @@ const MAX_PATH_BYTES: u64 = 4096;
 /// # Errors
 /// [`LoadError::Io`] where one of the files can't be read, [`LoadError::InvalidModel`] where the model names one outside the folder.
 pub(crate) fn total_bytes(dir: &Path, entrypoint: &Path) -> Result<u64, LoadError> {
+    if !lies_below(entrypoint) {
+        let message = "expected a file below the version's folder".to_owned();
+        return Err(LoadError::InvalidModel { entrypoint: entrypoint.to_owned(), message });
+    }
     let own = size_of(dir, entrypoint)?;
     let beside = entrypoint.parent().unwrap_or(Path::new(""));
     let mut total = own;
     for location in weight_files(&dir.join(entrypoint)) {
         let path = Path::new(&location);
-        if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+        if !lies_below(path) {
             let message = format!("its weights lie at '{location}', expected a file below the model's folder");
             return Err(LoadError::InvalidModel { entrypoint: entrypoint.to_owned(), message });
         }
         total = total.saturating_add(size_of(dir, &beside.join(path))?);
     }
     Ok(total)
+}
+
+fn lies_below(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
 fn size_of(dir: &Path, file: &Path) -> Result<u64, LoadError> {

@@ -141,7 +141,7 @@ async fn a_wait_ends_with_what_became_of_the_version() {
     let settings = ModelSettings { version_policy: VersionPolicy::All, ..ModelSettings::default() };
     let bench = Bench::new([Stocked("mlp", 1, constant(7.0), settings)]).await;
     let (_, told) = bench.get("/admin/v1/models/mlp/versions/1/wait").await;
-    assert_eq!(told, json!({ "model": "mlp", "version": 1, "outcome": "ready" }));
+    assert_eq!(told, json!({ "model": "mlp", "version": 1, "outcome": "ready", "traffic_bp": 10_000, "no_traffic": null }));
     // The wait itself looks at the registry.
     bench.sandbox.shelf.put("mlp", 2, &constant(8.0));
     assert_eq!(bench.get("/admin/v1/models/mlp/versions/2/wait").await.1["outcome"], "ready");
@@ -156,6 +156,49 @@ async fn a_wait_ends_with_what_became_of_the_version() {
     assert_eq!(told["outcome"], "pending");
     bench.post("/admin/v1/models/mlp/unload?wait=true", "").await;
     assert_eq!(bench.get("/admin/v1/models/mlp/versions/4/wait").await.1["outcome"], "held");
+    bench.stopped().await;
+}
+
+/// What waiting for a version says: its outcome, and why.
+async fn waited(bench: &Bench, version: u64) -> (String, String) {
+    let (_, told) = bench.get(&format!("/admin/v1/models/mlp/versions/{version}/wait")).await;
+    let text = |name: &str| told[name].as_str().unwrap_or_default().to_owned();
+    (text("outcome"), text("reason") + &text("no_traffic"))
+}
+
+#[tokio::test]
+async fn a_wait_for_what_will_not_be_loaded_ends_with_the_reason() {
+    let bench = Bench::new([mlp()]).await;
+    bench.sandbox.shelf.put("mlp", 2, &constant(8.0));
+    assert_eq!(waited(&bench, 2).await, ("ready".to_owned(), String::new()));
+    // Only the highest is loaded.
+    let (outcome, reason) = waited(&bench, 1).await;
+    assert!(outcome == "held" && reason.contains("latest 1"), "{outcome}: {reason}");
+    assert_eq!(bench.post("/admin/v1/models/mlp/rollout", r#"{"op":"pin","version":2}"#).await.0, 200);
+    bench.sandbox.shelf.put("mlp", 3, &constant(9.0));
+    assert_eq!(waited(&bench, 3).await, ("ready".to_owned(), "version 2 is pinned".to_owned()));
+    assert_eq!(bench.post("/admin/v1/models/mlp/rollout", r#"{"op":"unpin"}"#).await.0, 200);
+    assert_eq!(bench.post("/admin/v1/models/mlp/rollout", r#"{"op":"weight","version":4,"weight_bp":0}"#).await.0, 200);
+    bench.sandbox.shelf.put("mlp", 4, &constant(10.0));
+    assert_eq!(waited(&bench, 4).await, ("held".to_owned(), "the version was rejected".to_owned()));
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn a_wait_on_demand_and_in_explicit_mode_says_what_is_true() {
+    let sandbox = Sandbox::with_mode([mlp()], LoadMode::OnDemand).await;
+    let bench = Bench::over(sandbox, AdminSettings::default()).await;
+    bench.sandbox.shelf.put("mlp", 2, &constant(8.0));
+    assert_eq!(waited(&bench, 2).await.0, "on_demand");
+    bench.stopped().await;
+    let sandbox = Sandbox::with_mode([mlp()], LoadMode::Explicit).await;
+    let bench = Bench::over(sandbox, AdminSettings::default()).await;
+    assert_eq!(bench.post("/admin/v1/models/mlp/load", "").await.0, 200);
+    bench.sandbox.shelf.put("mlp", 2, &constant(8.0));
+    let (outcome, reason) = waited(&bench, 2).await;
+    assert!(outcome == "held" && reason.contains("explicit"), "{outcome}: {reason}");
+    assert_eq!(bench.post("/admin/v1/models/mlp/load", "").await.0, 200);
+    assert_eq!(waited(&bench, 2).await.0, "ready");
     bench.stopped().await;
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bascule_registry::ListedModel;
 use bascule_serving::{ModelStatus, Serving, VersionStatus};
 use futures::FutureExt as _;
 use serde::Serialize;
@@ -13,7 +14,14 @@ use super::refusal::Refusal;
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub(crate) enum Outcome {
     /// It answers.
-    Ready,
+    Ready {
+        /// Its share of the traffic that names no version, in basis points.
+        traffic_bp: u32,
+        /// Why it has none, where it has none.
+        no_traffic: Option<String>,
+    },
+    /// It is there and loads with the first request for its model.
+    OnDemand,
     /// It can't be loaded. It is tried again, but nobody should wait for that.
     Failed {
         /// The step that failed.
@@ -25,6 +33,8 @@ pub(crate) enum Outcome {
     Held {
         /// Why.
         reason: String,
+        /// What to do about it.
+        hint: Option<String>,
     },
     /// Neither, when time was up.
     Pending {
@@ -58,13 +68,62 @@ pub(crate) async fn outcome(serving: &Serving, model: &str, version: u64, digest
 }
 
 fn decision(serving: &Serving, model: &str, version: u64, digest: Option<&str>) -> Option<Outcome> {
+    // Read before the status: what is listed is then accounted for in it.
+    let listed = serving.listed(model);
     let status = serving.status();
     let model = status.model(model)?;
     match of(model, version, digest).map(|version| (version.stage.as_str(), version)) {
-        Some(("ready", _)) => Some(Outcome::Ready),
-        Some(("failed", version)) => Some(Outcome::Failed { stage: version.failed_step.clone(), cause: version.cause.clone() }),
-        _ => model.held.clone().map(|reason| Outcome::Held { reason }),
+        Some(("ready", life)) => Some(ready(model, life, listed.as_deref())),
+        Some(("failed", life)) => Some(Outcome::Failed { stage: life.failed_step.clone(), cause: life.cause.clone() }),
+        _ => match &model.held {
+            Some(reason) => Some(Outcome::Held { reason: reason.clone(), hint: Some(format!("bascule load {}", model.name)) }),
+            None => not_aspired(model, listed.as_deref()?, version, digest),
+        },
     }
+}
+
+/// Why a version that a look has found is not going to be loaded.
+fn not_aspired(model: &ModelStatus, listed: &ListedModel, version: u64, digest: Option<&str>) -> Option<Outcome> {
+    let found = listed.versions.get(&version)?;
+    let settles = listed.unsettled.contains(&version);
+    if settles || digest.is_some_and(|digest| found.digest.to_string() != digest) || model.aspired.contains(&version) {
+        return None;
+    }
+    let held = |reason: String, hint: Option<String>| Some(Outcome::Held { reason, hint });
+    let name = &model.name;
+    if found.tombstoned {
+        return held("the version is tombstoned".to_owned(), Some("publish it again, as another version".to_owned()));
+    }
+    if listed.rollout.rejected.contains(&version) {
+        return held("the version was rejected".to_owned(), Some(format!("bascule rollout clear {name} {version}")));
+    }
+    match model.load_mode.as_str() {
+        "on_demand" if model.aspired.is_empty() => Some(Outcome::OnDemand),
+        "explicit" => held(
+            "`load.mode` is explicit: the model takes new versions when it is loaded again".to_owned(),
+            Some(format!("bascule load {name}, or set load.explicit_follow")),
+        ),
+        _ => held(
+            format!("the model's version policy is {}, which leaves it out", model.policy),
+            Some("`version_policy` in model.toml says which versions are loaded".to_owned()),
+        ),
+    }
+}
+
+fn ready(model: &ModelStatus, life: &VersionStatus, listed: Option<&ListedModel>) -> Outcome {
+    let traffic_bp = life.traffic_bp;
+    let held = listed.is_some_and(|listed| {
+        let by_manifest = listed.versions.get(&life.version).is_some_and(|generation| generation.manifest.hold);
+        listed.rollout.holds(life.version, by_manifest)
+    });
+    let because = || match (model.pinned, model.stable) {
+        (Some(pinned), _) if pinned != life.version => format!("version {pinned} is pinned"),
+        _ if held => "it is held".to_owned(),
+        _ if model.strategy == "manual" => "the rollout strategy is manual".to_owned(),
+        (_, Some(stable)) => format!("version {stable} is stable"),
+        (_, None) => "no version is stable".to_owned(),
+    };
+    Outcome::Ready { traffic_bp, no_traffic: (traffic_bp == 0).then(because) }
 }
 
 fn of<'a>(model: &'a ModelStatus, version: u64, digest: Option<&str>) -> Option<&'a VersionStatus> {

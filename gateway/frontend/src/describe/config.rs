@@ -154,9 +154,9 @@ fn instance_group(servable: &Servable) -> ModelInstanceGroup {
 }
 
 fn warmup(servable: &Servable, sample: &WarmupSample) -> ModelWarmup {
-    let rows = sample.inputs.first().filter(|_| servable.is_batched()).and_then(|input| input.tensor.shape().first());
+    let rows = sample.inputs.first().filter(|_| servable.is_batched()).and_then(|input| input.shape.first());
     let inputs = sample.inputs.iter().map(|input| {
-        let spec = TensorSpec::new(input.name.clone(), input.tensor.datatype(), input.tensor.shape());
+        let spec = TensorSpec::new(input.name.clone(), input.datatype, input.shape.clone());
         let shown = model_warmup::Input { data_type: data_type(&spec), dims: dims(servable, &spec.shape), ..Default::default() };
         (spec.name, shown)
     });

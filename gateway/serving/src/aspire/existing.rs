@@ -1,7 +1,7 @@
 //! What exists, from one look to the next: a pure fold of listings.
 //!
 //! A look that failed in part, or that came back empty after one that did not, adds and never removes. A version that is loaded and
-//! whose directory is gone stays, unless the user wants it otherwise.
+//! whose directory is gone stays, unless the user wants it otherwise. So does one whose files or settings have not settled yet.
 
 use std::sync::Arc;
 
@@ -35,10 +35,14 @@ pub(crate) fn fold(
     };
     let Some(before) = before else { return listed.cloned() };
     let Some(listed) = listed else { return without_source(before, removal, stays) };
-    // A version whose files have not settled yet is there, whatever was served of it before.
-    let stays = |version: &u64, generation: &Generation| listed.unsettled.contains(version) || stays(generation);
-    let gone = before.versions.iter().filter(|(version, _)| !listed.versions.contains_key(version));
-    let kept = gone.filter(|(version, generation)| stays(version, generation));
+    if listed.versions.is_empty() && !listed.unsettled.is_empty() {
+        // Nothing of it counts yet, its settings neither, as at every first look: what was before a restart still does.
+        return Some(Arc::clone(before));
+    }
+    let kept = before.versions.iter().filter(|(version, generation)| {
+        // What has not settled is there all the same.
+        !listed.versions.contains_key(version) && (listed.unsettled.contains(version) || stays(generation))
+    });
     let kept: Vec<_> = kept.map(|(version, generation)| (*version, Arc::clone(generation))).collect();
     if kept.is_empty() {
         // Shared where nothing has changed, so that whoever compares can compare pointers.

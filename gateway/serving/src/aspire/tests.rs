@@ -182,6 +182,16 @@ fn a_decision_overrides_what_was_there_and_not_what_comes() {
         "[2 6 7] stable 6 next 7 candidate - fallback 6",
     );
     check("a lower one is never", follow("1 2", &[1, 2], Some(2), 0), "[2] stable 2 next 2 candidate - fallback -");
+    // Copied or packed before the decision, and there only after it.
+    let known = |versions, ready| Case {
+        versions,
+        ready,
+        serving: Some(2),
+        rollout: Rollout { stable_highest: Some(3), ..decided(2, 100) },
+        ..case()
+    };
+    check("version 3 was there, whatever its date", known("1 2 3", &[2, 3]), "[2 3] stable 2 next 2 candidate - fallback -");
+    check("version 6 was not", known("1 2 3 6", &[2, 3, 6]), "[2 6] stable 6 next 6 candidate - fallback -");
     check("what was decided is gone", follow("1 3", &[1, 3], Some(3), 5), "[3] stable 3 next 3 candidate - fallback -");
 }
 
@@ -267,6 +277,21 @@ fn a_look_takes_away_only_what_it_may() {
     fold_check("and served", Some("1 2"), None, NotResident, &[2], Some("2"));
     fold_check("and served, Triton's way", Some("1 2"), None, All, &[2], None);
     fold_check("and the look failed in part", Some("1 2"), None, Nothing, &[], Some("1 2"));
+}
+
+#[test]
+fn what_has_not_settled_is_not_gone() {
+    let before = Arc::new(ListedModel { settings: [("model.toml".to_owned(), Arc::from(&b"x"[..]))].into(), ..model("1 2") });
+    let look = |versions: &str, unsettled: &[VersionNumber]| {
+        Arc::new(ListedModel { unsettled: unsettled.iter().copied().collect(), ..model(versions) })
+    };
+    // The first look after a restart: files and settings are there, and count at the second.
+    let after = fold(Some(&before), Some(&look("", &[1, 2, 3])), Removal::All, |_| false).unwrap();
+    assert!(Arc::ptr_eq(&before, &after));
+    let after = fold(Some(&before), Some(&look("2", &[1])), Removal::All, |_| false).unwrap();
+    assert_eq!(after.versions.keys().collect::<Vec<_>>(), [&1, &2]);
+    let after = fold(Some(&before), Some(&look("2", &[3])), Removal::All, |_| false).unwrap();
+    assert_eq!(after.versions.keys().collect::<Vec<_>>(), [&2], "what has gone is");
 }
 
 #[test]

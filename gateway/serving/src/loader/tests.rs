@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::testing::{constant, folder, generation, minute, name};
-use crate::{WarmupInput, WarmupSample};
+use crate::{WarmupContent, WarmupInput, WarmupSample};
 
 /// A version on disk, ready to be verified.
 struct Fixture {
@@ -78,6 +78,40 @@ fn each_instance_has_a_session_and_the_estimate_counts_them() {
 }
 
 #[test]
+fn the_model_file_is_one_of_the_version() {
+    let outside = TempDir::new().unwrap();
+    let model = serde_json::to_vec(&constant(2.0)).unwrap();
+    std::fs::write(outside.path().join("other.json"), &model).unwrap();
+    let mut fixture = fixture(&constant(1.0));
+    std::fs::write(fixture.dir.path().join("stray.json"), &model).unwrap();
+    let absolute = outside.path().join("other.json").display().to_string();
+    for entrypoint in [absolute.as_str(), "../other.json", "stray.json"] {
+        fixture.settings.entrypoint = Some(entrypoint.to_owned());
+        let failure = fixture.failure();
+        assert!(failure.starts_with("verifying: ") && failure.contains("not among the version's files"), "{failure}");
+    }
+    fixture.settings.entrypoint = Some(crate::testing::ENTRYPOINT.to_owned());
+    fixture.load().unwrap();
+}
+
+#[test]
+fn a_format_that_files_do_not_tell_is_that_of_the_settings() {
+    let mut fixture = fixture(&constant(1.0));
+    fixture.manifest().format = FORMAT_UNKNOWN.to_owned();
+    assert!(fixture.failure().contains("`entrypoint` in model.toml"));
+    fixture.settings.runtime = Some("other".to_owned());
+    assert!(fixture.failure().contains("no runtime loads"));
+    fixture.settings.runtime = Some("fake".to_owned());
+    fixture.load().unwrap();
+    fixture.settings.runtime = None;
+    let path = "net.fake.json";
+    std::fs::rename(fixture.dir.path().join(crate::testing::ENTRYPOINT), fixture.dir.path().join(path)).unwrap();
+    fixture.manifest().files[0].path = path.to_owned();
+    fixture.settings.entrypoint = Some(path.to_owned());
+    fixture.load().unwrap();
+}
+
+#[test]
 fn failures_name_their_step_and_cause() {
     let missing = fixture(&constant(1.0));
     std::fs::remove_file(missing.dir.path().join(crate::testing::ENTRYPOINT)).unwrap();
@@ -116,7 +150,8 @@ fn the_manifests_signature_goes_before_that_of_the_settings_and_contradictions_f
 }
 
 fn warm_up(input: &str, values: [f32; 2]) -> WarmupSample {
-    let inputs = vec![WarmupInput { name: input.to_owned(), tensor: Tensor::from_elements([1, 2], &values).unwrap() }];
+    let content = WarmupContent::Raw(Tensor::from_elements([1, 2], &values).unwrap().bytes()[..].into());
+    let inputs = vec![WarmupInput { name: input.to_owned(), datatype: DataType::Fp32, shape: vec![1, 2], content }];
     WarmupSample { name: "typical".to_owned(), inputs, count: 2 }
 }
 

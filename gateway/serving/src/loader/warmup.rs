@@ -3,6 +3,8 @@
 //! What the settings name has to succeed. Without any, one run with made-up inputs is tried: a model may refuse zeros with good
 //! reason, so its failure is only a warning.
 
+mod content;
+
 use std::sync::atomic::AtomicBool;
 
 use bascule_runtime_api::{AlignedBuffer, DataType, RunContext, Session, Tensor, TensorSpec, element_count};
@@ -47,7 +49,8 @@ fn ordered(session: &dyn Session, sample: &WarmupSample) -> Result<Vec<Tensor>, 
     }
     let find = |spec: &TensorSpec| sample.inputs.iter().find(|input| input.name == spec.name);
     let tensors = specs.iter().map(|spec| {
-        find(spec).map(|input| input.tensor.clone()).ok_or_else(|| format!("input '{}' of the model is missing", spec.name))
+        let input = find(spec).ok_or_else(|| format!("input '{}' of the model is missing", spec.name))?;
+        content::tensor(input).map_err(|problem| format!("input '{}': {problem}", spec.name))
     });
     tensors.collect()
 }

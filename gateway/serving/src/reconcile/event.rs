@@ -52,7 +52,7 @@ impl Files {
         Files { dir: lease.dir().to_owned(), _lease: Some(lease) }
     }
 
-    #[cfg(test)]
+    /// Files that nobody takes away.
     pub(crate) fn at(dir: impl Into<PathBuf>) -> Files {
         Files { dir: dir.into(), _lease: None }
     }

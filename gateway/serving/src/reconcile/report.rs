@@ -51,6 +51,7 @@ impl Reconciler {
             rejected: rollout.rejected.iter().copied().collect(),
             aliases: model.exists.as_ref().map(|exists| exists.aliases.clone()).unwrap_or_default(),
             frozen: rollout.frozen,
+            aspired: model.aspired.versions.keys().copied().collect(),
             problems,
             versions: versions(model, now),
         }

@@ -243,7 +243,8 @@ impl Simulation {
             let seq = listed.rollout.seq + 1;
             let (by, reason, rollout) = ("sim".to_owned(), String::new(), String::new());
             let id = Uuid::from_u128(u128::from(self.chance.next()));
-            listed.rollout.apply(&Entry { schema: 1, seq, id, at, by, reason, rollout, op, evidence: None });
+            let highest = versions.last().copied();
+            listed.rollout.apply(&Entry { schema: 1, seq, id, at, by, reason, rollout, op, evidence: None, highest });
         }
         Step::Harmless
     }

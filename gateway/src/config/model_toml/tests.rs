@@ -60,7 +60,7 @@ enable_mem_arena = 1
 #[test]
 fn every_key_arrives() {
     let strings = |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let tensor = warmup::tensor(DataType::Fp32, &[1, 4], Fill::Random).unwrap();
+    let input = warmup::input("x", DataType::Fp32, vec![1, 4], Fill::Random.into()).unwrap();
     let expected = ModelSettings {
         max_batch_size: Some(16),
         max_queue_delay: Duration::from_millis(2),
@@ -76,15 +76,17 @@ fn every_key_arrives() {
         inline: Inline::Never,
         version_policy: VersionPolicy::Latest(2),
         rollout: RolloutStrategy::Manual,
-        warmup: vec![WarmupSample { name: "one".into(), inputs: vec![WarmupInput { name: "x".into(), tensor }], count: 3 }],
+        warmup: vec![WarmupSample { name: "one".into(), inputs: vec![input], count: 3 }],
         declared: Some(Signature {
             inputs: vec![TensorSpec::new("x", DataType::Fp32, [-1, 4])],
             outputs: vec![TensorSpec::new("y", DataType::Bytes, [-1])],
             batch_axis: Some(0),
         }),
+        reshapes: bascule_serving::Reshapes::default(),
         labels: BTreeMap::new(),
         label_filenames: strings(&[("y", "labels.txt")]),
         entrypoint: Some("net.onnx".into()),
+        runtime: None,
         runtime_options: strings(&[("intra_op_thread_count", "2"), ("enable_mem_arena", "0")]),
         parameters: strings(&[("colour", "red")]),
         warnings: Vec::new(),

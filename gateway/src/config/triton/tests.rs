@@ -1,7 +1,8 @@
 use super::*;
 
 fn read(text: &str) -> Reading {
-    super::read(text, "m", &["onnxruntime"])
+    let given = Circumstances { name: "m", backends: &["onnxruntime"], files: &BTreeMap::new(), stateless: false };
+    super::read(text, &given, ModelSettings::default())
 }
 
 fn settings(text: &str) -> ModelSettings {
@@ -47,7 +48,7 @@ const FULL: &str = r#"
 
 #[test]
 fn every_honoured_field_arrives() {
-    let tensor = warmup::tensor(DataType::Fp32, &[3, 4, 5], Fill::Zero).unwrap();
+    let input = warmup::input("x", DataType::Fp32, vec![3, 4, 5], WarmupContent::Zero).unwrap();
     let expected = ModelSettings {
         max_batch_size: Some(8),
         max_queue_delay: Duration::from_micros(100),
@@ -64,9 +65,10 @@ fn every_honoured_field_arrives() {
             outputs: vec![TensorSpec::new("y", DataType::Int64, [-1, 1]), TensorSpec::new("z", DataType::Bytes, [-1, 2])],
             batch_axis: Some(0),
         }),
-        warmup: vec![WarmupSample { name: "zeros".into(), inputs: vec![WarmupInput { name: "x".into(), tensor }], count: 2 }],
+        warmup: vec![WarmupSample { name: "zeros".into(), inputs: vec![input], count: 2 }],
         label_filenames: [("y".into(), "labels.txt".into())].into(),
         entrypoint: Some("net.onnx".into()),
+        runtime: Some("onnxruntime".into()),
         runtime_options: [("intra_op_thread_count", "2"), ("graph_optimization_level", "-1")]
             .map(|(key, value)| (key.into(), value.into()))
             .into(),
@@ -81,7 +83,7 @@ fn every_other_field_is_named_in_a_warning() {
     let text = r#"
         runtime: "python"
         input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] format: FORMAT_NCHW optional: true reshape { shape: [ ] } } ]
-        instance_group [ { kind: KIND_MODEL rate_limiter { priority: 2 } passive: true } ]
+        instance_group [ { name: "g" kind: KIND_MODEL rate_limiter { priority: 2 } passive: true } ]
         dynamic_batching {
           preserve_ordering: true
           default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 9 }
@@ -106,13 +108,13 @@ fn every_other_field_is_named_in_a_warning() {
             "config.pbtxt: `dynamic_batching.priority_queue_policy[1].max_queue_size` is not honoured",
             "config.pbtxt: `input[0].format` is not honoured",
             "config.pbtxt: `input[0].optional` is not honoured",
-            "config.pbtxt: `input[0].reshape` is not honoured",
             "config.pbtxt: `instance_group[0].kind`: KIND_MODEL is served as KIND_CPU",
+            "config.pbtxt: `instance_group[0].name` is not honoured",
             "config.pbtxt: `instance_group[0].passive` is not honoured",
             "config.pbtxt: `instance_group[0].rate_limiter.priority` is not honoured",
             "config.pbtxt: `metric_tags[\"a\"]` is not honoured",
             "config.pbtxt: `model_transaction_policy.decoupled` is not honoured",
-            "config.pbtxt: `model_warmup[0].inputs[\"x\"].input_data_file` is not honoured, so this warm-up does not run",
+            "config.pbtxt: `model_warmup[0].inputs[\"x\"].input_data_file`: warmup/f can't be read or is too large, so this warm-up does not run",
             "config.pbtxt: `optimization.cuda.graphs` is not honoured",
             "config.pbtxt: `parameters[\"colour\"]` is shown and has no effect",
             "config.pbtxt: `response_cache.enable` is not honoured",
@@ -121,7 +123,6 @@ fn every_other_field_is_named_in_a_warning() {
     );
     assert_eq!(settings.queue_timeout, None, "a timeout that delays must not refuse");
     assert_eq!(settings.warmup, []);
-    assert_eq!(settings.declared.unwrap().inputs[0].shape, [0i64; 0], "the model's own shape");
     assert_eq!(settings.parameters["colour"], "red");
 }
 
@@ -132,11 +133,33 @@ fn what_the_file_does_not_say_is_triton_s_default() {
     let fixed = settings("input [ { name: \"x\" data_type: TYPE_INT8 dims: [ -1 ] } ]");
     assert_eq!((fixed.max_batch_size, fixed.dynamic_batching), (Some(0), false));
     assert_eq!(fixed.declared.unwrap().inputs[0].shape, [-1]);
+    assert_eq!(settings("platform: \"onnxruntime_onnx\"").runtime.as_deref(), Some("onnxruntime"));
     let batched = settings("max_batch_size: 4");
     assert_eq!((batched.max_batch_size, batched.dynamic_batching, batched.declared), (Some(4), false, None));
     assert_eq!(settings("max_batch_size: 4 dynamic_batching { }").warnings, [""; 0]);
     assert_eq!(settings("version_policy { latest { } }").version_policy, VersionPolicy::Latest(1));
     assert_eq!(settings("version_policy { all { } }").version_policy, VersionPolicy::All);
+}
+
+#[test]
+fn a_reshape_gives_callers_another_shape_than_the_model_has() {
+    let tensor = |dims: &str, shape: &str| {
+        let text =
+            format!("max_batch_size: 4 input [ {{ name: \"x\" data_type: TYPE_FP32 dims: {dims} reshape {{ shape: {shape} }} }} ]");
+        read(&text)
+    };
+    for (dims, shape, own) in
+        [("[ 1 ]", "[ ]", &[-1][..]), ("[ 2, 6 ]", "[ 12 ]", &[-1, 12]), ("[ -1, 4 ]", "[ -1, 2, 2 ]", &[-1, -1, 2, 2])]
+    {
+        let reading = tensor(dims, shape);
+        assert_eq!((reading.problems, reading.settings.warnings), (Vec::<String>::new(), Vec::new()), "{dims}");
+        assert_eq!(reading.settings.declared.unwrap().inputs[0].shape, own, "the model's own shape");
+        assert!(reading.settings.reshapes.batched && reading.settings.reshapes.inputs.contains_key("x"));
+    }
+    for (dims, shape) in [("[ 2 ]", "[ ]"), ("[ -1 ]", "[ 4 ]"), ("[ -1, 4 ]", "[ 4, -1 ]")] {
+        let problems = tensor(dims, shape).problems;
+        assert!(problems.len() == 1 && problems[0].contains("`input[0].reshape`: expected a shape with as many"), "{problems:?}");
+    }
 }
 
 #[test]
@@ -146,6 +169,8 @@ fn a_gpu_is_asked_for_and_never_dropped() {
     let mixed = settings("instance_group [ { kind: KIND_GPU }, { kind: KIND_CPU } ]");
     assert_eq!(mixed.device, Device::Cuda(0));
     assert_eq!(mixed.warnings, ["config.pbtxt: `instance_group[1]`: all instances run on cuda:0, that of the first group"]);
+    let auto = settings("instance_group [ { kind: KIND_AUTO gpus: [ 0 ] } ]");
+    assert_eq!((auto.device, auto.warnings.len()), (Device::Cpu, 1), "{:?}", auto.warnings);
     let several = settings("instance_group [ { kind: KIND_GPU gpus: [ 0, 1 ] } ]");
     assert_eq!(several.warnings.len(), 1, "{:?}", several.warnings);
 }
@@ -173,6 +198,10 @@ fn what_can_not_be_served_is_an_error_that_names_the_field() {
         (
             "version_policy { specific { versions: [ 0 ] } }",
             "config.pbtxt: `version_policy.specific.versions`: expected versions from 1, got 0",
+        ),
+        (
+            "default_model_filename: \"../model.onnx\"",
+            "config.pbtxt: `default_model_filename`: file path \"../model.onnx\" has `.` or `..` as a part",
         ),
         ("ensemble_scheduling { }", "config.pbtxt: `ensemble_scheduling`: ensembles are not served"),
         ("max_batch_size: 1\nnmae: \"m\"", "config.pbtxt: line 2, column 1: unknown field nmae in inference.ModelConfig"),

@@ -6,7 +6,7 @@ use crate::manifest::FORMAT_UNKNOWN;
 use crate::source::NoProgress;
 use crate::testing::request;
 
-async fn publish(sandbox: &Sandbox, name: &str) -> VersionKey {
+pub(super) async fn publish(sandbox: &Sandbox, name: &str) -> VersionKey {
     let files = tempfile::tempdir().unwrap();
     let registry = Registry::open_dir(&sandbox.root).unwrap();
     let request = request(files.path(), name, None, &[("model.onnx", b"published")]);
@@ -21,7 +21,7 @@ async fn both_layouts_are_listed_side_by_side() {
     sandbox.write("ours/8/model.onnx", b"shadowed");
     sandbox.write("ours/model.toml", b"device = \"cpu\"");
     sandbox.write("plain/3/model.onnx", b"plain");
-    sandbox.write("plain/config.pbtxt", b"name: \"plain\"");
+    sandbox.write("plain/config.pbtxt", b"output { label_filename: \"labels.txt\" }");
     sandbox.write("plain/labels.txt", b"zero\none\n");
     sandbox.write("notes/readme.txt", b"no model");
     sandbox.write("readme.txt", b"no model");
@@ -37,23 +37,6 @@ async fn both_layouts_are_listed_side_by_side() {
         sandbox.source.fetch(generation, dest.path(), &NoProgress).await.unwrap();
         assert!(dest.path().join("model.onnx").exists());
     }
-}
-
-#[tokio::test]
-async fn settings_are_followed_at_each_look() {
-    let sandbox = Sandbox::new();
-    publish(&sandbox, "ours").await;
-    sandbox.write("plain/1/model.onnx", b"plain");
-    let mut cursor = sandbox.settled().await.cursor;
-    for name in ["ours", "plain"] {
-        sandbox.write(&format!("{name}/model.toml"), b"max_batch_size = 4");
-        let listing = sandbox.source.list(Some(&cursor)).await.unwrap().expect("settings have changed");
-        assert_eq!(&listing.models[name].settings["model.toml"][..], b"max_batch_size = 4");
-        cursor = listing.cursor;
-    }
-    sandbox.write("plain/huge.txt", &vec![b'x'; (1 << 20) + 1]);
-    let listing = sandbox.look().await;
-    assert!(!listing.models["plain"].settings.contains_key("huge.txt") && problems(&listing).contains("huge.txt"));
 }
 
 #[tokio::test]
@@ -205,7 +188,7 @@ async fn a_directory_in_place_of_a_manifest_is_no_version() {
 async fn a_watch_hints_and_a_look_does_not() {
     let sandbox = Sandbox::new();
     sandbox.write("m/1/model.onnx", b"x");
-    let mut watch = sandbox.source.watch().unwrap();
+    let mut watch = sandbox.source.watch().await.unwrap();
     for _ in 0..3 {
         sandbox.look().await;
     }

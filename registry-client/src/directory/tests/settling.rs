@@ -11,6 +11,11 @@ fn files(word: &str) -> PlainFiles {
     PlainFiles { files: Vec::new(), digest: Digest::of(word.as_bytes()) }
 }
 
+fn see(settler: &mut Settler<VersionKey, Generation>, key: VersionKey, word: &str, look: &LookTime) -> Settled<Generation> {
+    let files = files(word);
+    settler.observe(&key, files.digest, look, || plain::generation(&key, &files))
+}
+
 /// Shows one version to a settler at each (time in ms, content), and expects what counts after it: the content, or in
 /// brackets the one before and how long to wait.
 fn check(looks: &[(u64, &str, &str)]) {
@@ -21,7 +26,7 @@ fn check(looks: &[(u64, &str, &str)]) {
     };
     for (step, (at, content, expected)) in looks.iter().enumerate() {
         let at = Duration::from_millis(*at);
-        let found = match settler.observe(&key(1), &files(content), &LookTime { began: at, ended: at }) {
+        let found = match see(&mut settler, key(1), content, &LookTime { began: at, ended: at }) {
             Settled::Now(generation) => shown(&generation).to_owned(),
             Settled::Not { before, again_after } => {
                 format!("({} {})", before.as_deref().map_or("-", shown), again_after.as_millis())
@@ -50,21 +55,21 @@ fn when_a_version_counts() {
 fn a_look_that_takes_long_does_not_count_as_waiting() {
     let mut settler = Settler::new(Duration::from_millis(1_000));
     let look = |began, ended| LookTime { began: Duration::from_millis(began), ended: Duration::from_millis(ended) };
-    assert!(matches!(settler.observe(&key(1), &files("a"), &look(0, 5_000)), Settled::Not { .. }));
-    assert!(matches!(settler.observe(&key(1), &files("a"), &look(5_500, 9_000)), Settled::Not { .. }));
-    assert!(matches!(settler.observe(&key(1), &files("a"), &look(6_000, 6_000)), Settled::Now(_)));
+    assert!(matches!(see(&mut settler, key(1), "a", &look(0, 5_000)), Settled::Not { .. }));
+    assert!(matches!(see(&mut settler, key(1), "a", &look(5_500, 9_000)), Settled::Not { .. }));
+    assert!(matches!(see(&mut settler, key(1), "a", &look(6_000, 6_000)), Settled::Now(_)));
 }
 
 #[test]
 fn what_has_gone_is_forgotten() {
     let mut settler = Settler::new(Duration::ZERO);
     let look = LookTime { began: Duration::ZERO, ended: Duration::ZERO };
-    settler.observe(&key(1), &files("a"), &look);
-    assert!(matches!(settler.observe(&key(1), &files("a"), &look), Settled::Now(_)));
+    see(&mut settler, key(1), "a", &look);
+    assert!(matches!(see(&mut settler, key(1), "a", &look), Settled::Now(_)));
     assert!(settler.last(&key(1)).is_some());
     settler.keep_only(&BTreeSet::from([key(2)]));
     assert!(settler.last(&key(1)).is_none());
-    assert!(matches!(settler.observe(&key(1), &files("a"), &look), Settled::Not { before: None, .. }));
+    assert!(matches!(see(&mut settler, key(1), "a", &look), Settled::Not { before: None, .. }));
 }
 
 #[tokio::test]

@@ -79,6 +79,31 @@ fn the_fold() {
 }
 
 #[test]
+fn what_came_after_a_decision_is_told_by_its_number() {
+    let late = entry(1_000_000, Op::Unpin).at;
+    let decided = |op: Op, highest| {
+        let mut rollout = Rollout::default();
+        rollout.apply(&Entry { highest, ..entry(1, op) });
+        rollout
+    };
+    let full = decided(weight(2, 10_000), Some(4));
+    for (version, follows) in [(1, false), (2, false), (3, false), (4, false), (5, true)] {
+        // Whatever clocks say: packed before the decision and published after it, or the other way round.
+        for created in [DateTime::UNIX_EPOCH, late] {
+            assert_eq!(full.came_after(version, created), follows, "{version}");
+        }
+    }
+    // An entry of an older build says nothing of what existed.
+    let old = decided(weight(2, 10_000), None);
+    assert!(old.came_after(3, late) && !old.came_after(3, DateTime::UNIX_EPOCH) && !old.came_after(1, late));
+    assert!(decided(Op::Pause, Some(4)).came_after(1, DateTime::UNIX_EPOCH), "nothing was decided");
+    // The last decision counts.
+    let mut again = full;
+    again.apply(&Entry { highest: Some(6), ..entry(2, Op::Rollback { version: Some(1) }) });
+    assert!(!again.came_after(5, late) && again.came_after(7, DateTime::UNIX_EPOCH));
+}
+
+#[test]
 fn flags_and_aliases() {
     let alias = |name: &str, version| Op::Alias { name: name.into(), version };
     let rollout = fold(&[alias("prod", Some(1)), alias("prod", Some(2)), alias("old", Some(1)), alias("old", None)]);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::{MultipartUpload, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions};
+use object_store::{GetResultPayload, MultipartUpload, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions};
 use tokio::io::AsyncReadExt as _;
 
 use super::PublishError;
@@ -125,7 +125,7 @@ impl Registry {
             Err(object_store::Error::NotFound { .. }) => None,
             Err(error) => return Err(PublishError::unavailable(blob.to_string(), error)),
         };
-        if there == Some(file.bytes) {
+        if there == Some(file.bytes) && self.is_whole(&blob, &digest).await? {
             progress.advance(&file.path, file.bytes, file.bytes);
             return Ok(file.bytes);
         }
@@ -138,7 +138,26 @@ impl Registry {
         Ok(0)
     }
 
-    /// `mend` where a blob of the wrong size lies there.
+    /// Whether a blob that is there has the content that it is named after. Stores of other machines check that themselves and would
+    /// have to send all of it; a local disk can lose bits, and publishing again has to mend what every fetch refuses.
+    async fn is_whole(&self, blob: &object_store::path::Path, digest: &Digest) -> Result<bool, PublishError> {
+        let unreadable = |error| PublishError::unavailable(blob.to_string(), error);
+        let payload = match self.store.get(blob).await {
+            Ok(result) => result.payload,
+            Err(object_store::Error::NotFound { .. }) => return Ok(false),
+            Err(error) => return Err(unreadable(error)),
+        };
+        let GetResultPayload::File(file, _) = payload else { return Ok(true) };
+        let hashed = tokio::task::spawn_blocking(move || crate::transfer::hash(file)).await;
+        let hashed = hashed.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let (actual, _) = hashed.map_err(|error| PublishError::unavailable(blob.to_string(), error))?;
+        if actual != *digest {
+            tracing::warn!(%blob, %actual, "a blob is damaged and is written again");
+        }
+        Ok(actual == *digest)
+    }
+
+    /// `mend` where a blob of the wrong size or content lies there.
     async fn upload_whole(
         &self,
         blob: &object_store::path::Path,

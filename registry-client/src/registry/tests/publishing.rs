@@ -261,6 +261,45 @@ async fn a_tombstone_is_seen_and_kept() {
 }
 
 #[tokio::test]
+async fn a_damaged_blob_is_mended_by_publishing_again() {
+    let (root, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let registry = crate::Registry::open_dir(root.path()).unwrap();
+    let large = vec![7; 9 << 20];
+    let wanted = || request(files.path(), "m", None, &[("model.onnx", b"a model"), ("large.bin", &large)]);
+    registry.publish(wanted(), &NoProgress).await.unwrap();
+    let blob = |content: &[u8]| root.path().join(format!("m/blobs/{}", Digest::of(content)));
+    let mut flipped = large.clone();
+    flipped[5] ^= 1;
+    for (content, damaged) in [(&b"a model"[..], &b"a m0del"[..]), (&large, &flipped)] {
+        std::fs::write(blob(content), damaged).unwrap();
+        let again = registry.publish(wanted(), &NoProgress).await.unwrap();
+        assert_eq!(again.reused_bytes + content.len() as u64, again.bytes, "the damaged one is written again");
+        assert!(std::fs::read(blob(content)).unwrap() == content);
+        let dest = tempfile::tempdir().unwrap();
+        let generation = registry.versions(&model("m")).await.unwrap()[&1].clone();
+        registry.fetch(&generation, dest.path(), &NoProgress).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_a_killed_upload_left_goes_with_the_next_and_a_running_one_stays() {
+    let (root, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let registry = crate::Registry::open_dir(root.path()).unwrap();
+    let staged = |n: u32| root.path().join(format!("m/blobs/{}#{n}", Digest::of(b"a model")));
+    std::fs::create_dir_all(root.path().join("m/blobs")).unwrap();
+    for n in 1..=3 {
+        std::fs::write(staged(n), b"half").unwrap();
+    }
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3_600);
+    for n in [1, 3] {
+        std::fs::File::options().write(true).open(staged(n)).unwrap().set_modified(old).unwrap();
+    }
+    registry.publish(request(files.path(), "m", None, &[("model.onnx", b"a model")]), &NoProgress).await.unwrap();
+    let left: Vec<bool> = (1..=3).map(|n| staged(n).exists()).collect();
+    assert_eq!(left, [false, true, false]);
+}
+
+#[tokio::test]
 async fn a_damaged_blob_of_the_wrong_size_is_mended_by_publishing_again() {
     let (stores, files) = (Stores::new(), tempfile::tempdir().unwrap());
     for store in stores.each() {

@@ -159,6 +159,28 @@ async fn held_versions_are_held_until_an_entry_releases_them() {
 }
 
 #[tokio::test]
+async fn clearing_all_releases_what_its_publisher_held_and_not_what_comes_later() {
+    let (stores, files) = (Stores::new(), tempfile::tempdir().unwrap());
+    for store in stores.each() {
+        let registry = registry_over(&store);
+        let held = || crate::PublishRequest { hold: true, ..request(files.path(), "m", None, FILES) };
+        registry.publish(held(), &NoProgress).await.unwrap();
+        registry.publish(held(), &NoProgress).await.unwrap();
+        registry.append(&model("m"), Op::Clear { version: None }, "me", "", Uuid::new_v4()).await.unwrap();
+        registry.publish(held(), &NoProgress).await.unwrap();
+        let rollout = registry.list(None).await.unwrap().unwrap().models["m"].rollout.clone();
+        assert_eq!(rollout.held, [3].into());
+        registry.append(&model("m"), Op::Hold { version: 1 }, "me", "", Uuid::new_v4()).await.unwrap();
+        let rollout = registry.list(None).await.unwrap().unwrap().models["m"].rollout.clone();
+        assert_eq!(rollout.held, [1, 3].into(), "a hold after it counts");
+        assert_eq!(
+            registry.journal(&model("m")).await.unwrap().iter().map(|entry| entry.highest).collect::<Vec<_>>(),
+            [Some(2), Some(3)]
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_an_entry_names_has_to_exist() {
     let (stores, files) = (Stores::new(), tempfile::tempdir().unwrap());
     for store in stores.each() {
@@ -185,13 +207,14 @@ async fn settings_lie_at_the_root_of_the_model() {
     for store in stores.each() {
         let registry = registry_over(&store);
         let key = registry.publish(request(files.path(), "m", None, FILES), &NoProgress).await.unwrap().key;
-        store.put(&Path::from("m/model.toml"), "device = \"cpu\"".into()).await.unwrap();
+        store.put(&Path::from("m/model.toml"), "device = \"cpu\"\nlabels.y = \"labels.txt\"".into()).await.unwrap();
+        store.put(&Path::from("m/notes.txt"), "nobody's business".into()).await.unwrap();
         store.put(&Path::from("m/labels.txt"), vec![b'x'; (1 << 20) + 1].into()).await.unwrap();
         store.put(&Path::from("m/3/model.onnx"), "shadowed".into()).await.unwrap();
         let listing = registry.list(None).await.unwrap().unwrap();
         let listed = &listing.models["m"];
         assert_eq!(listed.settings.keys().collect::<Vec<_>>(), ["model.toml"]);
-        assert_eq!(&listed.settings["model.toml"][..], b"device = \"cpu\"");
+        assert_eq!(&listed.settings["model.toml"][..], b"device = \"cpu\"\nlabels.y = \"labels.txt\"");
         assert_eq!(listed.versions.keys().collect::<Vec<_>>(), [&key.version], "numeric siblings do not count");
         let problems = listed.problems.join("\n");
         assert!(problems.contains("labels.txt") && problems.contains("directory `3`"), "{problems}");

@@ -44,6 +44,23 @@ fn only_declared_outputs_are_given_in_declared_order() {
 }
 
 #[test]
+fn the_model_file_lies_below_its_folder() {
+    let Some(folders) = Folders::new() else { return };
+    let mut model = folders.write(&models::add_sub());
+    let real = model.dir.join(&model.options.entrypoint);
+    let climbing = std::path::Path::new("..").join(model.dir.file_name().unwrap()).join(&model.options.entrypoint);
+    assert!(model.dir.join(&climbing).is_file());
+    for outside in [real, climbing] {
+        model.options.entrypoint = outside;
+        let error = folders.try_load(&model).err().unwrap();
+        assert!(
+            matches!(error, LoadError::InvalidModel { .. }) && error.to_string().contains("below the version's folder"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn what_is_no_tensor_is_named() {
     let Some(folders) = Folders::new() else { return };
     let nested = Graph::new()
