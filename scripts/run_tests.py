@@ -34,7 +34,7 @@ LOCKED = ["--locked"] if os.environ.get("CI") == "true" else []
 SHORT_LIMIT = 40 * 60
 LONG_LIMIT = 30 * 60
 FUZZ_SECONDS = 60
-CASE_LIMIT = 10 * 60
+CASE_LIMIT = 20 * 60
 
 
 class Tally:

@@ -47,7 +47,7 @@ pub use journal::JournalStore;
 pub use loader::try_load;
 pub use request::{InferRequest, InferResponse, NamedTensor, RequestedOutput, RouteKey, VersionChoice};
 pub use servable::{Servable, ServableSpec};
-pub use serving::{CommandError, Serving};
+pub use serving::{Changes, CommandError, Serving};
 pub use settings::{
     Inline, LoadMode, ModelSettings, Reshape, Reshapes, RolloutStrategy, TransitionPolicy, VersionPolicy, WarmupContent,
     WarmupInput, WarmupSample,

@@ -84,6 +84,8 @@ pub(crate) struct Reconciler {
     publisher: Publisher,
     models: BTreeMap<ModelName, ModelState>,
     operators: BTreeMap<ModelName, Operator>,
+    /// Models that were unloaded before a look could tell what exists of them.
+    early: BTreeSet<ModelName>,
     /// Loads that were asked for, until the look that they wait for.
     asked: BTreeMap<ModelName, u64>,
     source: SourceView,
@@ -134,6 +136,7 @@ impl Reconciler {
             rules,
             publisher,
             operators: operator,
+            early: BTreeSet::new(),
             asked: BTreeMap::new(),
             source: SourceView::new(describe, !models.is_empty()),
             models,
@@ -349,6 +352,11 @@ impl Reconciler {
     fn is_stopped(&self) -> bool {
         let moving = |residency: &Residency| residency.stage() != Stage::Failed;
         self.stopping.is_some() && !self.models.values().flat_map(|model| model.residencies.values()).any(moving)
+    }
+
+    /// Whether the first set was decided once.
+    pub(crate) fn has_decided(&self) -> bool {
+        self.decided
     }
 
     fn update_readiness(&mut self, now: Now) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bascule_registry::{JournalError, ListedModel, ModelName, Op, Proposal};
+use bascule_registry::{JournalError, ListedModel, ModelName, Op, Proposal, VersionNumber};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout_at;
 use uuid::Uuid;
@@ -138,6 +138,24 @@ impl std::fmt::Debug for Serving {
     }
 }
 
+/// Tells when the engine shows something new. Made before something is read, it misses nothing that comes after.
+#[derive(Debug)]
+pub struct Changes {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Changes {
+    /// Waits until there is something new since this was made or last returned; a stop that is announced is. False, at once, where the
+    /// engine has ended.
+    pub async fn next(&mut self) -> bool {
+        tokio::select! {
+            changed = self.snapshots.changed() => changed.is_ok(),
+            changed = self.stopping.changed() => changed.is_ok(),
+        }
+    }
+}
+
 impl Serving {
     pub(crate) fn new(shared: Shared) -> Serving {
         Serving { shared: Arc::new(shared) }
@@ -187,14 +205,23 @@ impl Serving {
     /// [`CommandError::LoadFailed`] where a version of it failed, others where it could not be tried.
     pub async fn load(&self, model: &str) -> Result<(), CommandError> {
         let name = ModelName::new(model).map_err(|_| CommandError::UnknownModel { model: shown(model) })?;
-        let loaded = self.load_now(&name).await;
-        // Files of a plain version count at the second look that sees them alike.
-        if self.settles(&name).await { self.load_now(&name).await } else { loaded }
+        let limit = Instant::now() + SETTLE_WAIT;
+        loop {
+            let (unsettled, outcome) = self.load_now(&name).await?;
+            let Some(version) = unsettled else { return outcome };
+            // Files of a plain version count at the second look that sees them alike: then it is loaded, too.
+            let settled = self.when(|snapshot| unsettled_version(snapshot, &name).is_none());
+            if timeout_at(limit.into(), settled).await.is_err() {
+                let (model, stage) = (name.to_string(), "settling".to_owned());
+                let cause = "its files or settings have not kept still for long enough to count".to_owned();
+                return Err(CommandError::LoadFailed { model, version, stage, cause });
+            }
+        }
     }
 
-    async fn load_now(&self, name: &ModelName) -> Result<(), CommandError> {
+    /// Loads what a look finds, and how that went; with a version that the look found and that could not count yet.
+    async fn load_now(&self, name: &ModelName) -> Result<(Option<VersionNumber>, Result<(), CommandError>), CommandError> {
         let model = name.as_str();
-        let unknown = || CommandError::UnknownModel { model: shown(model) };
         let ticket = self.shared.looks.ask();
         let (reply, answer) = oneshot::channel();
         self.post(Event::Load { model: name.clone(), ticket, reply }).await?;
@@ -202,23 +229,13 @@ impl Serving {
         let looked = self.when(|snapshot| snapshot.looked >= ticket && snapshot.drain >= drain).await?;
         self.kept(looked.write).await?;
         let snapshot = self.when(|snapshot| snapshot.status.model(model).is_none_or(is_settled)).await?;
-        match (snapshot.status.model(model), &looked.look_error) {
+        let outcome = match (snapshot.status.model(model), &looked.look_error) {
             // What is known of it from before is loaded. Whether there is something new, nobody can say.
-            (_, Some(error)) => Err(CommandError::Source { message: error.clone() }),
+            (_, Some(error)) => return Err(CommandError::Source { message: error.clone() }),
             (Some(status), None) => outcome(status),
-            (None, None) => Err(unknown()),
-        }
-    }
-
-    /// Waits, within a bound, until the files of a model that have changed lately have kept still for long enough to count. True where
-    /// there were such files and they do now: a look that begins after this sees them.
-    async fn settles(&self, model: &ModelName) -> bool {
-        let unsettled = |snapshot: &Snapshot| snapshot.models.get(model).is_some_and(|listed| !listed.unsettled.is_empty());
-        if !unsettled(&self.snapshot()) {
-            return false;
-        }
-        let settled = self.when(|snapshot| !unsettled(snapshot));
-        matches!(tokio::time::timeout(SETTLE_WAIT, settled).await, Ok(Ok(_)))
+            (None, None) => return Err(CommandError::UnknownModel { model: shown(model) }),
+        };
+        Ok((unsettled_version(&looked, name), outcome))
     }
 
     /// Unloads a model until [`Serving::load`]: also a restart does not bring it back, nor does a new version. With `wait`, returns
@@ -318,14 +335,11 @@ impl Serving {
         }
     }
 
-    /// Waits for the next snapshot, or until a stop is announced; returns at once where the engine has ended.
-    pub async fn changed(&self) {
-        let (mut snapshots, mut stopping) = (self.shared.snapshots.clone(), self.shared.stopping.subscribe());
-        snapshots.mark_unchanged();
-        tokio::select! {
-            changed = snapshots.changed() => drop(changed),
-            stopping = stopping.changed() => drop(stopping),
-        }
+    /// Follows what the engine shows, from now on.
+    pub fn changes(&self) -> Changes {
+        let mut changes = Changes { snapshots: self.shared.snapshots.clone(), stopping: self.shared.stopping.subscribe() };
+        changes.snapshots.mark_unchanged();
+        changes
     }
 
     /// Says from now on that the server is stopping, so that callers go elsewhere, and serves on as before until
@@ -416,6 +430,11 @@ fn not_ready(model: &str, reason: &str) -> InferError {
 /// A name from outside, cut to a length that a log can bear.
 fn shown(model: &str) -> String {
     model.chars().take(128).collect()
+}
+
+/// A version of a model that can't count yet, because its files or the model's settings have changed lately.
+fn unsettled_version(snapshot: &Snapshot, model: &ModelName) -> Option<VersionNumber> {
+    snapshot.models.get(model)?.unsettled.last().copied()
 }
 
 fn is_loading(status: &ModelStatus) -> bool {

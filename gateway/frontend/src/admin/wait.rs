@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bascule_registry::ListedModel;
 use bascule_serving::{ModelStatus, Serving, VersionStatus};
-use futures::FutureExt as _;
 use serde::Serialize;
 
 use super::refusal::Refusal;
@@ -47,18 +46,16 @@ pub(crate) enum Outcome {
 /// registry.
 pub(crate) async fn outcome(serving: &Serving, model: &str, version: u64, digest: Option<&str>, limit: Duration) -> Outcome {
     serving.kick();
+    // Made before the status is read, so that no change falls between.
+    let mut changes = serving.changes();
     let decided = async {
         loop {
-            // Looked for before the status is read, so that no change falls between.
-            let mut changed = Box::pin(serving.changed());
-            let ended = changed.as_mut().now_or_never().is_some();
             if let Some(outcome) = decision(serving, model, version, digest) {
                 return outcome;
             }
-            if ended {
+            if !changes.next().await {
                 return pending(serving, model, version, digest);
             }
-            changed.await;
         }
     };
     match tokio::time::timeout(limit, decided).await {

@@ -210,8 +210,9 @@ async fn manifests_tell_of_a_model_that_sleeps() {
     let sandbox = sandbox::Sandbox::with_mode([], LoadMode::OnDemand).await;
     let told = async |version: u64, asked: Option<u64>| {
         sandbox.serving.kick();
+        let mut changes = sandbox.serving.changes();
         while sandbox.serving.listed("mlp").is_none_or(|model| !model.versions.contains_key(&version)) {
-            sandbox.serving.changed().await;
+            assert!(changes.next().await, "the engine has ended");
         }
         metadata(&sandbox.serving, "mlp", asked, None).await
     };

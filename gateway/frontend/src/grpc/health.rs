@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use bascule_serving::{Readiness, Serving};
-use futures::{FutureExt as _, Stream, stream};
+use futures::{Stream, stream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -57,10 +57,9 @@ impl health_server::Health for Health {
 
 /// The next status that differs from the one that was told; none once the server stops and that was told.
 async fn next(serving: &Serving, stopping: &CancellationToken, told: Option<ServingStatus>, known: bool) -> Option<ServingStatus> {
+    // Made before the status is read, so that no change falls between.
+    let mut changes = serving.changes();
     loop {
-        // Looked for before the status is read, so that no change falls between.
-        let mut changed = Box::pin(serving.changed());
-        let ended = changed.as_mut().now_or_never().is_some();
         let now = if known { status(&serving.readiness(), stopping) } else { ServingStatus::ServiceUnknown };
         if told != Some(now) {
             return Some(now);
@@ -68,12 +67,8 @@ async fn next(serving: &Serving, stopping: &CancellationToken, told: Option<Serv
         if stopping.is_cancelled() {
             return None;
         }
-        if ended {
-            stopping.cancelled().await;
-            continue;
-        }
         tokio::select! {
-            () = changed => {}
+            goes_on = changes.next() => if !goes_on { stopping.cancelled().await },
             () = stopping.cancelled() => {}
         }
     }

@@ -17,7 +17,6 @@ use bascule_runtime_api::DataType;
 use bascule_runtime_fake::{FakeCounts, FakeLog, FakeModel};
 use bascule_serving::{Inline, ModelSettings, Serving, Status};
 use bytes::Bytes;
-use futures::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -129,14 +128,9 @@ async fn reached(log: &Arc<FakeLog>, condition: impl Fn(&FakeCounts) -> bool + S
 /// Waits until the engine's status meets a condition.
 async fn until(serving: &Serving, condition: impl Fn(&Status) -> bool) {
     let met = async {
-        loop {
-            let mut changed = Box::pin(serving.changed());
-            // Registers before the status is read.
-            let _ = changed.as_mut().now_or_never();
-            if condition(&serving.status()) {
-                return;
-            }
-            changed.await;
+        let mut changes = serving.changes();
+        while !condition(&serving.status()) {
+            assert!(changes.next().await, "the engine has ended");
         }
     };
     tokio::time::timeout(PATIENCE, met).await.expect("the status comes to this");

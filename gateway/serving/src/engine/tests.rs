@@ -1,3 +1,6 @@
+mod keeping;
+mod on_demand;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -185,138 +188,9 @@ async fn a_load_waits_for_its_end_and_tells_what_failed() {
     assert_eq!(serving.load("other").await, Err(unreachable));
 }
 
-#[tokio::test]
-async fn an_unload_gives_back_what_was_taken_and_survives_a_restart() {
-    let world = World::new();
-    world.source.publish("m", 1, &FakeModel { bytes: 5000, ..constant(1.0) });
-    let serving = world.start().await;
-    serving.wait_ready().await;
-    let receipts = serving.unload("m", true).await.unwrap();
-    let [receipt] = receipts.as_slice() else { panic!("{receipts:?}") };
-    assert_eq!((receipt.model.as_str(), receipt.version, receipt.reserved_bytes, receipt.interrupted), ("m", 1, 5000, false));
-    assert_eq!((world.runtime.log().counts().live, serving.status().memory.reserved_bytes), (0, 0));
-    assert_eq!(ask(&serving, "m", 1).await, Err(InferError::Unloaded { model: "m".to_owned() }));
-    assert_eq!(serving.unload("m", true).await, Ok(Vec::new()));
-    assert_eq!(serving.unload("never heard of", true).await, Ok(Vec::new()));
-    serving.shutdown(Duration::from_secs(30)).await;
-    drop(serving);
-
-    let serving = restarted(&world).await;
-    serving.wait_ready().await;
-    assert_eq!(ask(&serving, "m", 1).await, Err(InferError::Unloaded { model: "m".to_owned() }));
-    assert_eq!(serving.load("m").await, Ok(()));
-    assert_eq!(ask(&serving, "m", 1).await, Ok((1, vec![1.0])));
-}
-
-/// The cache is of one engine at a time: waits until the one before has let go of it.
-async fn restarted(world: &World) -> Serving {
-    let free = async {
-        while Cache::open(world.dir.path().join("cache")).is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), free).await.unwrap();
-    world.start().await
-}
-
-#[tokio::test]
-async fn a_restart_serves_what_was_served_while_the_source_is_down() {
-    let world = World::new();
-    world.source.publish("m", 1, &constant(1.0));
-    let serving = world.start().await;
-    serving.wait_ready().await;
-    assert_eq!(ask(&serving, "m", 1).await, Ok((1, vec![1.0])));
-    serving.shutdown(Duration::from_secs(30)).await;
-    drop(serving);
-
-    world.source.down.store(true, Ordering::SeqCst);
-    let serving = restarted(&world).await;
-    serving.wait_ready().await;
-    assert_eq!(serving.readiness(), Readiness::Ready);
-    assert_eq!(ask(&serving, "m", 1).await, Ok((1, vec![1.0])));
-    assert_eq!(serving.status().registry.last_error.as_deref(), Some("memory can't be read: unplugged"));
-    world.source.down.store(false, Ordering::SeqCst);
-    world.source.publish("m", 2, &constant(2.0));
-    serving.kick();
-    until(&serving, "version 2", |serving| stable(serving, "m") == Some(2)).await;
-    assert_eq!(serving.status().registry.last_error, None);
-}
-
 fn with(mut options: EngineOptions, change: impl FnOnce(&mut LiveOptions)) -> EngineOptions {
     change(&mut options.live);
     options
-}
-
-fn on_demand(world: &World) -> EngineOptions {
-    EngineOptions { load_mode: LoadMode::OnDemand, ..world.options() }
-}
-
-#[tokio::test]
-async fn the_first_request_loads_a_model_and_waits_for_it() {
-    let world = World::new();
-    for model in ["a", "b"] {
-        world.source.publish(model, 1, &constant(1.0));
-    }
-    let serving = Engine::start(on_demand(&world)).await.unwrap();
-    serving.wait_ready().await;
-    assert_eq!(world.runtime.log().counts().loaded, 0);
-    let both = tokio::join!(ask(&serving, "a", 1), ask(&serving, "a", 2));
-    assert_eq!(both, (Ok((1, vec![1.0])), Ok((1, vec![1.0, 1.0]))));
-    assert_eq!(world.runtime.log().counts().loaded, 1, "many first requests load once");
-    assert_eq!(serving.status().model("b").unwrap().standing, "on_demand");
-    let unknown = serving.route("c", None).await.unwrap_err();
-    assert_eq!(unknown, InferError::UnknownModel { model: "c".to_owned() });
-}
-
-#[tokio::test]
-async fn nobody_waits_for_a_load_beyond_the_deadline_or_the_limit() {
-    let world = World::new();
-    world.source.publish("m", 1, &constant(1.0));
-    world.source.stuck.send_replace(true);
-    let serving = Engine::start(with(on_demand(&world), |live| live.on_demand_wait = Duration::from_millis(100))).await.unwrap();
-    serving.wait_ready().await;
-    let deadline = Instant::now() + Duration::from_millis(20);
-    assert_eq!(serving.route("m", Some(deadline)).await.unwrap_err(), InferError::DeadlineExceeded);
-    // The wish of the first request is known by now: whoever comes next finds a model that is on its way.
-    until(&serving, "the fetch", |serving| serving.status().model("m").is_some_and(|model| !model.versions.is_empty())).await;
-    let error = ask(&serving, "m", 1).await.unwrap_err();
-    assert!(matches!(error, InferError::NotReady { .. }), "{error:?}");
-    world.source.stuck.send_replace(false);
-    until(&serving, "the load", |serving| stable(serving, "m") == Some(1)).await;
-    assert_eq!(ask(&serving, "m", 1).await, Ok((1, vec![1.0])));
-}
-
-#[tokio::test]
-async fn a_model_on_demand_that_fails_says_so_at_once() {
-    let world = World::new();
-    world.source.publish("m", 1, &FakeModel { fail_load: Some("no luck".to_owned()), ..constant(1.0) });
-    let options = with(on_demand(&world), |live| live.on_demand_wait = Duration::from_secs(3600));
-    let serving = Engine::start(options).await.unwrap();
-    serving.wait_ready().await;
-    let error = ask(&serving, "m", 1).await.unwrap_err();
-    let InferError::NotReady { reason, .. } = error else { panic!("{error:?}") };
-    assert_eq!(reason, "no version of it could be loaded");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_for_more_models_than_fit_are_all_answered() {
-    let world = World::new();
-    for model in ["a", "b", "c", "d"] {
-        world.source.publish(model, 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
-    }
-    let options = with(on_demand(&world), |live| {
-        live.memory_budget_bytes = Some(25_000);
-        live.on_demand_wait = Duration::from_secs(60);
-    });
-    let serving = Engine::start(options).await.unwrap();
-    serving.wait_ready().await;
-    for round in 0..5 {
-        for model in ["a", "b", "c", "d"] {
-            assert_eq!(ask(&serving, model, 1).await, Ok((1, vec![1.0])), "{model} in round {round}");
-            assert!(serving.status().memory.reserved_bytes <= 25_000);
-        }
-    }
-    assert!(world.runtime.log().counts().loaded > 8, "models gave way to each other");
 }
 
 #[tokio::test]
@@ -382,13 +256,11 @@ async fn an_announced_stop_is_told_and_stops_nothing() {
     let serving = world.start().await;
     serving.wait_ready().await;
     assert!(serving.status().ready);
-    let told = {
-        let mut changed = std::pin::pin!(serving.changed());
-        assert!(tokio::time::timeout(Duration::ZERO, changed.as_mut()).await.is_err(), "nothing has changed yet");
-        serving.announce_stop();
-        tokio::time::timeout(Duration::from_secs(60), changed).await
-    };
-    assert!(told.is_ok(), "who waits for a change is woken");
+    let mut changes = serving.changes();
+    assert!(tokio::time::timeout(Duration::ZERO, changes.next()).await.is_err(), "nothing has changed yet");
+    serving.announce_stop();
+    let told = tokio::time::timeout(Duration::from_secs(60), changes.next()).await;
+    assert_eq!(told, Ok(true), "who waits for a change is woken");
     assert_eq!((serving.readiness(), serving.status().ready), (Readiness::Stopping, false));
     assert_eq!(ask(&serving, "m", 1).await, Ok((1, vec![1.0])));
     serving.shutdown(Duration::from_secs(60)).await;
@@ -461,57 +333,6 @@ async fn options_change_while_the_engine_runs() {
     until(&serving, "a failure that counts", strict).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_asks_while_a_model_is_on_its_way_waits_for_it() {
-    let world = World::new();
-    world.source.publish("m", 1, &constant(1.0));
-    world.source.stuck.send_replace(true);
-    let options = with(on_demand(&world), |live| live.on_demand_wait = Duration::from_secs(60));
-    let serving = Engine::start(options).await.unwrap();
-    serving.wait_ready().await;
-    let asking = |serving: &Serving| {
-        let serving = serving.clone();
-        tokio::spawn(async move { ask(&serving, "m", 1).await })
-    };
-    let first = asking(&serving);
-    let fetching = |serving: &Serving| serving.status().model("m").is_some_and(|model| model.standing == "waking");
-    until(&serving, "the fetch", fetching).await;
-    let others: Vec<_> = (0..8).map(|_| asking(&serving)).collect();
-    world.source.stuck.send_replace(false);
-    for asked in others.into_iter().chain([first]) {
-        assert_eq!(asked.await.unwrap(), Ok((1, vec![1.0])));
-    }
-    assert_eq!(world.runtime.log().counts().loaded, 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_model_waits_for_memory_that_others_use_now() {
-    let world = World::new();
-    for model in ["a", "b"] {
-        world.source.publish(model, 1, &FakeModel { bytes: 10_000, block: model == "a", ..constant(1.0) });
-    }
-    let log = world.runtime.log();
-    log.release();
-    let options = with(on_demand(&world), |live| {
-        live.memory_budget_bytes = Some(15_000);
-        live.on_demand_wait = Duration::from_secs(60);
-    });
-    let settings = ModelSettings { inline: crate::Inline::Never, ..ModelSettings::default() };
-    let serving =
-        Engine::start(EngineOptions { read_settings: Arc::new(move |_, _| Ok(settings.clone())), ..options }).await.unwrap();
-    serving.wait_ready().await;
-    assert_eq!(ask(&serving, "a", 1).await, Ok((1, vec![1.0])));
-    log.hold();
-    let (asker, waiter) = (serving.clone(), serving.clone());
-    let user = tokio::spawn(async move { ask(&asker, "a", 1).await });
-    assert!(tokio::task::block_in_place(|| log.wait_until(Duration::from_secs(60), |counts| counts.blocked == 1)));
-    let waiting = tokio::spawn(async move { ask(&waiter, "b", 1).await });
-    until(&serving, "b", |serving| serving.status().model("b").is_some_and(|model| model.standing == "waking")).await;
-    log.release();
-    assert_eq!(user.await.unwrap(), Ok((1, vec![1.0])));
-    assert_eq!(waiting.await.unwrap(), Ok((1, vec![1.0])));
-}
-
 #[tokio::test]
 async fn decisions_of_other_replicas_are_followed() {
     let world = World::new();
@@ -539,72 +360,15 @@ async fn a_journal_that_cannot_be_read_concerns_its_model_only() {
     std::fs::create_dir_all(world.dir.path().join("journal")).unwrap();
     std::fs::write(world.dir.path().join("journal/bad"), "").unwrap();
     let serving = world.start().await;
-    serving.wait_ready().await;
-    assert_eq!((stable(&serving, "good"), stable(&serving, "bad")), (Some(1), None));
+    until(&serving, "the good one", |serving| stable(serving, "good") == Some(1)).await;
+    let routed = serving.route("bad", None).await.unwrap();
+    assert!(matches!(routed.servable(&VersionChoice::Split), Err(InferError::NotReady { .. })), "it exists");
+    assert!(!serving.readiness().is_ready(), "what should be loaded of it is not known");
     let problems = serving.status().registry.problems.clone();
     assert!(problems.iter().any(|problem| problem.contains("bad")), "{problems:?}");
     std::fs::remove_file(world.dir.path().join("journal/bad")).unwrap();
     serving.kick();
     until(&serving, "the other one", |serving| stable(serving, "bad") == Some(1)).await;
-}
-
-#[tokio::test]
-async fn what_lies_on_disk_is_compared_before_it_is_served_again() {
-    let world = World::new();
-    world.source.publish("m", 1, &constant(1.0));
-    let serving = world.start().await;
-    serving.wait_ready().await;
-    serving.shutdown(Duration::from_secs(30)).await;
-    drop(serving);
-    // Of the same size, so that only its content tells.
-    let file = find(&world.dir.path().join("cache"), "model.json");
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text.replace("\"value\":1.0", "\"value\":6.0")).unwrap();
-    let serving = restarted(&world).await;
-    serving.wait_ready().await;
-    assert_eq!(ask(&serving, "m", 1).await, Ok((1, vec![1.0])));
-}
-
-fn find(dir: &Path, name: &str) -> PathBuf {
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.file_name().is_some_and(|found| found == name) {
-                return path;
-            }
-            if path.is_dir() {
-                dirs.push(path);
-            }
-        }
-    }
-    panic!("there is no {name}");
-}
-
-#[tokio::test]
-async fn what_served_before_a_restart_is_not_evicted_for_something_else() {
-    let world = World::new();
-    for model in ["a", "b"] {
-        world.source.publish(model, 1, &constant(1.0));
-    }
-    let serving = world.start().await;
-    serving.wait_ready().await;
-    serving.shutdown(Duration::from_secs(30)).await;
-    drop(serving);
-    for model in ["a", "b"] {
-        world.source.publish(model, 2, &constant(2.0));
-    }
-    restarted(&world).await.shutdown(Duration::from_secs(30)).await;
-    // Nothing fits into the cache but what is in use or was before the restart.
-    world.source.down.store(true, Ordering::SeqCst);
-    while Cache::open(world.dir.path().join("cache")).is_err() {
-        tokio::task::yield_now().await;
-    }
-    let serving = Engine::start(EngineOptions { cache_max_bytes: 1, ..world.options() }).await.unwrap();
-    serving.wait_ready().await;
-    for model in ["a", "b"] {
-        assert!(stable(&serving, model).is_some(), "{model}: {:?}", serving.status().models);
-    }
 }
 
 #[tokio::test]

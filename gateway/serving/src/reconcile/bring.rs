@@ -40,7 +40,7 @@ pub(crate) struct Stock {
     max_bytes: u64,
     /// Trees that were fetched by this process, or read again by it and found whole.
     verified: Mutex<HashSet<Digest>>,
-    /// Trees of what served before the restart, each until it is brought: nothing else makes room at their cost.
+    /// Trees of what served before the restart, each until it is brought or the start is over: nothing else makes room at their cost.
     kept: Mutex<HashMap<Digest, Lease>>,
 }
 
@@ -49,6 +49,11 @@ impl Stock {
     pub(crate) fn new(source: Arc<dyn VersionSource>, cache: Cache, max_bytes: u64, served: impl Iterator<Item = Digest>) -> Stock {
         let kept = served.filter_map(|digest| Some((digest, cache.find(&digest)?))).collect();
         Stock { source, cache, max_bytes, verified: Mutex::default(), kept: Mutex::new(kept) }
+    }
+
+    /// What the start loads is loaded, or has failed: from now on what nobody uses makes room, whatever it was before.
+    pub(crate) fn end_start(&self) {
+        lock(&self.kept).clear();
     }
 
     /// The files of a version.

@@ -249,16 +249,23 @@ impl Reconciler {
         if self.trims.draining == 0 {
             return;
         }
+        let mut any = false;
         for model in self.models.values_mut() {
             for residency in model.residencies.values_mut() {
                 let late = residency.stage() == Stage::Draining && !residency.overdue && residency.drain_until <= now.at;
                 if late {
+                    any = true;
                     residency.overdue = true;
+                    self.trims.draining -= 1;
                     self.budget.freeing = self.budget.freeing.saturating_sub(residency.reserved_bytes);
                     tracing::warn!(model = %model.name, version = residency.version(), "a drain does not end: a run can't be stopped");
                     self.dirty.insert(model.name.clone());
                 }
             }
+        }
+        if any {
+            // Whoever counted on its memory plans without it.
+            self.retry_for_memory();
         }
     }
 
@@ -270,6 +277,7 @@ impl Reconciler {
             let version = residency.version();
             if !residency.overdue {
                 this.budget.freeing = this.budget.freeing.saturating_sub(bytes);
+                this.trims.draining -= 1;
             }
             this.give_back(bytes);
             model.unloaded.insert(version, residency.generation.digest);
@@ -290,7 +298,6 @@ impl Reconciler {
                 at: now.utc,
             };
             this.left(model, &residency);
-            this.trims.draining -= 1;
             this.trims.wanted = true;
             if this.stopping.is_none() && this.trims.due().is_some_and(|due| due <= now.at) {
                 // Its receipt waits for the trim, and so does whoever waits for the drain.

@@ -143,9 +143,7 @@ impl Reconciler {
     fn fold_in(&mut self, model: &mut ModelState, listing: &Listing, removal: Removal) {
         let before = model.listed.as_ref().or(model.exists.as_ref());
         model.listed = fold(before, listing.models.get(&model.name), removal, |generation| model.is_resident(generation));
-        if !self.source.listed {
-            self.know_early_unload(model);
-        }
+        self.know_early_unload(model);
         self.resurrect(model);
         self.follow(model, Follow::AsRuled(removal));
     }
@@ -183,7 +181,7 @@ impl Reconciler {
         let Some(listed) = &model.listed else { return };
         let is_new =
             |(version, generation): (&u64, &Arc<bascule_registry::Generation>)| known.get(version) != Some(&generation.digest);
-        if self.rules.live.resurrect && listed.versions.iter().any(is_new) {
+        if self.rules.live.resurrect && !self.early.contains(&model.name) && listed.versions.iter().any(is_new) {
             tracing::info!(model = %model.name, "a new version brings back what was unloaded");
             self.operators.remove(&model.name);
             self.persist(Write::Operator(model.name.clone(), None));

@@ -89,6 +89,8 @@ pub(crate) struct Seer {
     rollouts: BTreeMap<ModelName, Rollout>,
     /// Those that are to be read again.
     stale: BTreeSet<ModelName>,
+    /// Those that could not be read the last time.
+    unread: BTreeSet<ModelName>,
     failures: u32,
 }
 
@@ -110,6 +112,7 @@ impl Seer {
             unreported: false,
             rollouts: BTreeMap::new(),
             stale: BTreeSet::new(),
+            unread: BTreeSet::new(),
             failures: 0,
         }
     }
@@ -212,8 +215,7 @@ impl Seer {
         }
     }
 
-    /// The listing, with the journals of models whose source holds none. A model whose journal can't be read is what it was before:
-    /// nobody guesses what was decided.
+    /// The listing, with the journals of models whose source holds none.
     async fn with_journals(&mut self) -> Option<Listing> {
         let mut listing = self.listing.clone()?;
         self.rollouts.retain(|name, _| listing.models.contains_key(name));
@@ -223,8 +225,14 @@ impl Seer {
                 match self.journal.rollout(&model.name).await {
                     Ok(rollout) => drop(self.rollouts.insert(model.name.clone(), rollout)),
                     Err(error) => {
-                        listing.problems.push(with_causes(&error));
+                        let error = with_causes(&error);
+                        if !self.unread.contains(&model.name) {
+                            tracing::warn!(model = %model.name, error, "a rollout journal can't be read; its model stays as it is");
+                        }
                         unread.insert(model.name.clone());
+                        *model = Arc::new(undecided(model, &error));
+                        listing.problems.push(error);
+                        continue;
                     }
                 }
             }
@@ -235,9 +243,17 @@ impl Seer {
                 *model = Arc::new(decided);
             }
         }
-        listing.complete &= unread.is_empty();
-        listing.models.retain(|name, _| !unread.contains(name));
-        self.stale = unread;
+        self.stale.clone_from(&unread);
+        self.unread = unread;
         Some(listing)
     }
+}
+
+/// A model whose journal can't be read: what exists of it does not count yet, so it is what it was before. Nobody guesses what was
+/// decided.
+fn undecided(model: &ListedModel, error: &str) -> ListedModel {
+    let mut model = model.clone();
+    model.unsettled.extend(std::mem::take(&mut model.versions).into_keys());
+    model.problems.push(error.to_owned());
+    model
 }

@@ -262,7 +262,8 @@ impl ModelState {
             let unused = residency.servable.as_ref().is_some_and(|servable| servable.stats().in_flight() == 0);
             match residency.stage() {
                 Stage::Ready => unused,
-                stage => stage == Stage::Failed,
+                // What drains is on its way out already.
+                stage => matches!(stage, Stage::Failed | Stage::Draining),
             }
         })
     }

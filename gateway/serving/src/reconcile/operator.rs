@@ -86,7 +86,10 @@ impl Reconciler {
             None if self.source.has_listed() => return Ok(Unloading { leaving: Vec::new(), write: 0 }),
             None if self.operators.len() >= MAX_EARLY => return Err(CommandError::Busy),
             // The first look may find it.
-            None => (BTreeMap::new(), Vec::new()),
+            None => {
+                self.early.insert(name.clone());
+                (BTreeMap::new(), Vec::new())
+            }
         };
         let off = Operator::Off { since: now.utc, known };
         self.operators.insert(name.clone(), off.clone());
@@ -95,13 +98,17 @@ impl Reconciler {
         Ok(Unloading { leaving, write: self.write })
     }
 
-    /// A model that was unloaded before the first look is unloaded as that look finds it: nothing of it is new.
+    /// A model that was unloaded before the first look is unloaded as the first look finds it that can tell: nothing of it is new.
     pub(super) fn know_early_unload(&mut self, model: &ModelState) {
-        if let Some(Operator::Off { known, .. }) = self.operators.get_mut(&model.name)
-            && known.is_empty()
-        {
+        let settled = model.listed.as_ref().is_some_and(|listed| listed.unsettled.is_empty());
+        if !settled || !self.early.remove(&model.name) {
+            return;
+        }
+        if let Some(Operator::Off { known, .. }) = self.operators.get_mut(&model.name) {
             *known = model.known();
         }
+        let operator = self.operators.get(&model.name).cloned();
+        self.persist(Write::Operator(model.name.clone(), operator));
     }
 
     /// Somebody asked for a model that is loaded on demand.

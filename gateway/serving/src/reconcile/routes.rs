@@ -83,8 +83,7 @@ impl Reconciler {
             Demand::Idle => Standing::OnDemand,
             Demand::Wanted => {
                 let stages: Vec<Stage> = model.residencies.values().map(super::model::Residency::stage).collect();
-                let on_its_way = !model.aspired.versions.is_empty() && !stages.contains(&Stage::Failed);
-                if self.rules.load_mode == LoadMode::OnDemand && on_its_way && model.choice.stable.is_none() {
+                if self.rules.load_mode == LoadMode::OnDemand && is_on_its_way(model) {
                     return Standing::Waking;
                 }
                 not_ready(if stages.iter().any(|stage| stage.is_loading()) {
@@ -129,6 +128,16 @@ impl Reconciler {
             self.persist(Write::Served(model.name.clone(), served));
         }
     }
+}
+
+/// Whether something of a model is being loaded, or will be without waiting for a failed load's next try.
+fn is_on_its_way(model: &ModelState) -> bool {
+    let lives = |version: &VersionNumber| {
+        let mut residencies = model.residencies.values();
+        residencies.any(|residency| residency.version() == *version && residency.stage() != Stage::Draining)
+    };
+    model.residencies.values().any(|residency| residency.stage().is_loading())
+        || model.aspired.versions.keys().any(|version| !lives(version))
 }
 
 /// Versions that should answer and don't, for callers who ask for one of them.

@@ -27,6 +27,7 @@ pub(crate) struct Shell {
     reconciler: Reconciler,
     snapshots: watch::Sender<Arc<Snapshot>>,
     stock: Arc<Stock>,
+    starting: bool,
     /// Where fetches and drains run; the shell itself has a thread of its own.
     tasks: Handle,
     runtimes: Arc<Runtimes>,
@@ -54,6 +55,7 @@ impl Shell {
             reconciler,
             snapshots,
             stock,
+            starting: true,
             tasks: Handle::current(),
             runtimes,
             clock: Arc::clone(&options.clock),
@@ -118,6 +120,10 @@ impl Shell {
         }
         let (effects, snapshot) = self.reconciler.settle(now);
         self.snapshots.send_replace(Arc::new(snapshot));
+        if self.starting && self.reconciler.has_decided() {
+            self.starting = false;
+            self.stock.end_start();
+        }
         for effect in effects {
             self.carry_out(effect);
         }

@@ -439,3 +439,23 @@ fn files_that_changed_lately_are_not_gone() {
     assert_eq!(bench.stable("m"), None, "now it is");
     drop(versions);
 }
+
+#[test]
+fn whoever_counts_on_a_drain_that_does_not_end_is_told() {
+    let budget = LiveOptions { memory_budget_bytes: Some(15_000), ..rules().live };
+    let mut bench = Bench::new(Rules { live: budget, ..rules() });
+    let content = FakeModel { bytes: 10_000, ..constant(1.0) };
+    bench.publish("a", 1, &content);
+    bench.look_and_run();
+    bench.unload("a");
+    let stuck = bench.work.remove(0);
+    assert!(matches!(stuck, Effect::Drain { .. }), "{stuck:?}");
+    bench.publish("b", 1, &content);
+    bench.look_and_run();
+    assert_eq!(bench.stages("b"), "1 verifying", "it waits for the memory of the other");
+    bench.wait(60 * SECOND);
+    assert_eq!(bench.status("b").version(1).unwrap().failed_step.as_deref(), Some("memory"));
+    bench.perform(stuck);
+    bench.run();
+    assert_eq!(bench.stages("b"), "1 ready*");
+}

@@ -78,8 +78,9 @@ impl Live {
     fn until(&self, met: impl Fn(&bascule_serving::ModelStatus) -> bool) {
         self.runtime.block_on(async {
             let waited = async {
+                let mut changes = self.server().serving.changes();
                 while !met(&self.model()) {
-                    self.server().serving.changed().await;
+                    assert!(changes.next().await, "the engine has ended");
                 }
             };
             tokio::time::timeout(std::time::Duration::from_secs(60), waited).await.expect("the engine gets there");
@@ -192,8 +193,9 @@ fn plain_models_have_their_journal_in_the_state_directory() {
         std::fs::write(folder.join("model.fake.json"), serde_json::to_vec(&constant(1.0)).unwrap()).unwrap();
     }
     live.runtime.block_on(async {
+        let mut changes = live.server().serving.changes();
         while live.server().serving.status().model("m").is_none_or(|model| model.stable != Some(2)) {
-            live.server().serving.changed().await;
+            assert!(changes.next().await, "the engine has ended");
         }
     });
     assert_eq!(live.run(&["rollout", "pin", "m", "1"]), DONE);

@@ -213,6 +213,14 @@ fn an_unload_before_the_first_look_counts() {
         let mut bench = Bench::new(Rules { live: LiveOptions { resurrect, ..rules().live }, ..rules() });
         bench.publish("m", 1, &constant(1.0));
         bench.unload("m");
+        // As at the first look at a plain directory, which can't tell yet what counts.
+        let listed = bench.source.get_mut("m").unwrap();
+        let versions = std::mem::take(&mut listed.versions);
+        listed.unsettled.insert(1);
+        bench.look_and_run();
+        let listed = bench.source.get_mut("m").unwrap();
+        listed.unsettled.clear();
+        listed.versions = versions;
         bench.look_and_run();
         assert_eq!((bench.stages("m").as_str(), bench.stable("m")), ("", None));
         assert_eq!(bench.status("m").held.as_deref(), Some("held: unloaded by operator"));
@@ -253,6 +261,17 @@ fn a_model_that_was_asked_for_stays_asked_for_until_it_is_there_or_has_failed() 
     bench.run();
     assert_eq!(standing(&bench, "good"), Standing::Serving);
     assert!(matches!(standing(&bench, "bad"), Standing::NotReady { .. }));
+    // One version fails first, and the other is still to come.
+    bench.publish("mixed", 1, &constant(1.0));
+    bench.publish("mixed", 2, &FakeModel { fail_load: Some("no luck".to_owned()), ..constant(1.0) });
+    bench.configure("mixed", "latest=2");
+    bench.look();
+    bench.tell(Event::Wanted { model: name("mixed") });
+    while bench.stages("mixed") != "1 fetching, 2 failed" {
+        let effect = bench.work.remove(0);
+        bench.perform(effect);
+    }
+    assert_eq!(standing(&bench, "mixed"), Standing::Waking);
 }
 
 #[test]
