@@ -7,6 +7,9 @@ use bascule_runtime_api::{Signature, TensorSpec};
 use bascule_serving::{InferError, Route, Serving};
 use serde::Serialize;
 
+/// Triton's settings beside a model.
+const TRITON_CONFIG: &str = "config.pbtxt";
+
 /// The parts of the protocol that are served beyond its core.
 const EXTENSIONS: [&str; 6] =
     ["classification", "model_repository", "schedule_policy", "model_configuration", "binary_tensor_data", "statistics"];
@@ -76,6 +79,10 @@ pub async fn metadata(
 /// What the manifests of a model say; `None` where they say nothing. Which version would answer is not known before one is loaded, so
 /// where none is asked for, all must say the same.
 fn declared(listed: &ListedModel, version: Option<u64>) -> Option<ModelMetadata> {
+    // It may reshape what the manifests say: only a loaded version tells.
+    if listed.settings.contains_key(TRITON_CONFIG) {
+        return None;
+    }
     let there = listed.versions.values().filter(|generation| !generation.tombstoned);
     let asked = there.filter(|generation| version.is_none_or(|version| generation.key.version == version));
     let mut manifests = asked.map(|generation| &generation.manifest);

@@ -7,8 +7,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ pub(crate) struct Watch {
     /// Whether a body was given up before its end: what is left of it may still come.
     abandoned: AtomicBool,
     http2: AtomicBool,
+    /// When each answer that is owed over HTTP/2 last moved. There, one that nobody reads rests while others move.
+    answers: Mutex<Vec<Arc<AtomicU64>>>,
 }
 
 /// What to do with a connection.
@@ -85,6 +87,7 @@ impl Watch {
             writing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             http2: AtomicBool::new(false),
+            answers: Mutex::default(),
         })
     }
 
@@ -108,6 +111,18 @@ impl Watch {
         Handling(Arc::clone(self))
     }
 
+    fn answers(&self) -> MutexGuard<'_, Vec<Arc<AtomicU64>>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the answer that has waited longest last moved; for HTTP/2 only.
+    fn oldest_answer(&self) -> Option<u64> {
+        if !self.http2.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.answers().iter().map(|moved| moved.load(Ordering::Relaxed)).min()
+    }
+
     /// A body of a request begins to come.
     pub(crate) fn receiving(self: &Arc<Self>) -> Receiving {
         self.receiving.fetch_add(1, Ordering::Relaxed);
@@ -119,6 +134,11 @@ impl Watch {
         let look = Instant::now() + self.timeouts.look();
         let after = |millis: u64, timeout: Duration| self.start + Duration::from_millis(millis) + timeout;
         let moved = self.moved.load(Ordering::Relaxed);
+        if let Some(oldest) = self.oldest_answer()
+            && Instant::now() >= after(oldest, self.timeouts.write)
+        {
+            return Verdict::Stalled;
+        }
         let (limit, then) = if self.handling.load(Ordering::Relaxed) > 0 {
             // A handler has its own limits.
             return Verdict::Keep(look);
@@ -202,8 +222,13 @@ pub(crate) struct Handling(Arc<Watch>);
 impl Handling {
     /// The answer is there; its body is to be sent.
     pub(crate) fn sending(self) -> Sending {
-        self.0.sending.fetch_add(1, Ordering::Relaxed);
-        Sending(Arc::clone(&self.0))
+        let watch = Arc::clone(&self.0);
+        watch.sending.fetch_add(1, Ordering::Relaxed);
+        let own = watch.http2.load(Ordering::Relaxed).then(|| Arc::new(AtomicU64::new(watch.now())));
+        if let Some(own) = &own {
+            watch.answers().push(Arc::clone(own));
+        }
+        Sending { watch, own }
     }
 }
 
@@ -238,17 +263,27 @@ impl Drop for Receiving {
 
 /// An answer's body on its way to the socket.
 #[derive(Debug)]
-pub(crate) struct Sending(Arc<Watch>);
+pub(crate) struct Sending {
+    watch: Arc<Watch>,
+    /// Over HTTP/2: when this one last moved.
+    own: Option<Arc<AtomicU64>>,
+}
 
 impl Sending {
     pub(crate) fn moved(&self) {
-        self.0.moved();
+        self.watch.moved();
+        if let Some(own) = &self.own {
+            own.store(self.watch.now(), Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.0.finished(&self.0.sending);
+        if let Some(own) = &self.own {
+            self.watch.answers().retain(|other| !Arc::ptr_eq(other, own));
+        }
+        self.watch.finished(&self.watch.sending);
     }
 }
 

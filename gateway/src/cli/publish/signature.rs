@@ -46,10 +46,12 @@ pub(super) fn read(config: &Config, path: &Path, entrypoint: &str, format: &str)
 
 /// A folder with this file and nothing else.
 fn alone(file: &Path, name: &str) -> io::Result<tempfile::TempDir> {
-    let folder = tempfile::tempdir()?;
-    let place = folder.path().join(name);
     // Links of links would lead to what lies beside the file.
     let file = file.canonicalize()?;
+    // Beside the file, where that can be: there a link costs nothing, and a model may be larger than what is free for temporary files.
+    let beside = file.parent().map(|parent| tempfile::Builder::new().prefix(".bascule-").tempdir_in(parent));
+    let folder = beside.and_then(Result::ok).map_or_else(tempfile::tempdir, Ok)?;
+    let place = folder.path().join(name);
     if std::fs::hard_link(&file, &place).is_err() {
         std::fs::copy(&file, &place)?;
     }

@@ -232,6 +232,26 @@ async fn over_http2_a_caller_that_reads_nothing_is_cut_off() {
 }
 
 #[tokio::test]
+async fn an_answer_that_nobody_reads_is_cut_off_however_lively_its_connection_is() {
+    let settings = HttpSettings { write_timeout: SOON, drain_timeout: Duration::from_hours(1), ..HttpSettings::default() };
+    let port = Port::start(settings, two_outputs()).await;
+    let mut sender = port.http2().await;
+    let response = sender.send_request(two_inputs()).await.unwrap();
+    let lively = async {
+        loop {
+            let live = Request::get("http://x/v2/health/live").body(Full::new(Bytes::new())).unwrap();
+            let Ok(answered) = sender.send_request(live).await else { return };
+            if answered.into_body().collect().await.is_err() {
+                return;
+            }
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, lively).await.is_ok(), "it is never cut off");
+    assert!(response.into_body().collect().await.is_err());
+    port.stop().await;
+}
+
+#[tokio::test]
 async fn a_refusal_reaches_a_caller_that_reads_after_a_slow_upload() {
     let settings = HttpSettings { header_timeout: SOON, ..HttpSettings::default() };
     let port = Port::start(settings, echo()).await;
