@@ -2,12 +2,12 @@
 
 use std::process::Stdio;
 
-use bascule_onnx_writer::models::{constant, large};
+use bascule_onnx_writer::models::{constant, filled, large};
 use serde_json::json;
 
 use crate::http::post;
 use crate::lifecycle::ask;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Gateway, Sandbox};
 
 #[test]
 fn a_killed_publish_leaves_nothing_that_is_served_and_a_retry_succeeds() {
@@ -71,4 +71,40 @@ fn a_gateway_killed_while_it_fetches_and_swaps_serves_what_it_served() {
     let gateway = sandbox.serve().ready();
     gateway.eventually_admin("/admin/v1/status", |_, status| status["models"][0]["stable"] == 12);
     assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 12.0));
+}
+
+#[test]
+fn a_gateway_killed_on_the_way_to_a_new_version_serves_what_it_served() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let publish = |version: u64| {
+        let published = sandbox.publish("m", version, &filled(32, version as f32));
+        assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
+    };
+    let answer = |gateway: &Gateway| {
+        let body = json!({ "inputs": [{ "name": "x", "shape": [1], "datatype": "INT64", "data": [0] }] });
+        let answer = post(gateway.http, "/v2/models/m/infer", &body);
+        assert_eq!(answer.status, 200, "{}\n{}", answer.text(), gateway.log());
+        answer.json()["outputs"][0]["data"][0].as_f64().unwrap()
+    };
+    publish(1);
+    let mut gateway = sandbox.serve().ready();
+    let mut caught = Vec::new();
+    for version in 2..=7 {
+        publish(version);
+        post(gateway.admin, "/admin/v1/kick", &json!({}));
+        let stage = |status: &serde_json::Value| {
+            let versions = status["models"][0]["versions"].as_array().cloned().unwrap_or_default();
+            let life = versions.iter().find(|life| life["version"] == version);
+            life.and_then(|life| life["stage"].as_str()).unwrap_or("pending").to_owned()
+        };
+        let found = stage(&gateway.eventually_admin("/admin/v1/status", |_, status| stage(status) != "pending"));
+        gateway.kill();
+        caught.extend(Some(found).filter(|found| found != "ready"));
+        gateway = sandbox.serve().ready();
+        let answered = answer(&gateway);
+        assert!([version - 1, version].map(|version| version as f64).contains(&answered), "{answered} instead of {version}");
+        gateway.eventually_admin("/admin/v1/status", |_, status| status["models"][0]["stable"] == version);
+        assert_eq!(answer(&gateway), version as f64);
+    }
+    assert!(!caught.is_empty(), "no version was caught on its way");
 }

@@ -3,10 +3,13 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use bascule_onnx_writer::models::{constant, large};
+use bascule_onnx_writer::models::{constant, large, slow};
+use bascule_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use bascule_proto::inference::model_infer_request::InferInputTensor;
+use bascule_proto::inference::{ModelInferRequest, ServerLiveRequest};
 use serde_json::json;
 
-use crate::http::{call, get, post};
+use crate::http::{Connection, call, get, post};
 use crate::sandbox::{Gateway, PATIENCE, Sandbox};
 
 /// Asks model `m` with one row; status, and the value that every element of its answer has.
@@ -141,17 +144,53 @@ fn a_thousand_models_on_demand_load_only_what_is_asked_for_under_the_budget() {
     assert_eq!(ask(&gateway, "/v2/models/m000/infer"), (200, 0.0), "what was evicted is loaded again");
 }
 
+/// How often the slow model adds one: for seconds.
+const ITERATIONS: i64 = 1_000_000;
+
 #[test]
 fn sigterm_finishes_what_is_in_flight_and_idle_connections_hold_nothing_up() {
-    let Some(sandbox) = Sandbox::new() else { return };
-    sandbox.plain("m", 1, &constant(1.0, 2));
+    // Nothing ends this drain but that all is done: whatever holds it up fails the test.
+    let Some(sandbox) = Sandbox::new().map(|sandbox| sandbox.set("server.drain_timeout=1h")) else { return };
+    sandbox.plain("slow", 1, &slow());
     let mut gateway = sandbox.serve().ready();
-    let mut idle = crate::http::Connection::open(gateway.http).unwrap();
+    let mut idle = Connection::open(gateway.http).unwrap();
     assert_eq!(idle.call("GET", "/v2/health/live", &[], &[]).status, 200);
-    let _grpc = TcpStream::connect(gateway.grpc).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let connect = || runtime.block_on(GrpcInferenceServiceClient::connect(format!("http://{}", gateway.grpc))).unwrap();
+    let mut idle_grpc = connect();
+    assert!(runtime.block_on(idle_grpc.server_live(ServerLiveRequest {})).unwrap().into_inner().live);
+    let http = gateway.http;
+    let over_http = std::thread::spawn(move || {
+        let iterations = json!({ "name": "iterations", "shape": [], "datatype": "INT64", "data": [ITERATIONS] });
+        let x = json!({ "name": "x", "shape": [1], "datatype": "FP32", "data": [0] });
+        post(http, "/v2/models/slow/infer", &json!({ "inputs": [iterations, x] }))
+    });
+    let mut busy_grpc = connect();
+    let over_grpc = runtime.spawn(async move { busy_grpc.model_infer(slow_request()).await });
+    let in_flight = |status: &serde_json::Value| status["models"][0]["versions"][0]["in_flight"] == 2;
+    gateway.eventually_admin("/admin/v1/status", |_, status| in_flight(status));
     gateway.signal("TERM");
+    let answer = over_http.join().unwrap();
+    assert_eq!((answer.status, &answer.json()["outputs"][0]["data"]), (200, &json!([ITERATIONS as f64])), "{}", gateway.log());
+    let answer = runtime.block_on(over_grpc).unwrap().unwrap().into_inner();
+    assert_eq!(*answer.raw_output_contents[0], (ITERATIONS as f32).to_le_bytes());
     assert!(gateway.wait().success(), "{}", gateway.log());
     assert_eq!(call(gateway.http, "GET", "/v2/health/live", &[], &[]).status, 0);
+}
+
+fn slow_request() -> ModelInferRequest {
+    let tensor = |name: &str, datatype: &str, shape| InferInputTensor {
+        name: name.into(),
+        datatype: datatype.into(),
+        shape,
+        ..InferInputTensor::default()
+    };
+    ModelInferRequest {
+        model_name: "slow".into(),
+        inputs: vec![tensor("iterations", "INT64", vec![]), tensor("x", "FP32", vec![1])],
+        raw_input_contents: vec![ITERATIONS.to_le_bytes().to_vec().into(), vec![0; 4].into()],
+        ..ModelInferRequest::default()
+    }
 }
 
 #[test]
