@@ -62,6 +62,18 @@ struct Tally {
     restored: usize,
 }
 
+impl Tally {
+    fn and(self, other: Tally) -> Tally {
+        Tally {
+            loaded: self.loaded + other.loaded,
+            drained: self.drained + other.drained,
+            failed: self.failed + other.failed,
+            refused: self.refused + other.refused,
+            restored: self.restored + other.restored,
+        }
+    }
+}
+
 struct Simulation {
     bench: Bench,
     tally: Tally,
@@ -470,22 +482,16 @@ fn nor_does_it_in_10_000_histories() {
     simulate(0..10_000);
 }
 
+/// Much of a history is waiting for the threads of instances: several side by side take less time.
+const SIDE_BY_SIDE: usize = 4;
+
 fn simulate(seeds: std::ops::Range<u64>) {
-    let mut total = Tally::default();
-    for seed in seeds.clone() {
-        let mut simulation = Simulation::new(seed);
-        let history = std::panic::AssertUnwindSafe(|| simulation.run());
-        if let Err(panic) = std::panic::catch_unwind(history) {
-            eprintln!("the seed of this history is {seed}");
-            std::panic::resume_unwind(panic);
-        }
-        let Tally { loaded, drained, failed, refused, restored } = simulation.tally;
-        total.loaded += loaded;
-        total.drained += drained;
-        total.failed += failed;
-        total.refused += refused;
-        total.restored += restored;
-    }
+    let total = std::thread::scope(|scope| {
+        let all = &seeds;
+        let begin = |first| scope.spawn(move || histories(all.clone().skip(first).step_by(SIDE_BY_SIDE)));
+        let workers: Vec<_> = (0..SIDE_BY_SIDE).map(begin).collect();
+        workers.into_iter().map(|worker| worker.join().expect("a history failed")).fold(Tally::default(), Tally::and)
+    });
     println!("{total:?}");
     for (what, count) in [
         ("loads", total.loaded),
@@ -496,4 +502,18 @@ fn simulate(seeds: std::ops::Range<u64>) {
     ] {
         assert!(count as u64 >= (seeds.end - seeds.start) / 10, "{what}: {count} in {seeds:?}");
     }
+}
+
+fn histories(seeds: impl Iterator<Item = u64>) -> Tally {
+    let mut total = Tally::default();
+    for seed in seeds {
+        let mut simulation = Simulation::new(seed);
+        let history = std::panic::AssertUnwindSafe(|| simulation.run());
+        if let Err(panic) = std::panic::catch_unwind(history) {
+            eprintln!("the seed of this history is {seed}");
+            std::panic::resume_unwind(panic);
+        }
+        total = total.and(simulation.tally);
+    }
+    total
 }
