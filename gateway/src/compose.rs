@@ -158,6 +158,7 @@ pub fn engine_options(
         drain_timeout: config.server.drain_timeout,
         cache_max_bytes: config.cache_max_bytes.0,
         on_retired: Arc::new(on_retired),
+        on_trim: Arc::new(crate::allocator::collect),
         ..defaults
     })
 }

@@ -11,9 +11,10 @@ use bascule_frontend::http::HttpSettings;
 use bascule_frontend::metrics::Metrics;
 use bascule_frontend::{admin, grpc, http};
 use bascule_runtime_api::Runtime;
-use bascule_serving::{Engine, Serving};
+use bascule_serving::{Engine, EngineOptions, LoadMode, Serving};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +45,33 @@ pub struct Server {
     shutdown_delay: Duration,
     drain_timeout: Duration,
     shown: watch::Sender<Arc<serde_json::Value>>,
+    _background: Background,
     _state: StateDir,
+}
+
+/// Threads for looking at the registry, fetching and hashing. They let every other thread go first, because such work comes with a new
+/// version, in the middle of the traffic.
+struct Background(Option<tokio::runtime::Runtime>);
+
+impl Background {
+    fn start() -> std::io::Result<Background> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).thread_name("bascule-fetch").on_thread_start(bascule_serving::lower_priority).enable_all();
+        builder.build().map(|runtime| Background(Some(runtime)))
+    }
+
+    fn handle(&self) -> Option<Handle> {
+        self.0.as_ref().map(|runtime| runtime.handle().clone())
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // What still blocks a thread must not keep whoever drops this.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// What ends together.
@@ -83,7 +110,11 @@ impl Server {
         let (http, grpc, admin) =
             (bind("http", server.http).await?, bind("grpc", server.grpc).await?, bind("admin", server.admin).await?);
         let addresses = Addresses { http: http.local_addr()?, grpc: grpc.local_addr()?, admin: admin.local_addr()? };
-        let serving = Engine::start(options).await?;
+        let background = Background::start().context("can't start the threads that fetch")?;
+        // A model that is loaded on demand has requests waiting for its fetch.
+        let is_waited_for = effective.config.load.mode == LoadMode::OnDemand;
+        let fetching = background.handle().filter(|_| !is_waited_for);
+        let serving = Engine::start(EngineOptions { background: fetching, ..options }).await?;
         let (mut data, mut of_admin) = (Tasks::default(), Tasks::default());
         let shutdown = data.shutdown.clone();
         data.running.spawn(http::serve(http, serving.clone(), http_settings(effective), shutdown.clone()));
@@ -98,7 +129,17 @@ impl Server {
             }
         });
         let (shutdown_delay, drain_timeout) = (server.shutdown_delay, server.drain_timeout);
-        Ok(Server { serving, addresses, data, admin: of_admin, shutdown_delay, drain_timeout, shown, _state: state })
+        Ok(Server {
+            serving,
+            addresses,
+            data,
+            admin: of_admin,
+            shutdown_delay,
+            drain_timeout,
+            shown,
+            _background: background,
+            _state: state,
+        })
     }
 
     /// Goes by what may change while a gateway runs, and shows all that applies now.

@@ -46,7 +46,7 @@ pub struct DecodedRequest {
 /// How a request wants its outputs.
 #[derive(Debug, Clone, Default)]
 pub struct OutputChoices {
-    listed: SmallVec<[json_in::DescribedOutput; 2]>,
+    listed: SmallVec<[json_in::DescribedOutput; 1]>,
     binary_by_default: bool,
 }
 

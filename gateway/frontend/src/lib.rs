@@ -6,14 +6,18 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 
 pub mod admin;
+mod answered_by;
+mod aside;
 pub mod codec;
 pub mod describe;
 pub mod errors;
 pub mod grpc;
 pub mod http;
 pub mod metrics;
+mod patience;
 mod port;
 mod request_id;
+mod trust;
 
 #[cfg(test)]
 mod sandbox;

@@ -4,12 +4,13 @@
 //! those that have not when the drain timeout passes are cut off. Deliberately absent: what is spoken on a connection.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +27,28 @@ pub(crate) struct Ending {
     pub(crate) stopping: CancellationToken,
     /// End now.
     pub(crate) cut: CancellationToken,
+}
+
+/// What comes between a connection and its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interruption {
+    /// To end now.
+    Cut,
+    /// To take nothing new.
+    Stopping,
+    /// To look at how things stand.
+    Look,
+}
+
+impl Ending {
+    /// Waits for what comes first; a connection that was `told` to stop is not told again.
+    pub(crate) async fn interruption(&self, told: bool, look: Pin<&mut Sleep>) -> Interruption {
+        tokio::select! {
+            () = self.cut.cancelled() => Interruption::Cut,
+            () = self.stopping.cancelled(), if !told => Interruption::Stopping,
+            () = look => Interruption::Look,
+        }
+    }
 }
 
 /// Serves connections until `shutdown` is cancelled, then waits for them, for `drain_timeout` at the most. `serve` is called for each

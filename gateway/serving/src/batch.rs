@@ -17,7 +17,7 @@ use crate::stats::RunTimes;
 const LONGEST_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The inputs of a request, in the order of the signature.
-pub(crate) type Inputs = SmallVec<[Tensor; 2]>;
+pub(crate) type Inputs = SmallVec<[Tensor; 1]>;
 
 /// What a run gave one request.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bascule_registry::{Cache, Clock, ListedModel, ModelName, SystemClock, VersionKey, VersionNumber, VersionSource};
 use bascule_runtime_api::Runtime;
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::error::with_causes;
@@ -139,8 +140,13 @@ pub struct EngineOptions {
     pub keep_previous: Duration,
     /// Called when nothing of a version is left in memory: metrics series of it can end.
     pub on_retired: Arc<dyn Fn(&VersionKey) + Send + Sync>,
+    /// Called on a trim, beside the system allocator's own: what else holds freed memory gives it back.
+    pub on_trim: Arc<dyn Fn() + Send + Sync>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
+    /// Where versions are looked for and fetched, which takes disk and processor; without it, on the runtime that [`Engine::start`] is
+    /// called on. Its threads may let all others go first, where no request waits for a fetch: see [`crate::lower_priority`].
+    pub background: Option<Handle>,
 }
 
 impl EngineOptions {
@@ -161,7 +167,9 @@ impl EngineOptions {
             retry: RetryPolicy::default(),
             keep_previous: Duration::from_secs(600),
             on_retired: Arc::new(|_| {}),
+            on_trim: Arc::new(|| {}),
             clock: Arc::new(SystemClock::default()),
+            background: None,
         }
     }
 }
@@ -213,7 +221,7 @@ impl Engine {
             reconcile::Shell::new(reconciler, &options, stock, runtimes, mailbox.downgrade(), writer, Arc::clone(&wanted));
         shell.start(events).map_err(|source| StartError::Thread { source })?;
         let seer = reconcile::Seer::new(&options, live_now, Arc::clone(&looks), mailbox.downgrade());
-        tokio::spawn(seer.run());
+        options.background.clone().unwrap_or_else(Handle::current).spawn(seer.run());
         let (stopping, _) = watch::channel(false);
         let (written, journal) = (written_now, options.journal);
         Ok(Serving::new(Shared { router, mailbox, snapshots, written, looks, journal, wanted, live, stopping }))

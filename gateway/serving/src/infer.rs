@@ -12,7 +12,7 @@ use crate::assign::{BASIS_POINTS, assign, bucket};
 use crate::check::check;
 use crate::servable::Miss;
 use crate::table::{Publisher, Route};
-use crate::{ErrorCode, InferError, InferRequest, InferResponse, RouteKey, Servable, ServingTable, meters};
+use crate::{ErrorCode, InferError, InferRequest, InferResponse, RouteKey, Servable, ServingTable, VersionChoice, meters};
 
 /// The request path's view of the engine: the table, and nothing that changes it.
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ impl Routed {
 
     /// The version that an unversioned request without a candidate gets, or the one whose answer the request wants where it is known by
     /// number: what a body without a description of its tensors is read by.
-    pub fn servable(&self, version: &crate::VersionChoice) -> Result<&Arc<Servable>, InferError> {
+    pub fn servable(&self, version: &VersionChoice) -> Result<&Arc<Servable>, InferError> {
         assign(&self.route, version, |_| BASIS_POINTS)
     }
 }
@@ -61,6 +61,22 @@ impl Router {
                 Ok(Routed { route: Arc::clone(route), generation: table.generation() })
             }
             None => Err(InferError::UnknownModel { model: model.chars().take(128).collect() }),
+        }
+    }
+
+    /// Refuses a request of which only the head is there where the rest would come in vain: whichever version answers it, by number
+    /// where the head says one, has a full queue. A glance at the table and no more: which version answers is decided by the table of
+    /// the moment when the request is whole.
+    ///
+    /// # Errors
+    /// [`InferError::Overloaded`].
+    pub fn check_room(&self, model: &str, version: Option<u64>) -> Result<(), InferError> {
+        let table = self.table.load();
+        let Some(route) = table.route(model) else { return Ok(()) };
+        let may_answer = |servable: &&Arc<Servable>| version.is_none_or(|version| servable.version() == version);
+        match route.servables().find(may_answer) {
+            Some(first) if route.servables().filter(may_answer).all(|servable| !servable.has_room()) => Err(first.refuse()),
+            _ => Ok(()),
         }
     }
 

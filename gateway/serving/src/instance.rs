@@ -132,7 +132,7 @@ impl Context {
                 continue;
             }
             let result = self.aboard(index, std::slice::from_ref(&pending), |flight| {
-                self.run_one(session, &pending.inputs, pending.rows, pending.deadline, flight)
+                self.run_one(session, &pending.inputs, pending.rows, (now, pending.deadline), flight)
             });
             let queued = queued(&pending);
             pending.answer(result.map(|answer| Answer { queued, ..answer }).map_err(|error| self.error(error)));
@@ -169,18 +169,17 @@ impl Context {
         Ok((parts, times))
     }
 
-    /// Runs one request.
+    /// Runs one request, `from` now on.
     pub(crate) fn run_one(
         &self,
         session: &mut dyn Session,
         inputs: &Inputs,
         rows: u32,
-        deadline: Option<Instant>,
+        (from, deadline): (Instant, Option<Instant>),
         flight: &Flight,
     ) -> Result<Answer, RunError> {
-        let started = Instant::now();
         let result = self.guarded_run(session, inputs, deadline, flight);
-        let times = RunTimes { infer: started.elapsed(), ..RunTimes::default() };
+        let times = RunTimes { infer: from.elapsed(), ..RunTimes::default() };
         let outputs = result.inspect_err(|_| self.cost.record_failed(input_bytes(inputs), times.infer))?;
         self.ran(inputs, rows, &times);
         Ok(Answer { outputs, queued: Duration::ZERO, times })

@@ -45,8 +45,9 @@ pub use error::{ErrorCode, InferError};
 pub use infer::{Routed, Router};
 pub use journal::JournalStore;
 pub use loader::try_load;
+pub use memory::lower_priority;
 pub use request::{InferRequest, InferResponse, NamedTensor, RequestedOutput, RouteKey, VersionChoice};
-pub use servable::{Servable, ServableSpec};
+pub use servable::{Servable, ServableSpec, Shown};
 pub use serving::{Changes, CommandError, Serving};
 pub use settings::{
     Inline, LoadMode, ModelSettings, Reshape, Reshapes, RolloutStrategy, TransitionPolicy, VersionPolicy, WarmupContent,

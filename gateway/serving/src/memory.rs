@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-/// The nice value of threads whose work may wait: loads and trims.
+/// The nice value of threads whose work may wait: looks, fetches, loads and trims.
 const LOW_PRIORITY: i32 = 10;
 
 /// Main memory that the process has, as the operating system counts it; `None` where it does not tell.
@@ -24,10 +24,11 @@ pub(crate) struct Trim {
     pub(crate) rss_after: Option<u64>,
 }
 
-/// Gives freed memory back to the operating system. Takes milliseconds: not for a thread that has anything else to do. `None` where
-/// the allocator has no such call.
-pub(crate) fn trim() -> Option<Trim> {
+/// Gives freed memory back to the operating system, after `others` have done the same with what is theirs. Takes milliseconds: not for a
+/// thread that has anything else to do. `None` where the allocator has no such call.
+pub(crate) fn trim(others: impl Fn()) -> Option<Trim> {
     let started = Instant::now();
+    others();
     if !malloc_trim() {
         return None;
     }
@@ -51,7 +52,7 @@ fn malloc_trim() -> bool {
 
 /// Lets every other thread go before this one. Threads that this one starts inherit it, and nobody without privileges can take it
 /// back: only for threads that end with their work. Where the system refuses, nothing changes.
-pub(crate) fn lower_priority() {
+pub fn lower_priority() {
     #[cfg(target_os = "linux")]
     {
         // SAFETY: with 0 for "who", Linux changes the calling thread alone; no memory is involved.
@@ -102,7 +103,7 @@ mod tests {
         let guard = vec![1_u8; 64];
         let held = rss_bytes().unwrap();
         drop(pieces);
-        let trimmed = trim().unwrap().rss_after.unwrap();
+        let trimmed = trim(|| ()).unwrap().rss_after.unwrap();
         drop(guard);
         assert!(trimmed + (40 << 20) < held, "{held} bytes before, {trimmed} after");
     }

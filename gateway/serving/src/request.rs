@@ -55,9 +55,9 @@ pub struct InferRequest {
     /// Which side of a split.
     pub key: RouteKey,
     /// The inputs, in the caller's order.
-    pub inputs: SmallVec<[NamedTensor; 2]>,
+    pub inputs: SmallVec<[NamedTensor; 1]>,
     /// The outputs asked for, in the order of the answer; empty for all.
-    pub outputs: SmallVec<[RequestedOutput; 2]>,
+    pub outputs: SmallVec<[RequestedOutput; 1]>,
     /// 1 is the highest; 0 stands for the model's default.
     pub priority: u64,
     /// When nobody waits for the answer any more.
@@ -70,5 +70,5 @@ pub struct InferResponse {
     /// The version that computed every output.
     pub servable: Arc<Servable>,
     /// Position in the servable's signature and contents, in the order asked for.
-    pub outputs: SmallVec<[(usize, Tensor); 2]>,
+    pub outputs: SmallVec<[(usize, Tensor); 1]>,
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bascule_handoff::{Pool, Refusal};
 use bascule_registry::{Digest, Generation, VersionNumber};
 use bascule_runtime_api::{Device, Footprint, RunError, Session, Signature, TensorSpec};
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use tokio::sync::{oneshot, watch};
 
@@ -44,9 +45,19 @@ pub struct ServableSpec {
     pub loaded_at: DateTime<Utc>,
 }
 
+/// What answers say of their version. Clones share the text.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// The number.
+    pub version: Bytes,
+    /// The digest.
+    pub digest: Bytes,
+}
+
 /// A loaded version. Dropping the last handle frees nothing heavy: sessions are dropped by the threads that own them.
 pub struct Servable {
     spec: ServableSpec,
+    shown: Shown,
     signature: Signature,
     device: Device,
     batching: Batching,
@@ -145,7 +156,9 @@ impl Servable {
                 return Err(error);
             }
         };
-        Ok(Arc::new(Servable { spec, signature, device, batching, pool, context, closed }))
+        let Generation { key, digest, .. } = spec.generation.as_ref();
+        let shown = Shown { version: key.version.to_string().into(), digest: digest.to_string().into() };
+        Ok(Arc::new(Servable { spec, shown, signature, device, batching, pool, context, closed }))
     }
 
     /// The version's number.
@@ -161,6 +174,11 @@ impl Servable {
     /// What identifies the content.
     pub fn digest(&self) -> &Digest {
         &self.spec.generation.digest
+    }
+
+    /// The version's number and digest as text, ASCII, for every answer to say.
+    pub fn shown(&self) -> &Shown {
+        &self.shown
     }
 
     /// Everything that was said when it was loaded.
@@ -238,12 +256,29 @@ impl Servable {
     /// Runs a checked request, inline or through the queue.
     pub(crate) async fn run(&self, inputs: Inputs, rows: u32, priority: u64, deadline: Option<Instant>) -> Result<Answer, Miss> {
         let request = Counted::enter(&self.context);
-        let result = match self.run_inline(&inputs, rows, deadline) {
+        let result = match self.run_inline(&inputs, rows, deadline, request.entered) {
             Some(result) => result.map_err(Miss::Error),
             None => self.enqueue(inputs, rows, priority, deadline, request.entered).await,
         };
         request.ended(&result);
         result
+    }
+
+    /// Whether a request could be queued now, or is to be handed on.
+    pub(crate) fn has_room(&self) -> bool {
+        self.pool.has_room()
+    }
+
+    /// Counts a request that is refused because the queue is full.
+    pub(crate) fn refuse(&self) -> InferError {
+        self.context.stats.failed(Duration::ZERO);
+        self.refused(ErrorCode::Overloaded);
+        self.queue_full()
+    }
+
+    fn queue_full(&self) -> InferError {
+        let what = format!("the queue of model '{}' ({} requests)", self.model(), self.pool.capacity());
+        InferError::Overloaded { what, retry_after: crate::table::RETRY_AFTER }
     }
 
     /// Counts a request for this version that was refused before it could be queued.
@@ -253,13 +288,18 @@ impl Servable {
 
     /// Runs on this thread where that is allowed and an instance is free. `None`: the queue is to have it, which is also where a run
     /// goes on that held this thread for too long.
-    fn run_inline(&self, inputs: &Inputs, rows: u32, deadline: Option<Instant>) -> Option<Result<Answer, InferError>> {
+    fn run_inline(
+        &self,
+        inputs: &Inputs,
+        rows: u32,
+        deadline: Option<Instant>,
+        now: Instant,
+    ) -> Option<Result<Answer, InferError>> {
         let (limit, must_be_stoppable) = match self.spec.settings.inline {
             Inline::Always => (INLINE_ALWAYS_LIMIT, false),
             Inline::Auto if self.context.cost.is_short(instance::input_bytes(inputs)) => (INLINE_LIMIT, true),
             Inline::Auto | Inline::Never => return None,
         };
-        let now = Instant::now();
         if deadline.is_some_and(|deadline| deadline <= now) {
             return None;
         }
@@ -271,7 +311,7 @@ impl Servable {
         let due = deadline.map_or(now + limit, |deadline| deadline.min(now + limit));
         let flight = Arc::new(Flight::new(interrupt, 1));
         let watched = watch_run(due, &flight)?;
-        let result = claim.with_session(|session| self.context.run_one(session.as_mut(), inputs, rows, deadline, &flight));
+        let result = claim.with_session(|session| self.context.run_one(session.as_mut(), inputs, rows, (now, deadline), &flight));
         drop(watched);
         // Before the slot is given back: who stops this run late must not stop the next one.
         flight.end();
@@ -313,12 +353,7 @@ impl Servable {
         match self.pool.submit(pending) {
             Ok(()) => {}
             Err((_, Refusal::Closed)) => return Err(Miss::Closed),
-            Err((_, Refusal::Full)) => {
-                return Err(Miss::Error(InferError::Overloaded {
-                    what: format!("the queue of model '{}' ({} requests)", self.model(), self.pool.capacity()),
-                    retry_after: crate::table::RETRY_AFTER,
-                }));
-            }
+            Err((_, Refusal::Full)) => return Err(Miss::Error(self.queue_full())),
         }
         let waiting = Abandon(Some(ticket));
         let result = wait(answer, &waiting, deadline, queue_limit).await;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -21,22 +20,43 @@ pub struct Phase {
     pub ns: u64,
 }
 
+/// Nanoseconds in all.
 #[derive(Debug, Default)]
-struct AtomicPhase {
-    count: AtomicU64,
-    ns: AtomicU64,
+struct AtomicTime(AtomicU64);
+
+impl AtomicTime {
+    fn add(&self, duration: Duration) {
+        // Most requests wait for nothing, and are neither joined nor split.
+        if !duration.is_zero() {
+            self.0.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+    }
+
+    fn phase(&self, count: u64) -> Phase {
+        Phase { count, ns: self.0.load(Ordering::Relaxed) }
+    }
 }
 
-impl AtomicPhase {
-    fn add(&self, count: u64, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.count.fetch_add(count, Ordering::Relaxed);
-        self.ns.fetch_add(nanos.saturating_mul(count), Ordering::Relaxed);
-    }
+#[derive(Debug, Default)]
+struct AtomicTimes {
+    input: AtomicTime,
+    infer: AtomicTime,
+    output: AtomicTime,
+}
 
-    fn read(&self) -> Phase {
-        Phase { count: self.count.load(Ordering::Relaxed), ns: self.ns.load(Ordering::Relaxed) }
+impl AtomicTimes {
+    fn add(&self, times: &RunTimes) {
+        self.input.add(times.input);
+        self.infer.add(times.infer);
+        self.output.add(times.output);
     }
+}
+
+/// Runs of one batch size.
+#[derive(Debug, Default)]
+struct AtomicBatch {
+    runs: AtomicU64,
+    times: AtomicTimes,
 }
 
 /// Runs of one batch size.
@@ -61,18 +81,28 @@ pub(crate) struct RunTimes {
 /// Counts and times of one version; every method may be called by any thread.
 #[derive(Debug, Default)]
 pub struct Stats {
-    success: AtomicPhase,
-    fail: AtomicPhase,
-    queue: AtomicPhase,
-    compute_input: AtomicPhase,
-    compute_infer: AtomicPhase,
-    compute_output: AtomicPhase,
+    successes: AtomicU64,
+    success: AtomicTime,
+    failures: AtomicU64,
+    fail: AtomicTime,
+    queue: AtomicTime,
+    compute: AtomicTimes,
     rows: AtomicU64,
     runs: AtomicU64,
     last_ms: AtomicU64,
     in_flight: AtomicU64,
     latency: Histogram,
-    batches: Mutex<BTreeMap<u32, BatchStats>>,
+    batches: Batches,
+}
+
+/// By [`batch_place`].
+#[derive(Debug)]
+struct Batches(Box<[AtomicBatch]>);
+
+impl Default for Batches {
+    fn default() -> Self {
+        Batches((0..=batch_place(u32::MAX)).map(|_| AtomicBatch::default()).collect())
+    }
 }
 
 /// A consistent enough copy of [`Stats`].
@@ -113,8 +143,22 @@ fn unix_millis() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn counted_size(rows: u32) -> u32 {
-    if rows <= EXACT_BATCH_SIZES { rows } else { rows.checked_next_power_of_two().unwrap_or(u32::MAX) }
+/// Where runs of so many rows are counted.
+fn batch_place(rows: u32) -> usize {
+    let place = match rows {
+        exact if exact <= EXACT_BATCH_SIZES => exact,
+        // Those up to the next power of two have as many leading zeros as the last exact size, when one is taken off.
+        larger => EXACT_BATCH_SIZES + 1 + EXACT_BATCH_SIZES.leading_zeros() - (larger - 1).leading_zeros(),
+    };
+    place as usize
+}
+
+/// The size by which a place is shown.
+fn batch_size(place: usize) -> u32 {
+    match u32::try_from(place).unwrap_or(u32::MAX) {
+        exact if exact <= EXACT_BATCH_SIZES => exact,
+        larger => EXACT_BATCH_SIZES.checked_shl(larger - EXACT_BATCH_SIZES).filter(|size| *size != 0).unwrap_or(u32::MAX),
+    }
 }
 
 impl Stats {
@@ -132,50 +176,59 @@ impl Stats {
     }
 
     pub(crate) fn succeeded(&self, total: Duration, queued: Duration, times: &RunTimes) {
-        self.success.add(1, total);
+        self.successes.fetch_add(1, Ordering::Relaxed);
+        self.success.add(total);
         self.latency.record(total);
-        self.queue.add(1, queued);
-        self.compute_input.add(1, times.input);
-        self.compute_infer.add(1, times.infer);
-        self.compute_output.add(1, times.output);
+        self.queue.add(queued);
+        self.compute.add(times);
     }
 
     pub(crate) fn failed(&self, total: Duration) {
-        self.fail.add(1, total);
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.fail.add(total);
     }
 
     pub(crate) fn ran(&self, rows: u32, times: &RunTimes) {
         self.runs.fetch_add(1, Ordering::Relaxed);
         self.rows.fetch_add(u64::from(rows), Ordering::Relaxed);
         self.last_ms.store(unix_millis(), Ordering::Relaxed);
-        let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
-        let batch = batches.entry(counted_size(rows)).or_default();
-        for (phase, duration) in [
-            (&mut batch.compute_input, times.input),
-            (&mut batch.compute_infer, times.infer),
-            (&mut batch.compute_output, times.output),
-        ] {
-            phase.count += 1;
-            phase.ns += u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        }
+        let batch = &self.batches.0[batch_place(rows)];
+        batch.runs.fetch_add(1, Ordering::Relaxed);
+        batch.times.add(times);
     }
 
     /// A copy of everything.
     pub fn snapshot(&self) -> Snapshot {
+        let successes = self.successes.load(Ordering::Relaxed);
         Snapshot {
-            success: self.success.read(),
-            fail: self.fail.read(),
-            queue: self.queue.read(),
-            compute_input: self.compute_input.read(),
-            compute_infer: self.compute_infer.read(),
-            compute_output: self.compute_output.read(),
+            success: self.success.phase(successes),
+            fail: self.fail.phase(self.failures.load(Ordering::Relaxed)),
+            queue: self.queue.phase(successes),
+            compute_input: self.compute.input.phase(successes),
+            compute_infer: self.compute.infer.phase(successes),
+            compute_output: self.compute.output.phase(successes),
             inference_count: self.rows.load(Ordering::Relaxed),
             execution_count: self.runs.load(Ordering::Relaxed),
             last_inference_ms: self.last_ms.load(Ordering::Relaxed),
             in_flight: self.in_flight(),
             latency: self.latency.quantiles([0.5, 0.99]),
-            batches: self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            batches: self.batches.read(),
         }
+    }
+}
+
+impl Batches {
+    fn read(&self) -> BTreeMap<u32, BatchStats> {
+        let read = |(place, batch): (usize, &AtomicBatch)| {
+            let runs = batch.runs.load(Ordering::Relaxed);
+            let stats = BatchStats {
+                compute_input: batch.times.input.phase(runs),
+                compute_infer: batch.times.infer.phase(runs),
+                compute_output: batch.times.output.phase(runs),
+            };
+            (runs > 0).then(|| (batch_size(place), stats))
+        };
+        self.0.iter().enumerate().filter_map(read).collect()
     }
 }
 

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use bytemuck::Pod;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use smallvec::SmallVec;
 
 use crate::DataType;
@@ -213,12 +213,8 @@ impl Tensor {
             return None;
         }
         let rows = parts.iter().try_fold(0i64, |sum, part| sum.checked_add(part.shape[0]))?;
-        let mut joined = AlignedBuffer::zeroed(parts.iter().map(|part| part.bytes.len()).sum());
-        let mut at = 0;
-        for part in parts {
-            joined.as_mut()[at..at + part.bytes.len()].copy_from_slice(&part.bytes);
-            at += part.bytes.len();
-        }
+        let mut joined = AlignedBuffer::with_capacity(parts.iter().map(|part| part.bytes.len()).sum());
+        parts.iter().for_each(|part| joined.extend_from_slice(&part.bytes));
         let mut shape = first.shape.clone();
         shape[0] = rows;
         Some(Tensor { datatype: first.datatype, shape, bytes: joined.into_bytes() })
@@ -297,48 +293,110 @@ element! {
     half::f16 => Fp16, f32 => Fp32, f64 => Fp64, half::bf16 => Bf16,
 }
 
-/// Bytes at an address that is aligned for every datatype, optionally shifted so that a given offset is.
+/// What every datatype is aligned to.
+const ALIGNMENT: usize = 8;
+
+/// Bytes at an address that is aligned for every datatype, optionally shifted so that a given offset is. Nothing is written to the buffer
+/// before its contents are.
 #[derive(Debug, Default)]
 pub struct AlignedBuffer {
-    words: Vec<u64>,
+    /// Begins with `skip` bytes that only shift the rest.
+    bytes: Vec<u8>,
     skip: usize,
-    len: usize,
+    offset: usize,
 }
 
 impl AlignedBuffer {
-    /// `len` zero bytes; the first is aligned to 8.
-    pub fn zeroed(len: usize) -> AlignedBuffer {
-        AlignedBuffer { words: vec![0; len.div_ceil(8)], skip: 0, len }
+    /// An empty buffer for `capacity` bytes, of which the first is to be aligned.
+    pub fn with_capacity(capacity: usize) -> AlignedBuffer {
+        AlignedBuffer::with_capacity_aligned_at(capacity, 0)
     }
 
-    /// `len` zero bytes placed so that the byte at `offset` is aligned to 8.
+    /// An empty buffer for `capacity` bytes, of which the one at `offset` is to be aligned.
+    pub fn with_capacity_aligned_at(capacity: usize, offset: usize) -> AlignedBuffer {
+        let mut bytes = Vec::<u8>::with_capacity(capacity.saturating_add(ALIGNMENT - 1));
+        let misaligned = bytes.as_ptr().addr().wrapping_add(offset) % ALIGNMENT;
+        let skip = (ALIGNMENT - misaligned) % ALIGNMENT;
+        bytes.resize(skip, 0);
+        AlignedBuffer { bytes, skip, offset }
+    }
+
+    /// `len` zero bytes; the first is aligned.
+    pub fn zeroed(len: usize) -> AlignedBuffer {
+        AlignedBuffer::zeroed_aligned_at(len, 0)
+    }
+
+    /// `len` zero bytes placed so that the byte at `offset` is aligned.
     pub fn zeroed_aligned_at(len: usize, offset: usize) -> AlignedBuffer {
-        let skip = (8 - offset % 8) % 8;
-        AlignedBuffer { words: vec![0; (len + skip).div_ceil(8)], skip, len }
+        let mut buffer = AlignedBuffer::with_capacity_aligned_at(len, offset);
+        buffer.resize(len);
+        buffer
     }
 
     /// An aligned copy.
     pub fn copy_of(bytes: &[u8]) -> AlignedBuffer {
-        let mut buffer = AlignedBuffer::zeroed(bytes.len());
-        buffer.as_mut().copy_from_slice(bytes);
+        let mut buffer = AlignedBuffer::with_capacity(bytes.len());
+        buffer.extend_from_slice(bytes);
         buffer
+    }
+
+    /// How many bytes it holds.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.skip
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many bytes it can hold without being moved.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity() - self.skip
+    }
+
+    /// Makes room for `capacity` bytes in all. What is there is moved where there is too little.
+    pub fn reserve_total(&mut self, capacity: usize) {
+        if capacity > self.capacity() {
+            let mut larger = AlignedBuffer::with_capacity_aligned_at(capacity, self.offset);
+            larger.bytes.extend_from_slice(self.as_ref());
+            *self = larger;
+        }
+    }
+
+    /// Appends.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        let needed = self.len() + bytes.len();
+        if needed > self.capacity() {
+            self.reserve_total(needed.max(self.capacity().saturating_mul(2)));
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Cuts off, or appends zeros.
+    pub fn resize(&mut self, len: usize) {
+        self.reserve_total(len);
+        self.bytes.resize(self.skip + len, 0);
     }
 
     /// Hands the buffer over without copying.
     pub fn into_bytes(self) -> Bytes {
-        Bytes::from_owner(self)
+        let skip = self.skip;
+        let mut bytes = Bytes::from(self.bytes);
+        bytes.advance(skip);
+        bytes
     }
 }
 
 impl AsRef<[u8]> for AlignedBuffer {
     fn as_ref(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[self.skip..self.skip + self.len]
+        &self.bytes[self.skip..]
     }
 }
 
 impl AsMut<[u8]> for AlignedBuffer {
     fn as_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[self.skip..self.skip + self.len]
+        &mut self.bytes[self.skip..]
     }
 }
 
@@ -382,6 +440,23 @@ mod tests {
             assert_eq!(bytes.len(), 64);
             assert!(bytes[offset..].as_ptr().addr().is_multiple_of(8), "{offset}");
         }
+    }
+
+    #[test]
+    fn a_buffer_that_grows_stays_aligned() {
+        for offset in 0..9 {
+            let mut buffer = AlignedBuffer::with_capacity_aligned_at(3, offset);
+            for byte in 0..100 {
+                buffer.extend_from_slice(&[byte]);
+            }
+            assert_eq!((buffer.len(), buffer.as_ref()[99]), (100, 99));
+            buffer.resize(20);
+            buffer.resize(200);
+            let bytes = buffer.into_bytes();
+            assert_eq!((bytes.len(), bytes[19], bytes[20]), (200, 19, 0));
+            assert!(bytes[offset..].as_ptr().addr().is_multiple_of(ALIGNMENT), "{offset}");
+        }
+        assert!(AlignedBuffer::default().into_bytes().is_empty());
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub async fn serve(
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(settings.read_timeout);
     // hyper itself ends connections whose next head does not come in time.
-    let timeouts = Timeouts { header: settings.read_timeout, write: settings.write_timeout, idle: settings.read_timeout };
+    let read = settings.read_timeout;
+    let timeouts = Timeouts { header: read, write: settings.write_timeout, idle: read, stall: read };
     let waits = Semaphore::new(settings.max_waits.min(Semaphore::MAX_PERMITS));
     let port = Arc::new(Port { sources, settings, loopback, waits, stopping: ending.stopping.clone() });
     let service = TowerToHyperService::new(router(port));

@@ -13,6 +13,19 @@ use super::number::Number;
 /// Levels of arrays and objects inside one value. Deeper nesting means nothing in the protocol.
 pub(crate) const MAX_DEPTH: u32 = 64;
 
+/// The bytes that end a run of plain text in a string.
+const IS_SPECIAL: [bool; 256] = {
+    let mut special = [false; 256];
+    let mut control = 0;
+    while control < 0x20 {
+        special[control] = true;
+        control += 1;
+    }
+    special[b'"' as usize] = true;
+    special[b'\\' as usize] = true;
+    special
+};
+
 /// Something else than what was expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unexpected {
@@ -75,6 +88,11 @@ impl<'a> Cursor<'a> {
         self.text
     }
 
+    /// This place.
+    pub(crate) fn place(&self) -> usize {
+        self.at
+    }
+
     /// The place of the next value, behind white space.
     pub(crate) fn mark(&mut self) -> usize {
         self.peek();
@@ -92,6 +110,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Skips white space and shows the next byte.
+    #[inline]
     pub(crate) fn peek(&mut self) -> Option<u8> {
         loop {
             match self.text.get(self.at) {
@@ -102,6 +121,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes one byte of punctuation behind white space.
+    #[inline]
     pub(crate) fn take(&mut self, byte: u8) -> bool {
         let there = self.peek() == Some(byte);
         self.at += usize::from(there);
@@ -142,6 +162,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Whether the array goes on with another element; takes the comma or the bracket. `first` starts true, behind the bracket.
+    #[inline]
     pub(crate) fn next_element(&mut self, first: &mut bool) -> Result<bool, Unexpected> {
         if std::mem::take(first) {
             return Ok(!self.take(b']'));
@@ -154,6 +175,9 @@ impl<'a> Cursor<'a> {
 
     /// A string, borrowed where it has no escapes.
     pub(crate) fn string(&mut self, expected: &'static str) -> Result<Cow<'a, str>, Unexpected> {
+        if let Some(plain) = self.plain_string() {
+            return Ok(Cow::Borrowed(plain));
+        }
         let mut whole: Cow<'a, str> = Cow::Borrowed("");
         self.string_parts(expected, |part| match part {
             Part::Text(run) if whole.is_empty() => whole = Cow::Borrowed(run),
@@ -161,6 +185,21 @@ impl<'a> Cursor<'a> {
             Part::Escaped(character) => whole.to_mut().push(character),
         })?;
         Ok(whole)
+    }
+
+    /// Takes a string without escapes, as nearly all are. Where there is something else, nothing is taken.
+    fn plain_string(&mut self) -> Option<&'a str> {
+        if self.peek() != Some(b'"') {
+            return None;
+        }
+        let rest = &self.text[self.at + 1..];
+        let end = rest.iter().position(|byte| IS_SPECIAL[usize::from(*byte)])?;
+        if rest[end] != b'"' {
+            return None;
+        }
+        let text = str::from_utf8(&rest[..end]).ok()?;
+        self.at += end + 2;
+        Some(text)
     }
 
     /// Appends a string's bytes.
@@ -175,7 +214,7 @@ impl<'a> Cursor<'a> {
         self.expect(b'"', expected)?;
         loop {
             let start = self.at;
-            let run = self.text[start..].iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f));
+            let run = self.text[start..].iter().position(|byte| IS_SPECIAL[usize::from(*byte)]);
             self.at = run.map_or(self.text.len(), |run| start + run);
             let run = std::str::from_utf8(&self.text[start..self.at])
                 .map_err(|error| Unexpected { at: start + error.valid_up_to(), expected: "UTF-8" })?;

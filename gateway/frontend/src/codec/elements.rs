@@ -153,18 +153,23 @@ fn walk<'a>(
     while depth > 0 {
         if !cursor.next_element(&mut first)? {
             depth -= 1;
-        } else if cursor.take(b'[') {
-            depth += 1;
-            first = true;
-            if depth > MAX_DEPTH {
-                return Err(cursor.unexpected("at most 64 levels of nesting").into());
+            continue;
+        }
+        match cursor.peek() {
+            Some(b'[') => {
+                cursor.take(b'[');
+                depth += 1;
+                first = true;
+                if depth > MAX_DEPTH {
+                    return Err(cursor.unexpected("at most 64 levels of nesting").into());
+                }
             }
-        } else if *read == expected {
             // Another bracket would be no element, but what is neither is one too many.
-            return Err(Stop::TooMany);
-        } else {
-            element(cursor)?;
-            *read += 1;
+            _ if *read == expected => return Err(Stop::TooMany),
+            _ => {
+                element(cursor)?;
+                *read += 1;
+            }
         }
     }
     Ok(())
@@ -191,9 +196,11 @@ fn numbers<T: FromNumber>(cursor: &mut Cursor<'_>, expected: usize, budget: &Bud
         if values.len() == allowed {
             return Err(Stop::TooLarge);
         }
-        let at = cursor.mark();
         let number = cursor.number(T::EXPECTED)?;
-        values.push(T::from_number(&number).ok_or(Unexpected { at, expected: T::EXPECTED })?);
+        let Some(value) = T::from_number(&number) else {
+            return Err(Unexpected { at: cursor.place() - number.len(), expected: T::EXPECTED }.into());
+        };
+        values.push(value);
         Ok(())
     })?;
     Ok(Bytes::from_owner(Stored(values)))

@@ -30,8 +30,8 @@ pub(crate) const MAX_RANK: usize = 64;
 pub(crate) struct Described {
     pub(crate) id: Option<String>,
     pub(crate) parameters: RequestParameters,
-    pub(crate) inputs: SmallVec<[DescribedInput; 2]>,
-    pub(crate) outputs: SmallVec<[DescribedOutput; 2]>,
+    pub(crate) inputs: SmallVec<[DescribedInput; 1]>,
+    pub(crate) outputs: SmallVec<[DescribedOutput; 1]>,
     /// Members and parameters that have no meaning here.
     pub(crate) ignored: u32,
 }
@@ -128,7 +128,7 @@ impl Reader<'_> {
         &mut self,
         member: &'static str,
         mut read: impl FnMut(&mut Self, usize) -> Result<T, InferError>,
-    ) -> Result<SmallVec<[T; 2]>, InferError> {
+    ) -> Result<SmallVec<[T; 1]>, InferError> {
         let text = self.cursor.text();
         let mut list = SmallVec::new();
         self.cursor.expect(b'[', "an array of objects").map_err(|error| error.in_field(text, member))?;

@@ -93,8 +93,9 @@ fn write_head(out: &mut Vec<u8>, head: Head<'_>) {
     }
     out.extend_from_slice(b"\"model_name\":");
     write_string(out, head.model);
-    // Writing to a vector can't fail.
-    let _ = write!(out, ",\"model_version\":\"{}\",\"outputs\":[", head.version);
+    out.extend_from_slice(b",\"model_version\":\"");
+    integer(out, head.version);
+    out.extend_from_slice(b"\",\"outputs\":[");
 }
 
 fn write_output(encoded: &mut Encoded, output: &Rendered<'_>, nan: NanStyle) -> Result<(), InferError> {
@@ -102,13 +103,15 @@ fn write_output(encoded: &mut Encoded, output: &Rendered<'_>, nan: NanStyle) -> 
     let out = &mut encoded.json;
     out.extend_from_slice(b"{\"name\":");
     write_string(out, name);
-    let _ = write!(out, ",\"datatype\":\"{}\",\"shape\":[", tensor.datatype());
-    separated(out, tensor.shape(), |out, dim| {
-        let _ = write!(out, "{dim}");
-    });
+    out.extend_from_slice(b",\"datatype\":\"");
+    out.extend_from_slice(tensor.datatype().name().as_bytes());
+    out.extend_from_slice(b"\",\"shape\":[");
+    separated(out, tensor.shape(), integer);
     out.push(b']');
     if *binary {
-        let _ = write!(out, ",\"parameters\":{{\"binary_data_size\":{}}}}}", tensor.bytes().len());
+        out.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
+        integer(out, tensor.bytes().len());
+        out.extend_from_slice(b"}}");
         encoded.has_binary = true;
         if !tensor.bytes().is_empty() {
             encoded.binary.push(tensor.bytes().clone());
@@ -152,10 +155,12 @@ fn write_elements(out: &mut Vec<u8>, name: &str, tensor: &Tensor, nan: NanStyle)
     Ok(())
 }
 
-fn integers<T: Element + std::fmt::Display>(out: &mut Vec<u8>, tensor: &Tensor) {
-    separated(out, &tensor.elements::<T>().unwrap_or_default(), |out, value| {
-        let _ = write!(out, "{value}");
-    });
+fn integers<T: Element + itoa::Integer>(out: &mut Vec<u8>, tensor: &Tensor) {
+    separated(out, &tensor.elements::<T>().unwrap_or_default(), integer);
+}
+
+fn integer(out: &mut Vec<u8>, value: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 fn floats<T: Element, F: zmij::Float + Copy + Into<f64>>(

@@ -51,6 +51,11 @@ impl<'a> Number<'a> {
         Some((Number { token: &text[..length], negative, kind }, length))
     }
 
+    /// How many bytes it was written in.
+    pub(crate) fn len(&self) -> usize {
+        self.token.len()
+    }
+
     /// The value, where it is a whole number from 0 on that fits and was written as one.
     pub(crate) fn unsigned(&self) -> Option<u64> {
         match self.kind {
@@ -139,8 +144,38 @@ impl Digits {
     }
 }
 
+/// A number as nearly all are written: nineteen digits at the most, and no exponent. `None` for any other, right or wrong.
+fn scan_plain(text: &[u8], start: usize) -> Option<(Kind, usize)> {
+    let mut value = 0u64;
+    let mut run = |from: usize| {
+        let digits = text[from..].iter().map_while(|byte| Some(byte.wrapping_sub(b'0')).filter(|digit| *digit < 10));
+        // More than nineteen are not used, so it makes no difference what they wrap to.
+        from + digits.map(|digit| value = value.wrapping_mul(10).wrapping_add(u64::from(digit))).count()
+    };
+    let point = run(start);
+    let (end, fraction) = match text.get(point) {
+        Some(b'.') => {
+            let end = run(point + 1);
+            (end, end - point - 1)
+        }
+        _ => (point, 0),
+    };
+    let is_whole = end == point;
+    let has_leading_zero = text[start] == b'0' && point - start > 1;
+    let has_exponent = matches!(text.get(end), Some(b'e' | b'E'));
+    let digits = point - start + fraction;
+    if has_leading_zero || has_exponent || digits > 19 || !is_whole && fraction == 0 {
+        return None;
+    }
+    let exponent = -i32::try_from(fraction).ok()?;
+    Some((Kind::Finite { digits: value, exact: true, exponent, whole: is_whole }, end))
+}
+
 /// A number that begins with a digit at `start`, and where it ends.
 fn scan_finite(text: &[u8], start: usize) -> Option<(Kind, usize)> {
+    if let Some(plain) = scan_plain(text, start) {
+        return Some(plain);
+    }
     let mut digits = Digits { value: 0, count: 0, exact: true };
     let mut at = start;
     let run = |at: usize| text.get(at).copied().filter(u8::is_ascii_digit);

@@ -8,17 +8,18 @@ use http::HeaderMap;
 
 use super::decode::RequestParameters;
 use crate::codec::version_choice;
-use crate::request_id::request_id;
+use crate::request_id::RequestId;
 
 const KEY: &str = "x-bascule-key";
-const VERSION: [&str; 2] = ["x-bascule-version", "version"];
+const OWN_VERSION: &str = "x-bascule-version";
+const VERSION: &str = "version";
 const TIMEOUT: &str = "grpc-timeout";
 const STRICT: &str = "triton_grpc_error";
 
 /// What a call's headers say.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
-    id: Arc<str>,
+    id: RequestId,
     arrived: Instant,
     deadline: Option<Instant>,
     key: Option<Arc<[u8]>>,
@@ -32,29 +33,33 @@ impl Call {
     /// # Errors
     /// Names the header and what was expected.
     pub(crate) fn read(headers: &HeaderMap, arrived: Instant) -> Result<Call, InferError> {
-        let text = |name| headers.get(name).map(http::HeaderValue::as_bytes);
-        let timeout = text(TIMEOUT).map(timeout).transpose()?;
-        Ok(Call {
-            id: request_id(headers),
-            arrived,
-            deadline: timeout.and_then(|timeout| arrived.checked_add(timeout)),
-            version: VERSION
-                .iter()
-                .find_map(|name| Some((name, text(name)?)))
-                .map(|(name, text)| version(name, text))
-                .transpose()?,
-            key: text(KEY).filter(|key| !key.is_empty()).map(Arc::from),
-            strict: text(STRICT).is_some_and(|value| value.eq_ignore_ascii_case(b"true")),
-        })
+        let mut call = Call::unread(headers, arrived);
+        let mut other_version = None;
+        // One walk over the few that there are: looking each up by its name costs more. Of several the first that says something counts.
+        for (name, value) in headers {
+            let text = value.as_bytes();
+            match name.as_str() {
+                TIMEOUT if call.deadline.is_none() => call.deadline = arrived.checked_add(timeout(text)?),
+                OWN_VERSION if call.version.is_none() => call.version = Some(version(OWN_VERSION, text)?),
+                VERSION if other_version.is_none() => other_version = Some(text),
+                KEY if call.key.is_none() => call.key = Some(text).filter(|key| !key.is_empty()).map(Arc::from),
+                STRICT if !call.strict => call.strict = text.eq_ignore_ascii_case(b"true"),
+                _ => {}
+            }
+        }
+        if let (None, Some(text)) = (&call.version, other_version) {
+            call.version = Some(version(VERSION, text)?);
+        }
+        Ok(call)
     }
 
     /// A call whose headers can't be read.
     pub(crate) fn unread(headers: &HeaderMap, arrived: Instant) -> Call {
-        Call { id: request_id(headers), arrived, deadline: None, key: None, version: None, strict: false }
+        Call { id: RequestId::of(headers), arrived, deadline: None, key: None, version: None, strict: false }
     }
 
     /// The request's id.
-    pub(crate) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &RequestId {
         &self.id
     }
 

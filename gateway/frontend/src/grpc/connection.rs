@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::Either;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,7 +20,8 @@ use super::dispatch::Dispatch;
 use super::intake;
 use super::service::Service;
 use super::watch::{PatientSocket, Watch, Watched};
-use crate::port::Ending;
+use crate::aside::race;
+use crate::port::{Ending, Interruption};
 
 /// What a client of HTTP/2 sends first.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -83,29 +85,31 @@ async fn calls(read: OwnedReadHalf, write: OwnedWriteHalf, peer: SocketAddr, por
     let service = service_fn(|request| {
         let port = Arc::clone(port);
         let call = of_calls.begin(port.service.budget.share());
-        async move {
+        // In a box: the library moves what it is given nine times, and this is some kilobytes.
+        Box::pin(async move {
             let response = intake::answer(&port.service, &port.dispatch, peer, request).await;
             Ok::<_, Infallible>(response.map(|body| Watched::new(body, call)))
-        }
+        })
     });
     let mut connection = pin!(builder(port).serve_connection(io, service));
     let mut look = pin!(sleep_until(Instant::now() + write_timeout));
     let mut told = false;
     loop {
-        tokio::select! {
-            ended = &mut connection => {
+        let aside = ending.interruption(told, look.as_mut());
+        match race(connection.as_mut(), aside).await {
+            Either::Left(ended) => {
                 if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "connection failed");
                 }
                 return;
             }
-            () = ending.stopping.cancelled(), if !told => {
+            Either::Right(Interruption::Cut) => return,
+            Either::Right(Interruption::Stopping) => {
                 told = true;
                 connection.as_mut().graceful_shutdown();
                 look.as_mut().reset(Instant::now() + CLOSE_GRACE);
             }
-            () = ending.cut.cancelled() => return,
-            () = &mut look => {
+            Either::Right(Interruption::Look) => {
                 let (now, patience_ends) = (Instant::now(), watch.patience_ends());
                 if patience_ends.is_some_and(|end| end <= now) {
                     tracing::debug!(%peer, "connection cut off: its peer does not read");

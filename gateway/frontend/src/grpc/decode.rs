@@ -120,7 +120,7 @@ fn version(name: &str, value: ParameterChoice) -> Result<VersionChoice, InferErr
 }
 
 /// Reads what a request asks of its outputs.
-pub(crate) fn outputs(outputs: Vec<InferRequestedOutputTensor>) -> Result<SmallVec<[OutputChoice; 2]>, InferError> {
+pub(crate) fn outputs(outputs: Vec<InferRequestedOutputTensor>) -> Result<SmallVec<[OutputChoice; 1]>, InferError> {
     at_most("outputs", outputs.len(), MAX_TENSORS)?;
     outputs.into_iter().map(output).collect()
 }
@@ -140,7 +140,7 @@ fn output(output: InferRequestedOutputTensor) -> Result<OutputChoice, InferError
 }
 
 /// Reads the inputs. With `raw`, the n-th entry belongs to the n-th input and no input has contents of its own.
-pub(crate) fn inputs(inputs: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<SmallVec<[NamedTensor; 2]>, InferError> {
+pub(crate) fn inputs(inputs: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<SmallVec<[NamedTensor; 1]>, InferError> {
     at_most("inputs", inputs.len(), MAX_TENSORS)?;
     if !raw.is_empty() && raw.len() != inputs.len() {
         let message =

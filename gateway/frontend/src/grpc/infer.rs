@@ -18,9 +18,10 @@ use super::decode::{OutputChoice, RequestParameters};
 use super::packing::{self, Coding};
 use super::receive::Received;
 use super::reply::{self, Encoded, Parts};
-use super::service::{DIGEST, Service};
+use super::service::Service;
 use super::wire::{self, LARGE_BYTES};
 use super::{codec, decode, encode};
+use crate::answered_by::MODEL_DIGEST;
 use crate::describe::parse_version;
 
 /// The parameter that says that no further answer to a request comes.
@@ -56,7 +57,7 @@ fn version(own: &str, header: Option<&VersionChoice>, parameters: &RequestParame
     })
 }
 
-fn requested(choices: &[OutputChoice]) -> SmallVec<[RequestedOutput; 2]> {
+fn requested(choices: &[OutputChoice]) -> SmallVec<[RequestedOutput; 1]> {
     choices.iter().map(|choice| RequestedOutput { name: choice.name.clone() }).collect()
 }
 
@@ -151,7 +152,7 @@ async fn write(
     service: &Service,
     id: String,
     response: InferResponse,
-    choices: SmallVec<[OutputChoice; 2]>,
+    choices: SmallVec<[OutputChoice; 1]>,
     form: Form,
     share: Arc<Share>,
 ) -> Result<Parts, InferError> {
@@ -164,7 +165,7 @@ async fn write(
         let Some(digest) = digest else { return reply::single(message, form.coding) };
         let parameter = |choice| InferParameter { parameter_choice: Some(choice) };
         message.parameters.insert(FINAL.to_owned(), parameter(ParameterChoice::BoolParam(true)));
-        message.parameters.insert(DIGEST.to_owned(), parameter(ParameterChoice::StringParam(digest)));
+        message.parameters.insert(MODEL_DIGEST.to_owned(), parameter(ParameterChoice::StringParam(digest)));
         reply::streamed(message, form.coding)
     };
     service.workers.run(is_heavy, writing).await
@@ -186,15 +187,24 @@ impl Record<'_> {
     }
 
     fn log(&self, version: Option<u64>, error: Option<&InferError>) {
-        let took_us = u64::try_from(self.arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let code = error.map_or("ok", |error| error.code().name());
-        let cause = match error {
+        // Made only where the level is on.
+        let took_us = || u64::try_from(self.arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let code = || error.map_or("ok", |error| error.code().name());
+        let cause = || match error {
             Some(InferError::Internal { message }) => Some(message.clone()),
             error => error.map(ToString::to_string),
         };
         macro_rules! event {
             ($level:ident) => {
-                tracing::$level!(request_id = self.call.id(), model = self.model, version, code, took_us, cause, "inference")
+                tracing::$level!(
+                    request_id = self.call.id().as_str(),
+                    model = self.model,
+                    version,
+                    code = code(),
+                    took_us = took_us(),
+                    cause = cause(),
+                    "inference"
+                )
             };
         }
         if error.is_some_and(|error| error.code() == ErrorCode::Internal) {

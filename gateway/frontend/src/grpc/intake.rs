@@ -19,7 +19,6 @@ use super::call::Call;
 use super::dispatch::Dispatch;
 use super::service::{Peer, Service};
 use super::status::{CAUSE, logged, reading_code, status};
-use crate::request_id::REQUEST_ID;
 
 const GRPC_STATUS: &str = "grpc-status";
 
@@ -77,8 +76,6 @@ fn finished(mut response: Response<Body>, call: &Call) -> Response<Body> {
     {
         headers.insert(GRPC_STATUS, HeaderValue::from(i32::from(reading_code(code))));
     }
-    if let Ok(id) = HeaderValue::from_str(call.id()) {
-        headers.insert(REQUEST_ID, id);
-    }
+    call.id().clone().tell(headers);
     response
 }

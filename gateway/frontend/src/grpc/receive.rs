@@ -1,26 +1,27 @@
 //! The messages of a call, put together from what the connection brings.
 //!
-//! A message's buffer grows with what has arrived, by at the most four times at once, so a length that is claimed costs nothing; it is
-//! counted against the port's budget until its answer is there. A caller may rest between messages of a stream as long as it likes;
-//! within a message it may neither pause for long nor take forever. Deliberately absent: what messages mean.
+//! A message's buffer is placed so that the first of its raw contents is aligned, where the first piece shows where that begins. It grows
+//! with what has arrived ([`trusted_bytes`]), so a length that is claimed costs nothing; it is counted against the port's budget until its
+//! answer is there. A caller may rest between messages of a stream as long as it likes; within a message it may neither pause for long nor
+//! take forever. Deliberately absent: what messages mean.
 
 use std::time::Duration;
 
+use bascule_runtime_api::AlignedBuffer;
 use bascule_serving::InferError;
 use bytes::{Buf as _, Bytes};
 use http_body::Body;
 use http_body_util::BodyExt as _;
-use tokio::time::timeout;
 use tonic::Status;
 
 use super::budget::Share;
 use super::packing::Coding;
+use super::wire;
+use crate::patience::{Patience, Slow};
+use crate::trust::trusted_bytes;
 
 /// Flag and length before each message.
 const HEADER_BYTES: usize = 5;
-
-/// What a buffer has at first, at the most.
-const FIRST_BYTES: usize = 64 << 10;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -69,14 +70,13 @@ where
     /// # Errors
     /// What the call ends with.
     pub(crate) async fn next(&mut self, share: Share) -> Result<Option<Result<Received, InferError>>, Status> {
-        let total = self.limits.total_timeout;
         if self.refused_bytes > 0 {
-            timeout(total, self.pass_over()).await.unwrap_or_else(|_| Err(too_slow(total)))?;
+            self.pass_over(&mut self.patience()).await?;
         }
         if !self.is_begun().await? {
             return Ok(None);
         }
-        timeout(total, self.message(share)).await.unwrap_or_else(|_| Err(too_slow(total))).map(Some)
+        self.message(share, &mut self.patience()).await.map(Some)
     }
 
     /// The only message of a call, once all of the call is there.
@@ -84,25 +84,26 @@ where
     /// # Errors
     /// What the call ends with.
     pub(crate) async fn only(&mut self, share: Share) -> Result<Result<Received, InferError>, Status> {
-        let total = self.limits.total_timeout;
-        let reading = async {
-            let stall = self.limits.stall_timeout;
-            if !stalling(stall, self.is_begun()).await? {
-                return Err(Status::invalid_argument("expected a message, got none"));
-            }
-            let message = self.message(share).await?;
-            if message.is_ok() && stalling(stall, self.is_begun()).await? {
-                return Err(Status::invalid_argument("expected one message, got more"));
-            }
-            Ok(message)
-        };
-        timeout(total, reading).await.unwrap_or_else(|_| Err(too_slow(total)))
+        let mut patience = self.patience();
+        if !self.has_more(&mut patience).await? {
+            return Err(Status::invalid_argument("expected a message, got none"));
+        }
+        let message = self.message(share, &mut patience).await?;
+        if message.is_ok() && self.has_more(&mut patience).await? {
+            return Err(Status::invalid_argument("expected one message, got more"));
+        }
+        Ok(message)
+    }
+
+    /// For one message.
+    fn patience(&self) -> Patience {
+        Patience::new(self.limits.stall_timeout, self.limits.total_timeout)
     }
 
     /// Passes over what is left of a refused message.
-    async fn pass_over(&mut self) -> Result<(), Status> {
+    async fn pass_over(&mut self, patience: &mut Patience) -> Result<(), Status> {
         while self.refused_bytes > 0 {
-            self.more().await?;
+            self.more(patience).await?;
             let passed = self.refused_bytes.min(self.rest.len());
             self.rest.advance(passed);
             self.refused_bytes -= passed;
@@ -123,39 +124,47 @@ where
         Ok(true)
     }
 
+    /// The same within time.
+    async fn has_more(&mut self, patience: &mut Patience) -> Result<bool, Status> {
+        let limits = self.limits;
+        patience.while_waiting(self.is_begun()).await.unwrap_or_else(|slow| Err(too_slow(slow, limits)))
+    }
+
     /// Waits for more of a message.
-    async fn more(&mut self) -> Result<(), Status> {
-        let stall = self.limits.stall_timeout;
-        if stalling(stall, self.is_begun()).await? {
+    async fn more(&mut self, patience: &mut Patience) -> Result<(), Status> {
+        if !self.rest.is_empty() || self.has_more(patience).await? {
             return Ok(());
         }
         Err(Status::invalid_argument("the request breaks off within a message"))
     }
 
-    async fn message(&mut self, share: Share) -> Result<Result<Received, InferError>, Status> {
-        let (coding, length) = self.header().await?;
+    async fn message(&mut self, share: Share, patience: &mut Patience) -> Result<Result<Received, InferError>, Status> {
+        let (coding, length) = self.header(patience).await?;
         let limit_bytes = self.limits.max_message_bytes;
         if length > limit_bytes {
             let error = InferError::TooLarge { what: "the message".to_owned(), limit_bytes };
             return Err(Status::resource_exhausted(error.to_string()));
         }
-        let mut buffer = Buffer { bytes: Vec::new(), taken_bytes: 0, length, share };
+        let mut buffer = Buffer { bytes: AlignedBuffer::default(), taken_bytes: 0, length, share };
         while buffer.bytes.len() < length {
-            self.more().await?;
+            self.more(patience).await?;
+            if buffer.bytes.is_empty() && coding.is_none() {
+                buffer.bytes = AlignedBuffer::with_capacity_aligned_at(0, wire::raw_offset(&self.rest));
+            }
             let piece = self.rest.split_to(self.rest.len().min(length - buffer.bytes.len()));
             if let Err(error) = buffer.push(&piece) {
                 self.refused_bytes = length - buffer.bytes.len() - piece.len();
                 return Ok(Err(error));
             }
         }
-        Ok(Ok(Received { bytes: buffer.bytes.into(), coding, share: buffer.share }))
+        Ok(Ok(Received { bytes: buffer.bytes.into_bytes(), coding, share: buffer.share }))
     }
 
-    async fn header(&mut self) -> Result<(Option<Coding>, usize), Status> {
+    async fn header(&mut self, patience: &mut Patience) -> Result<(Option<Coding>, usize), Status> {
         let mut header = [0; HEADER_BYTES];
         let mut filled = 0;
         while filled < HEADER_BYTES {
-            self.more().await?;
+            self.more(patience).await?;
             let count = self.rest.len().min(HEADER_BYTES - filled);
             self.rest.copy_to_slice(&mut header[filled..filled + count]);
             filled += count;
@@ -173,7 +182,7 @@ where
 
 /// A message while it is put together.
 struct Buffer {
-    bytes: Vec<u8>,
+    bytes: AlignedBuffer,
     taken_bytes: usize,
     /// What it says that it will have.
     length: usize,
@@ -185,25 +194,21 @@ impl Buffer {
         let filled = self.bytes.len();
         let needed = filled + piece.len();
         if needed > self.taken_bytes {
-            let trusted = FIRST_BYTES.max(filled.saturating_mul(4)).max(needed);
-            let size = self.length.min(trusted);
+            let size = self.length.min(trusted_bytes(filled).max(needed));
             self.share.take(size - self.taken_bytes)?;
             self.taken_bytes = size;
-            self.bytes.reserve_exact(size - filled);
+            self.bytes.reserve_total(size);
         }
         self.bytes.extend_from_slice(piece);
         Ok(())
     }
 }
 
-/// Ends what stands still.
-async fn stalling<T>(stall: Duration, waiting: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    let stalled = |_| Err(Status::deadline_exceeded(format!("no byte of the request came for {stall:?}")));
-    timeout(stall, waiting).await.unwrap_or_else(stalled)
-}
-
-fn too_slow(total: Duration) -> Status {
-    Status::deadline_exceeded(format!("the request took longer than {total:?} to come"))
+fn too_slow(slow: Slow, limits: Limits) -> Status {
+    Status::deadline_exceeded(match slow {
+        Slow::Part => format!("no byte of the request came for {:?}", limits.stall_timeout),
+        Slow::Whole => format!("the request took longer than {:?} to come", limits.total_timeout),
+    })
 }
 
 #[cfg(test)]

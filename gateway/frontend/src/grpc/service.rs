@@ -8,7 +8,6 @@ use bascule_proto::inference::grpc_inference_service_server::GrpcInferenceServic
 use bascule_proto::inference::*;
 use bascule_serving::{ErrorCode, InferError, Serving};
 use futures::stream;
-use http::HeaderValue;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -22,12 +21,8 @@ use super::receive::{Limits, Messages};
 use super::status::{logged, status};
 use super::workers::Workers;
 use super::{GrpcSettings, messages, packing, reply};
+use crate::answered_by::tell_version;
 use crate::describe;
-
-/// The version that computed an answer.
-const VERSION: &str = "x-bascule-model-version";
-/// What identifies its content: a header of a single answer, a parameter of an answer in a stream.
-pub(crate) const DIGEST: &str = "x-bascule-model-digest";
 
 /// Everything that calls of one port share. Clones are cheap.
 #[derive(Clone)]
@@ -56,11 +51,7 @@ impl Service {
         let request = infer::read(self, received).await.map_err(refuse)?;
         let Answer { encoded, servable } = infer::infer(self, call, request, form, call.arrived()).await.map_err(refuse)?;
         let mut response = reply::response(stream::once(ready(Ok(encoded))), form.coding);
-        let headers = response.headers_mut();
-        headers.insert(VERSION, HeaderValue::from(servable.version()));
-        if let Ok(digest) = HeaderValue::from_str(&servable.digest().to_string()) {
-            headers.insert(DIGEST, digest);
-        }
+        tell_version(response.headers_mut(), &servable);
         Ok(response)
     }
 

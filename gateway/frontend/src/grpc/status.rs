@@ -29,7 +29,7 @@ pub(crate) fn status(error: &InferError, call: &Call) -> Status {
 /// The status of an error that is logged nowhere else.
 pub(crate) fn logged(error: &InferError, call: &Call) -> Status {
     if let InferError::Internal { message } = error {
-        tracing::error!(request_id = call.id(), cause = message, "call failed");
+        tracing::error!(request_id = call.id().as_str(), cause = message, "call failed");
     }
     status(error, call)
 }
@@ -38,7 +38,7 @@ pub(crate) fn logged(error: &InferError, call: &Call) -> Status {
 pub(crate) fn message(error: &InferError, call: &Call) -> String {
     let mut text = error.to_string();
     if error.code() == ErrorCode::Internal {
-        text = format!("{text} (request {})", call.id());
+        text = format!("{text} (request {})", call.id().as_str());
     }
     if text.len() > MAX_MESSAGE_BYTES {
         let end = (0..=MAX_MESSAGE_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();

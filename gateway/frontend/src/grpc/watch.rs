@@ -42,7 +42,8 @@ struct Calls {
 #[derive(Debug)]
 struct Unsent {
     pieces: usize,
-    moved: Instant,
+    /// When one of them last went, or the first one was handed over.
+    moved: Option<Instant>,
 }
 
 impl Watch {
@@ -59,7 +60,7 @@ impl Watch {
         let mut calls = self.calls();
         let id = calls.next;
         calls.next += 1;
-        calls.open.insert(id, Unsent { pieces: 0, moved: Instant::now() });
+        calls.open.insert(id, Unsent { pieces: 0, moved: None });
         Arc::new(Call { watch: Arc::clone(self), id, share })
     }
 
@@ -71,7 +72,7 @@ impl Watch {
     /// When the first of the unsent answers will have stood still too long, as things are now.
     pub(crate) fn patience_ends(&self) -> Option<Instant> {
         let calls = self.calls();
-        calls.open.values().filter(|unsent| unsent.pieces > 0).map(|unsent| unsent.moved + self.write_timeout).min()
+        calls.open.values().filter_map(|unsent| Some(unsent.moved? + self.write_timeout)).min()
     }
 }
 
@@ -94,9 +95,7 @@ impl Call {
     fn piece(self: &Arc<Self>, bytes: Bytes) -> Bytes {
         self.share.count(bytes.len());
         self.unsent(|unsent| {
-            if unsent.pieces == 0 {
-                unsent.moved = Instant::now();
-            }
+            unsent.moved.get_or_insert_with(Instant::now);
             unsent.pieces += 1;
         });
         Bytes::from_owner(Piece { bytes, call: Arc::clone(self) })
@@ -126,7 +125,7 @@ impl Drop for Piece {
         self.call.share.give_back(self.bytes.len());
         self.call.unsent(|unsent| {
             unsent.pieces -= 1;
-            unsent.moved = Instant::now();
+            unsent.moved = (unsent.pieces > 0).then(Instant::now);
         });
     }
 }

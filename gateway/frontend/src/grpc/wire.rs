@@ -14,6 +14,9 @@ use crate::codec::{MAX_RANK, MAX_TENSORS};
 /// Messages beyond this may take long to read: about a fifth of a millisecond.
 pub(crate) const LARGE_BYTES: usize = 64 << 10;
 
+/// How far [`raw_offset`] looks.
+const RAW_OFFSET_BYTES: usize = 4 << 10;
+
 /// The wire types that enclose other fields.
 const START_GROUP: u64 = 3;
 const END_GROUP: u64 = 4;
@@ -67,6 +70,22 @@ pub(crate) fn check(message: &[u8], limit_bytes: usize) -> Result<usize, Excess>
         }
     }
     Ok(budget.used_bytes)
+}
+
+/// Where the first of the raw contents begins in a message of which this is the beginning; 0 where that does not show.
+pub(crate) fn raw_offset(beginning: &[u8]) -> usize {
+    // What describes the tensors is short: a walk over more would hold up other calls.
+    let beginning = &beginning[..beginning.len().min(RAW_OFFSET_BYTES)];
+    let mut fields = Fields(beginning);
+    while let Some((number, wire_type)) = fields.tag() {
+        if number == 7 && wire_type == 2 {
+            return fields.varint().map_or(0, |_| beginning.len() - fields.0.len());
+        }
+        if wire_type == START_GROUP || fields.value(wire_type).is_none() {
+            return 0;
+        }
+    }
+    0
 }
 
 fn check_output(output: &[u8], counts: &mut Counts) -> Result<(), Excess> {
@@ -345,6 +364,26 @@ mod tests {
         let message = [&[5 << 3 | 2, 0xff, 0x01][..], &inner].concat();
         assert!(ModelInferRequest::decode(&message[..]).is_ok());
         assert_eq!(check(&message, LIMIT), Err(Excess::Memory { limit_bytes: LIMIT }));
+    }
+
+    #[test]
+    fn the_first_raw_contents_are_found() {
+        let raw = Bytes::from_static(b"contents");
+        let request = ModelInferRequest {
+            model_name: "m".to_owned(),
+            inputs: vec![InferInputTensor { name: "x".to_owned(), shape: vec![1, 300], ..InferInputTensor::default() }],
+            raw_input_contents: vec![raw.clone(), raw.clone()],
+            ..ModelInferRequest::default()
+        };
+        let message = request.encode_to_vec();
+        let offset = raw_offset(&message);
+        assert_eq!(&message[offset..offset + raw.len()], raw);
+        assert_eq!(raw_offset(&message[..offset]), offset, "what comes later is not needed");
+        for beginning in [&message[..offset - 1], &message[..3], &[], &[0xff; 100], &[3 << 3 | 3, 7 << 3 | 2, 1]] {
+            assert_eq!(raw_offset(beginning), 0);
+        }
+        let none = ModelInferRequest { raw_input_contents: Vec::new(), ..request };
+        assert_eq!(raw_offset(&none.encode_to_vec()), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Collecting a body: once, aligned, and never beyond its caps.
 //!
-//! The bytes go into one buffer, placed so that the first byte after the JSON is aligned. The buffer grows with what has arrived, by at
-//! the most four times at once, so a length that a header claims costs nothing. All buffers of the port share one budget. Deliberately
+//! The bytes go into one buffer, placed so that the first byte after the JSON is aligned. The buffer grows with what has arrived
+//! ([`trusted_bytes`]), so a length that a header claims costs nothing. All buffers of the port share one budget. Deliberately
 //! absent: streaming into the codec; a request is decoded when it is whole. An answer takes over the room of its request, so what is
 //! computed and not yet sent counts as well; it is never refused for that, since the work is done: the budget goes into debt, and new
 //! bodies wait for it to be paid.
@@ -20,10 +20,8 @@ use hyper::body::Incoming;
 use super::HttpSettings;
 use super::failure::Failure;
 use super::watch::{Receiving, Watch};
-
-/// What a buffer begins with, at the most: so little that a thousand callers who announce much and send nothing take no noticeable part
-/// of the budget.
-const FIRST_BYTES: usize = 64 << 10;
+use crate::patience::{Patience, Slow};
+use crate::trust::trusted_bytes;
 
 /// When a caller may try again while the budget is spent.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -95,16 +93,16 @@ pub(crate) struct Assembly<'r> {
     room: &'r Room,
     /// What the whole body will have, where that was said.
     expected: Option<usize>,
-    /// The byte that is to be aligned.
-    offset: usize,
     buffer: AlignedBuffer,
+    /// What was taken of the room.
     size: usize,
     filled: usize,
 }
 
 impl<'r> Assembly<'r> {
+    /// The byte at `offset` is to be aligned.
     pub(crate) fn new(room: &'r Room, expected: Option<usize>, offset: usize) -> Assembly<'r> {
-        Assembly { room, expected, offset, buffer: AlignedBuffer::default(), size: 0, filled: 0 }
+        Assembly { room, expected, buffer: AlignedBuffer::with_capacity_aligned_at(0, offset), size: 0, filled: 0 }
     }
 
     /// Free space for at least one more byte.
@@ -112,6 +110,7 @@ impl<'r> Assembly<'r> {
         if self.filled == self.size {
             self.grow(self.filled + 1)?;
         }
+        self.buffer.resize(self.size);
         let filled = self.filled;
         Ok(&mut self.buffer.as_mut()[filled..])
     }
@@ -131,11 +130,12 @@ impl<'r> Assembly<'r> {
     }
 
     fn push(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        debug_assert_eq!(self.buffer.len(), self.filled, "what is pushed goes behind what was pushed");
         let end = self.filled + bytes.len();
         if end > self.size {
             self.grow(end)?;
         }
-        self.buffer.as_mut()[self.filled..end].copy_from_slice(bytes);
+        self.buffer.extend_from_slice(bytes);
         self.filled = end;
         Ok(())
     }
@@ -145,23 +145,21 @@ impl<'r> Assembly<'r> {
         if needed > limit {
             return Err(self.room.too_large());
         }
-        let trusted = FIRST_BYTES.max(self.filled.saturating_mul(4)).max(needed);
+        let trusted = trusted_bytes(self.filled).max(needed);
         let wanted = match self.expected {
             Some(expected) => expected.max(needed),
             None => needed.saturating_mul(2).max(4096),
         };
         let size = wanted.min(trusted).min(limit);
         self.room.take(size - self.size)?;
-        let mut next = AlignedBuffer::zeroed_aligned_at(size, self.offset);
-        next.as_mut()[..self.filled].copy_from_slice(&self.buffer.as_ref()[..self.filled]);
-        self.buffer = next;
+        self.buffer.reserve_total(size);
         self.size = size;
         Ok(())
     }
 
-    pub(crate) fn finish(self) -> Bytes {
-        let filled = self.filled;
-        self.buffer.into_bytes().slice(..filled)
+    pub(crate) fn finish(mut self) -> Bytes {
+        self.buffer.resize(self.filled);
+        self.buffer.into_bytes()
     }
 }
 
@@ -201,25 +199,31 @@ pub(crate) async fn collect(body: &mut Upload, offset: usize, room: &Room, setti
         return Err(room.too_large());
     }
     let mut assembly = Assembly::new(room, expected, offset);
-    let reading = async {
-        loop {
-            let frame = match tokio::time::timeout(settings.body_stall_timeout, body.frame()).await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(()),
-                Err(_) => return Err(Failure::Slow { what: "the next part of the body" }),
-            };
-            // The caller went away in the middle, or broke the protocol: nobody is there to read an answer.
-            let frame = frame.map_err(|_| Failure::Engine(InferError::Cancelled))?;
-            if let Ok(bytes) = frame.into_data() {
-                assembly.push(&bytes)?;
-            }
+    let mut patience = patience(settings, body);
+    while let Some(frame) = patience.while_waiting(body.frame()).await.map_err(too_slow)? {
+        // The caller went away in the middle, or broke the protocol: nobody is there to read an answer.
+        let frame = frame.map_err(|_| Failure::Engine(InferError::Cancelled))?;
+        if let Ok(bytes) = frame.into_data() {
+            assembly.push(&bytes)?;
         }
-    };
-    match tokio::time::timeout(settings.body_timeout, reading).await {
-        Ok(result) => result?,
-        Err(_) => return Err(Failure::Slow { what: "the body" }),
     }
     Ok(assembly.finish())
+}
+
+/// Over HTTP/1 the connection's own look polls the reader again, which needs no timer for that.
+fn patience(settings: &HttpSettings, body: &Upload) -> Patience {
+    let patience = Patience::new(settings.body_stall_timeout, settings.body_timeout);
+    let is_polled_again = body.receiving.as_ref().is_some_and(|receiving| !receiving.is_http2());
+    if is_polled_again { patience.polled_again() } else { patience }
+}
+
+fn too_slow(slow: Slow) -> Failure {
+    Failure::Slow {
+        what: match slow {
+            Slow::Part => "the next part of the body",
+            Slow::Whole => "the body",
+        },
+    }
 }
 
 /// Reads what is left of a body that nobody wants and throws it away, within bounds. A socket that is closed while bytes are still on
@@ -251,16 +255,13 @@ mod tests {
         let claimed = 16 << 20;
         let mut assembly = Assembly::new(&room, Some(claimed), 3);
         assembly.push(&[7; 10]).unwrap();
-        assert_eq!(assembly.size, FIRST_BYTES);
+        assert_eq!(assembly.size, trusted_bytes(0));
         let chunk = vec![9u8; 100_000];
-        let mut largest_jump = 0;
         while assembly.filled + chunk.len() <= claimed {
-            let before = assembly.size;
+            let before = assembly.filled;
             assembly.push(&chunk).unwrap();
-            largest_jump = largest_jump.max(assembly.size / before);
-            assert!(assembly.size <= FIRST_BYTES.max(4 * assembly.filled), "{} for {}", assembly.size, assembly.filled);
+            assert!(assembly.size <= trusted_bytes(before).max(assembly.filled), "{} for {}", assembly.size, assembly.filled);
         }
-        assert!(largest_jump <= 4);
         let bytes = assembly.finish();
         assert_eq!(&bytes[..11], &[7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 9]);
         assert!(bytes[3..].as_ptr().addr().is_multiple_of(8));

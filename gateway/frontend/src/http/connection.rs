@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::Either;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -16,7 +17,8 @@ use tokio::time::{Instant, sleep_until};
 use super::body::Upload;
 use super::dispatch::{Context, dispatch};
 use super::watch::{CLOSE_GRACE, Verdict, Watch, WatchedStream};
-use crate::port::Ending;
+use crate::aside::race;
+use crate::port::{Ending, Interruption};
 
 /// How often HTTP/2 asks whether the peer is still there, and how long it waits for the answer.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -79,16 +81,17 @@ pub(crate) async fn serve_connection<S>(
     let mut timer = std::pin::pin!(timer);
     let mut closing: Option<Instant> = None;
     loop {
-        tokio::select! {
-            result = connection.as_mut() => {
+        let aside = ending.interruption(closing.is_some(), timer.as_mut());
+        match race(connection.as_mut(), aside).await {
+            Either::Left(result) => {
                 if let Err(error) = result {
                     tracing::debug!(%peer, error = %error, "connection ended");
                 }
                 return;
             }
-            () = ending.cut.cancelled() => return,
-            () = ending.stopping.cancelled(), if closing.is_none() => {}
-            () = timer.as_mut() => match closing.map_or_else(|| watch.verdict(), |since| watch.closing(since)) {
+            Either::Right(Interruption::Cut) => return,
+            Either::Right(Interruption::Stopping) => {}
+            Either::Right(Interruption::Look) => match closing.map_or_else(|| watch.verdict(), |since| watch.closing(since)) {
                 Verdict::Stalled => {
                     tracing::debug!(%peer, "connection cut off: too slow");
                     return;
@@ -99,7 +102,7 @@ pub(crate) async fn serve_connection<S>(
                 }
                 Verdict::Idle if closing.is_some() => return,
                 Verdict::Idle => {}
-            }
+            },
         }
         let since = Instant::now();
         closing = Some(since);

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use bascule_serving::{InferError, Readiness, Serving};
 use futures::FutureExt;
-use hyper::header::{EXPECT, HeaderName, HeaderValue};
+use hyper::header::EXPECT;
 use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -21,12 +21,10 @@ use super::failure::{Failure, cut};
 use super::meters::Meters;
 use super::routes::{Endpoint, ModelEndpoint, endpoint};
 use super::{HttpSettings, infer, model, repository};
+use crate::answered_by::MODEL_VERSION;
 use crate::describe;
 use crate::errors::CLIENT_CLOSED_REQUEST;
-use crate::request_id::{REQUEST_ID, request_id};
-
-/// The header that says which version answered.
-pub(crate) const MODEL_VERSION: &str = "x-bascule-model-version";
+use crate::request_id::RequestId;
 
 /// What comes from callers is logged up to here.
 const MAX_LOGGED_BYTES: usize = 128;
@@ -79,21 +77,20 @@ pub(crate) struct Call {
 /// Answers a request.
 pub(crate) async fn dispatch(context: Arc<Context>, peer: SocketAddr, request: Request<Upload>) -> Answer {
     let call = Call { arrived: Instant::now(), peer };
-    let id = request_id(request.headers());
+    let id = RequestId::of(request.headers());
     let (head, mut body) = request.into_parts();
     let head = Request::from_parts(head, ());
-    let mut record = Record { context: &context, id: &id, head: &head, arrived: call.arrived, open: true };
+    let mut record = Record { context: &context, id: id.as_str(), head: &head, arrived: call.arrived, open: true };
     let result = guarded(handle(&context, &call, &head, &mut body)).await;
     record.close(&result);
+    drop(record);
     // Whoever waits to be asked for the body is not going to send it.
     let is_coming = !matches!(result, Err(Failure::Slow { .. } | Failure::Engine(InferError::Cancelled)));
     if is_coming && !head.headers().contains_key(EXPECT) {
         discard(body, &context.settings);
     }
-    let mut answer = result.unwrap_or_else(|failure| refused(&failure, &id));
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        answer.headers_mut().insert(HeaderName::from_static(REQUEST_ID), id);
-    }
+    let mut answer = result.unwrap_or_else(|failure| refused(&failure, id.as_str()));
+    id.tell(answer.headers_mut());
     if head.method() == Method::HEAD { head_only(answer) } else { answer }
 }
 
@@ -150,12 +147,10 @@ impl Record<'_> {
         self.open = false;
         let status = result.as_ref().map_or_else(Failure::status, Answer::status).as_u16();
         self.context.meters.answered(status);
-        let version = result.as_ref().ok().and_then(|answer| answer.headers().get(MODEL_VERSION)?.to_str().ok());
-        let failure = result.as_ref().err();
-        self.log(status, version, failure);
+        self.log(status, result.as_ref().ok(), result.as_ref().err());
     }
 
-    fn log(&self, status: u16, version: Option<&str>, failure: Option<&Failure>) {
+    fn log(&self, status: u16, answer: Option<&Answer>, failure: Option<&Failure>) {
         macro_rules! event {
             ($level:ident) => {
                 tracing::$level!(
@@ -163,7 +158,7 @@ impl Record<'_> {
                     method = cut(self.head.method().as_str(), MAX_LOGGED_BYTES),
                     path = cut(self.head.uri().path(), MAX_LOGGED_BYTES),
                     model = self.model().as_deref().map(|model| cut(model, MAX_LOGGED_BYTES)),
-                    version,
+                    version = answer.and_then(|answer| answer.headers().get(MODEL_VERSION)?.to_str().ok()),
                     status,
                     took_us = u64::try_from(self.arrived.elapsed().as_micros()).unwrap_or(u64::MAX),
                     cause = failure.map(|failure| failure.inward().map_or_else(|| failure.message(self.id), str::to_owned)),

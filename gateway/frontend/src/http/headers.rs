@@ -18,7 +18,8 @@ use super::failure::Failure;
 use crate::codec::{Framing, version_choice};
 
 const KEY: &str = "x-bascule-key";
-const VERSION: [&str; 2] = ["x-bascule-version", "version"];
+const OWN_VERSION: &str = "x-bascule-version";
+const VERSION: &str = "version";
 const TIMEOUT: &str = "x-bascule-timeout-ms";
 pub(crate) const JSON_BYTES: &str = "inference-header-content-length";
 
@@ -41,19 +42,32 @@ impl InferHeaders {
     /// # Errors
     /// Names the header and what was expected.
     pub(crate) fn read(headers: &HeaderMap) -> Result<InferHeaders, Failure> {
-        let bytes = |name: &str| headers.get(name).map(hyper::header::HeaderValue::as_bytes);
-        Ok(InferHeaders {
-            key: bytes(KEY).filter(|key| !key.is_empty()).map(Arc::from),
-            version: VERSION
-                .iter()
-                .find_map(|name| Some((name, bytes(name)?)))
-                .map(|(name, text)| version(name, text))
-                .transpose()?,
-            timeout: bytes(TIMEOUT).map(timeout).transpose()?,
-            framing: Framing::from_header(bytes(JSON_BYTES))?,
-            coding: compression::of_request(headers)?,
-            wanted: compression::wanted(headers),
-        })
+        let mut read = InferHeaders { key: None, version: None, timeout: None, framing: Framing::Json, coding: None, wanted: None };
+        let (mut other_version, mut is_coded, mut is_wanted) = (None, false, false);
+        // One walk over the few that there are: looking each up by its name costs more. Of several the first that says something counts.
+        for (name, value) in headers {
+            let bytes = value.as_bytes();
+            match name.as_str() {
+                KEY if read.key.is_none() => read.key = Some(bytes).filter(|key| !key.is_empty()).map(Arc::from),
+                TIMEOUT if read.timeout.is_none() => read.timeout = Some(timeout(bytes)?),
+                JSON_BYTES if read.framing == Framing::Json => read.framing = Framing::from_header(Some(bytes))?,
+                OWN_VERSION if read.version.is_none() => read.version = Some(version(OWN_VERSION, bytes)?),
+                VERSION if other_version.is_none() => other_version = Some(bytes),
+                "content-encoding" => is_coded = true,
+                "accept-encoding" => is_wanted = true,
+                _ => {}
+            }
+        }
+        if is_coded {
+            read.coding = compression::of_request(headers)?;
+        }
+        if is_wanted {
+            read.wanted = compression::wanted(headers);
+        }
+        if let (None, Some(text)) = (&read.version, other_version) {
+            read.version = Some(version(VERSION, text)?);
+        }
+        Ok(read)
     }
 }
 

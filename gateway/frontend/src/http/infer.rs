@@ -1,7 +1,8 @@
 //! Inference: body, route, codec, engine, codec.
 //!
 //! What takes long on a processor (large JSON, tensors that are walked or copied, classes, compression) runs on the blocking pool, so that
-//! it never holds up other requests of the same thread. The table is read once, after the body is there. Deliberately absent: retries.
+//! it never holds up other requests of the same thread. The table that decides is read once, after the body is there; before, a glance tells
+//! whether the body would come in vain. Deliberately absent: retries.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,9 +17,10 @@ use smallvec::SmallVec;
 use super::answer::{Answer, JSON, OCTETS, answer};
 use super::body::{Room, Upload, collect};
 use super::compression::{Coding, pack, unpack};
-use super::dispatch::{Call, Context, MODEL_VERSION};
+use super::dispatch::{Call, Context};
 use super::failure::Failure;
 use super::headers::{InferHeaders, JSON_BYTES};
+use crate::answered_by::tell_version;
 use crate::codec::{
     DecodedRequest, Encoded, Framing, NanStyle, OutputChoice, OutputChoices, Rendered, classify, decode, decode_raw, encode,
     json_bytes, outline,
@@ -36,9 +38,6 @@ const CLASS_BYTES: usize = 48;
 /// Answers below this are not worth compressing.
 const MIN_PACKED_BYTES: usize = 256;
 
-/// The header that names the content of the version that answered.
-const MODEL_DIGEST: &str = "x-bascule-model-digest";
-
 pub(crate) async fn infer(
     context: &Arc<Context>,
     call: &Call,
@@ -48,6 +47,7 @@ pub(crate) async fn infer(
     body: &mut Upload,
 ) -> Result<Answer, Failure> {
     let headers = InferHeaders::read(headers)?;
+    context.serving.router().check_room(name, version)?;
     let room = Arc::new(context.budget.room(context.settings.max_body_bytes));
     let body = whole_body(context, &headers, &room, body).await?;
     let deadline = after(call.arrived, headers.timeout);
@@ -189,17 +189,14 @@ impl Writing {
         if let Some(coding) = coding {
             headers.insert(CONTENT_ENCODING, coding.name());
         }
-        headers.insert(HeaderName::from_static(MODEL_VERSION), HeaderValue::from(servable.version()));
-        if let Ok(digest) = HeaderValue::from_str(&servable.digest().to_string()) {
-            headers.insert(HeaderName::from_static(MODEL_DIGEST), digest);
-        }
+        tell_version(headers, servable);
         Ok(answer)
     }
 
     fn encoded(&self) -> Result<Encoded, InferError> {
         let servable = &self.response.servable;
         let specs = &servable.signature().outputs;
-        let mut rendered: SmallVec<[Rendered<'_>; 2]> = SmallVec::new();
+        let mut rendered: SmallVec<[Rendered<'_>; 1]> = SmallVec::new();
         for (index, tensor) in &self.response.outputs {
             let Some(spec) = specs.get(*index) else {
                 return Err(InferError::Internal { message: format!("the answer has an output {index} that the signature lacks") });

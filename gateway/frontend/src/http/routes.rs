@@ -58,7 +58,11 @@ impl Endpoint<'_> {
 
     /// Whether it takes this method.
     pub(crate) fn takes(&self, method: &Method) -> bool {
-        self.allowed().is_none_or(|allowed| allowed.split(", ").any(|one| one == method.as_str()))
+        match self.allowed() {
+            None => true,
+            Some("POST") => *method == Method::POST,
+            Some(_) => *method == Method::GET || *method == Method::HEAD,
+        }
     }
 }
 
@@ -69,6 +73,12 @@ const TRACE: &str = "trace settings";
 pub(crate) fn endpoint(path: &str) -> Option<Endpoint<'_>> {
     let path = path.strip_prefix("/v2")?;
     let path = path.strip_suffix('/').unwrap_or(path);
+    // What nearly all requests ask for, before the pieces are put side by side.
+    if let Some(name) = path.strip_prefix("/models/").and_then(|rest| rest.strip_suffix("/infer"))
+        && !name.contains('/')
+    {
+        return Some(Endpoint::Model { name: decoded(name)?, version: None, what: ModelEndpoint::Infer });
+    }
     let mut segments = path.split('/');
     if !segments.next()?.is_empty() {
         return None;

@@ -39,7 +39,7 @@ pub struct HttpSettings {
 impl HttpSettings {
     /// What a connection's watch goes by.
     pub(crate) fn timeouts(&self) -> Timeouts {
-        Timeouts { header: self.header_timeout, write: self.write_timeout, idle: self.idle_timeout }
+        Timeouts { header: self.header_timeout, write: self.write_timeout, idle: self.idle_timeout, stall: self.body_stall_timeout }
     }
 }
 

@@ -30,12 +30,14 @@ pub(crate) struct Timeouts {
     pub(crate) write: Duration,
     /// Without a request.
     pub(crate) idle: Duration,
+    /// Without any of a body that is coming; its reader ends it.
+    pub(crate) stall: Duration,
 }
 
 impl Timeouts {
     /// How long to look away at the most: a connection begins to stir without telling its task.
     fn look(&self) -> Duration {
-        self.header.min(self.write).min(self.idle).max(Duration::from_millis(1))
+        self.header.min(self.write).min(self.idle).min(self.stall).max(Duration::from_millis(1))
     }
 }
 
@@ -107,7 +109,6 @@ impl Watch {
     pub(crate) fn handling(self: &Arc<Self>) -> Handling {
         self.handling.fetch_add(1, Ordering::Relaxed);
         self.stirred.store(0, Ordering::Relaxed);
-        self.moved();
         Handling(Arc::clone(self))
     }
 
@@ -121,6 +122,11 @@ impl Watch {
             return None;
         }
         self.answers().iter().map(|moved| moved.load(Ordering::Relaxed)).min()
+    }
+
+    /// Whether requests are read by tasks of their own, which nobody wakes when it is time to look.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
     }
 
     /// A body of a request begins to come.
@@ -205,9 +211,9 @@ impl Watch {
         }
     }
 
+    /// Something is over. Who tells that it moved does so before.
     fn finished(&self, count: &AtomicUsize) {
         count.fetch_sub(1, Ordering::Relaxed);
-        self.moved();
         // A head that began to come ahead of its turn has its time from now on.
         if !self.is_busy() && self.stirred.load(Ordering::Relaxed) != 0 {
             self.stirred.store(self.now() + 1, Ordering::Relaxed);
@@ -223,6 +229,7 @@ impl Handling {
     /// The answer is there; its body is to be sent.
     pub(crate) fn sending(self) -> Sending {
         let watch = Arc::clone(&self.0);
+        watch.moved();
         watch.sending.fetch_add(1, Ordering::Relaxed);
         let own = watch.http2.load(Ordering::Relaxed).then(|| Arc::new(AtomicU64::new(watch.now())));
         if let Some(own) = &own {
@@ -234,6 +241,10 @@ impl Handling {
 
 impl Drop for Handling {
     fn drop(&mut self) {
+        // One that gave no answer, and that nobody waits for any more, is the last that moved.
+        if self.0.sending.load(Ordering::Relaxed) == 0 {
+            self.0.moved();
+        }
         self.0.finished(&self.0.handling);
     }
 }
@@ -246,6 +257,11 @@ pub(crate) struct Receiving {
 }
 
 impl Receiving {
+    /// Whether its connection speaks HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.watch.is_http2()
+    }
+
     /// All of it is there.
     pub(crate) fn whole(mut self) {
         self.whole = true;
@@ -256,6 +272,10 @@ impl Drop for Receiving {
     fn drop(&mut self) {
         if !self.whole {
             self.watch.abandoned.store(true, Ordering::Relaxed);
+        }
+        // While a handler is at work, its answer is going to move.
+        if self.watch.handling.load(Ordering::Relaxed) == 0 {
+            self.watch.moved();
         }
         self.watch.finished(&self.watch.receiving);
     }
@@ -270,9 +290,10 @@ pub(crate) struct Sending {
 }
 
 impl Sending {
+    /// Some of it has moved. Over HTTP/1 the socket tells that itself.
     pub(crate) fn moved(&self) {
-        self.watch.moved();
         if let Some(own) = &self.own {
+            self.watch.moved();
             own.store(self.watch.now(), Ordering::Relaxed);
         }
     }
@@ -282,6 +303,7 @@ impl Drop for Sending {
     fn drop(&mut self) {
         if let Some(own) = &self.own {
             self.watch.answers().retain(|other| !Arc::ptr_eq(other, own));
+            self.watch.moved();
         }
         self.watch.finished(&self.watch.sending);
     }
@@ -389,7 +411,7 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_hours(1);
-    const PATIENT: Timeouts = Timeouts { header: LONG, write: LONG, idle: LONG };
+    const PATIENT: Timeouts = Timeouts { header: LONG, write: LONG, idle: LONG, stall: LONG };
 
     /// Whether a connection that begins with these pieces is taken for HTTP/2.
     fn speaks_http2(pieces: &[&[u8]]) -> bool {

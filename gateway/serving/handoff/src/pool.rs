@@ -159,6 +159,20 @@ impl<S, Q: Waiting> Pool<S, Q> {
         Ok(())
     }
 
+    /// Whether an entry is not refused as [`Refusal::Full`] now. Good for refusing early; [`Pool::submit`] has the last word.
+    pub fn has_room(&self) -> bool {
+        // Where nothing waits, a slot may be free; where the pool is closed, it is not for want of room that it takes nothing.
+        let has_place = self.shared.queued.load(Ordering::SeqCst) < self.shared.capacity.max(1);
+        if has_place || self.is_closed() {
+            return true;
+        }
+        let mut state = lock(&self.shared.state);
+        if state.queue.len() >= self.shared.capacity {
+            self.shared.change_queue(&mut state, Q::make_room);
+        }
+        state.queue.len() < self.shared.capacity
+    }
+
     /// Takes an idle slot for the calling thread; only while nothing is queued, so that nobody is overtaken.
     pub fn claim(&self) -> Option<Claim<'_, S, Q>> {
         if self.shared.queued.load(Ordering::SeqCst) != 0 || self.shared.closing.load(Ordering::SeqCst) {

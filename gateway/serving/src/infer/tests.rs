@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bascule_runtime_fake::{FakeModel, FakeRuntime};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
@@ -89,4 +90,38 @@ fn every_request_for_a_known_model_is_counted_once_by_its_outcome() {
         "bascule_requests_total n none not_ready 1",
     ];
     assert_eq!(counters.counted(), expected);
+}
+#[test]
+fn a_request_comes_in_vain_where_every_version_that_may_answer_has_a_full_queue() {
+    let runtime = FakeRuntime::new();
+    let settings = || ModelSettings { inline: Inline::Never, queue_capacity: 1, ..ModelSettings::default() };
+    let blocking = FakeModel { block: true, ..constant(1.0) };
+    let (full, idle) =
+        (started(settings(), sessions(&runtime, &blocking, 1)), started(settings(), sessions(&runtime, &blocking, 1)));
+    let (router, mut publisher) = Router::new();
+    let mut publish = |others: Vec<Arc<Servable>>| {
+        let stable = Some(Arc::clone(&full));
+        let route = Route { stable, others, ..Route::empty(name("m"), Standing::Serving) };
+        publisher.publish([(name("m"), Some(Arc::new(route)))]);
+    };
+    publish(Vec::new());
+    assert!(router.check_room("m", None).is_ok());
+    let requests = [request(1), request(1)];
+    let mut waiting: Vec<_> = requests.iter().map(|request| Box::pin(router.infer(router.route("m").unwrap(), request))).collect();
+    let mut poll = |place: usize| assert!(waiting[place].as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    poll(0);
+    assert!(runtime.log().wait_until(Duration::from_secs(60), |counts| counts.blocked == 1));
+    assert!(router.check_room("m", None).is_ok(), "one runs and none waits");
+    poll(1);
+    assert!(matches!(router.check_room("m", None), Err(InferError::Overloaded { .. })));
+    assert!(matches!(router.check_room("m", Some(1)), Err(InferError::Overloaded { .. })));
+    assert_eq!(full.stats().snapshot().fail.count, 2);
+    assert!(router.check_room("m", Some(9)).is_ok(), "what is not there is told by its own error");
+    assert!(router.check_room("n", None).is_ok());
+    publish(vec![idle]);
+    assert!(router.check_room("m", None).is_ok(), "a body may name the other one");
+    publish(Vec::new());
+    full.close();
+    assert!(router.check_room("m", None).is_ok(), "what closes hands requests on");
+    runtime.log().release();
 }

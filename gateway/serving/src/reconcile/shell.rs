@@ -30,11 +30,14 @@ pub(crate) struct Shell {
     starting: bool,
     /// Where fetches and drains run; the shell itself has a thread of its own.
     tasks: Handle,
+    /// Where fetches run.
+    background: Handle,
     runtimes: Arc<Runtimes>,
     clock: Arc<dyn Clock>,
     mailbox: mpsc::WeakSender<Event>,
     writer: Arc<Writer>,
     on_retired: Arc<dyn Fn(&VersionKey) + Send + Sync>,
+    on_trim: Arc<dyn Fn() + Send + Sync>,
     wanted: Arc<Mutex<HashSet<ModelName>>>,
     fetches: HashMap<ResidencyId, AbortHandle>,
 }
@@ -57,11 +60,13 @@ impl Shell {
             stock,
             starting: true,
             tasks: Handle::current(),
+            background: options.background.clone().unwrap_or_else(Handle::current),
             runtimes,
             clock: Arc::clone(&options.clock),
             mailbox,
             writer,
             on_retired: Arc::clone(&options.on_retired),
+            on_trim: Arc::clone(&options.on_trim),
             wanted,
             fetches: HashMap::new(),
         };
@@ -164,14 +169,14 @@ impl Shell {
                     post(&mailbox, Event::Drained { id, drained }).await;
                 });
             }
-            Effect::Trim => self.on_thread(
-                "memory trim",
-                |_| {
+            Effect::Trim => {
+                let on_trim = Arc::clone(&self.on_trim);
+                let work = move |_: &mpsc::WeakSender<Event>| {
                     memory::lower_priority();
-                    Event::Trimmed(memory::trim())
-                },
-                |_| Event::Trimmed(None),
-            ),
+                    Event::Trimmed(memory::trim(&*on_trim))
+                };
+                self.on_thread("memory trim", work, |_| Event::Trimmed(None));
+            }
             Effect::Persist { write, what } => self.writer.write(write, what),
             Effect::Retired { key } => (self.on_retired)(&key),
         }
@@ -179,7 +184,7 @@ impl Shell {
 
     fn fetch(&mut self, id: ResidencyId, generation: Arc<Generation>, progress: Arc<FetchProgress>) {
         let (stock, mailbox) = (Arc::clone(&self.stock), self.mailbox.clone());
-        let task = self.tasks.spawn(async move {
+        let task = self.background.spawn(async move {
             let result = stock.bring(&generation, &progress).await;
             post(&mailbox, Event::Fetched { id, result }).await;
         });

@@ -4,6 +4,8 @@ use std::io::Read as _;
 
 use serde_json::json;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::*;
 
 const INFER: &str = "/v2/models/m/infer";
@@ -277,6 +279,14 @@ async fn a_full_queue_says_when_to_come_back() {
     eventually("one waits", || servable.queued() == 1).await;
     let reply = port.post(INFER, &[], body).await;
     assert_eq!((reply.status, reply.header("retry-after")), (StatusCode::TOO_MANY_REQUESTS, Some("1")));
+    // Also who has sent no more than a head.
+    let mut unsent = port.connect().await;
+    let head = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    unsent.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    unsent.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 429");
+    drop(unsent);
     port.log.release();
     for waiting in [running, queued] {
         assert_eq!(waiting.await.unwrap(), StatusCode::OK);
