@@ -1,7 +1,7 @@
 # The front door. `make` alone says what there is; CI calls the same targets.
 #
 # PYTHON, CARGO      other interpreters and tools
-# ARGS               more arguments for `make run`, `make demo` and `make bench`
+# ARGS               more arguments for `make run`, `make demo`, `make bench` and `make compare`
 # BASCULE_DEPS       a folder in which several checkouts share what is fetched (default: .deps in this one)
 # CARGO_TARGET_DIR   where cargo builds; `make build` leaves target/release/bascule in any case
 
@@ -28,7 +28,7 @@ FUZZ := $(TOOLS)/cargo-fuzz-0.13.2/bin/cargo-fuzz
 export CARGO
 export CARGO_FUZZ := $(FUZZ)
 
-.PHONY: help deps test-deps build run demo test test-all test-long bench lint fmt clippy deny train
+.PHONY: help deps test-deps build run demo test test-all test-long bench compare lint fmt clippy deny train
 
 help: ## Say what there is.
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' $(firstword $(MAKEFILE_LIST)) | awk -F'#' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -70,9 +70,14 @@ test-long: test-deps
 	@$(MAKE) $(FUZZ) || echo "make: going on without cargo-fuzz; fuzzing will be counted as skipped"
 	@$(PYTHON) scripts/run_tests.py long $(if $(BOX),--box $(BOX))
 
-bench: build ## Measure overhead, swaps under load and batching; JSON goes to .bascule/bench.json.
+bench: build ## Measure beside bare servers, at overload and in swaps; JSON goes to .bascule/bench.json.
+	@$(PYTHON) scripts/deps.py load-tools models || echo "make: going on with what there is"
 	@mkdir -p .bascule
 	$(CARGO) run $(LOCKED) --release --package bascule-benches --target-dir "$(TARGET)" -- --json .bascule/bench.json $(ARGS)
+
+compare: build ## Measure beside servers that pip installs (2.2 GB); ARGS="--only mlserver,kserve" takes these.
+	@mkdir -p .bascule
+	@$(PYTHON) benches/compare/compare.py --json .bascule/compare.json $(ARGS)
 
 lint: fmt clippy deny ## Check formatting, lints, licences and dependency rules.
 

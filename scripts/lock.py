@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Locks tests/requirements.in and models/requirements.in: writes requirements.txt beside each, versions and hashes pinned.
+"""Locks the requirements.in of tests/, models/ and benches/compare/*/: writes requirements.txt beside each, versions and hashes
+pinned. `lock.py FOLDER…` locks those folders only.
 
 Run it to move to newer versions, then run the tests. It resolves with uv, which it installs with pip into a folder that is
-removed afterwards. The locks hold for CPython 3.11 and newer on Linux, x86_64 and aarch64.
+removed afterwards. The locks hold for CPython 3.11 and newer on Linux, x86_64 and aarch64, where PYTHONS says nothing else.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -12,20 +14,26 @@ import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-FOLDERS = ("tests", "models")
+COMPARED = sorted(str(path.parent.relative_to(REPOSITORY)) for path in (REPOSITORY / "benches" / "compare").glob("*/requirements.in"))
+FOLDERS = ["tests", "models", *COMPARED]
+
+# Servers that declare which Pythons they run on.
+PYTHONS = {"benches/compare/mlserver": ">=3.11,<3.13", "benches/compare/pytriton": ">=3.11,<3.13"}
 
 # One version of every package for every supported Python, so that a test does not depend on the interpreter.
 PROJECT = """
 [project]
 name = "locked"
 version = "0"
-requires-python = ">=3.11"
+requires-python = "{python}"
 dependencies = [{dependencies}]
 
 [tool.uv]
 fork-strategy = "fewest"
 environments = ["sys_platform == 'linux' and platform_machine == 'x86_64'", "sys_platform == 'linux' and platform_machine == 'aarch64'"]
+"""
 
+CLIENTS_OF_KSERVE = """
 # What the module kserve.inference_client imports, within the bounds that kserve 0.21.0 declares.
 [[tool.uv.dependency-metadata]]
 name = "kserve"
@@ -41,7 +49,8 @@ def lock(folder, uv, scratch):
     source = REPOSITORY / folder / "requirements.in"
     wanted = [line.split("#")[0].strip() for line in source.read_text().splitlines()]
     dependencies = ", ".join(f'"{line}"' for line in wanted if line)
-    (scratch / "pyproject.toml").write_text(PROJECT.format(dependencies=dependencies))
+    project = PROJECT.format(dependencies=dependencies, python=PYTHONS.get(folder, ">=3.11"))
+    (scratch / "pyproject.toml").write_text(project + (CLIENTS_OF_KSERVE if folder == "tests" else ""))
     subprocess.run([uv, "lock", "--quiet", "--upgrade"], cwd=scratch, check=True)
     export = [uv, "export", "--quiet", "--locked", "--no-emit-project", "--no-annotate", "--no-header", "--format=requirements.txt"]
     text = subprocess.run(export, cwd=scratch, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -52,13 +61,16 @@ def lock(folder, uv, scratch):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", default=FOLDERS)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         venv = Path(scratch) / "venv"
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
         subprocess.run([str(venv / "bin" / "pip"), "install", "--quiet", "uv"], check=True)
-        for folder in FOLDERS:
+        for folder in arguments.folders:
             work = Path(scratch) / folder
-            work.mkdir()
+            work.mkdir(parents=True)
             lock(folder, str(venv / "bin" / "uv"), work)
 
 

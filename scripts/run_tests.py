@@ -109,7 +109,9 @@ def skip_log():
 
 def test_environment(log):
     """What tests are told: where the skip log is, and what `make test-deps` set up, where it is there."""
-    environment = {**os.environ, "BASCULE_SKIP_LOG": log}
+    # Fake runtimes panic by the thousand, as they are told to: a backtrace each takes longer than the tests.
+    # BASCULE_TEST_BACKTRACE=1 has them all the same.
+    environment = {**os.environ, "BASCULE_SKIP_LOG": log, "RUST_BACKTRACE": os.environ.get("BASCULE_TEST_BACKTRACE", "0")}
     places = {
         "BASCULE_ONNXRUNTIME_LIBRARY": ".deps/onnxruntime/lib/libonnxruntime.so",
         "BASCULE_TEST_PYTHON": ".deps/venv/bin/python",
@@ -173,6 +175,7 @@ def check(name, command, limit=SHORT_LIMIT):
 
 def short():
     tally = check("scripts", [sys.executable, "-m", "unittest", "discover", "--start-directory", "scripts"])
+    tally.add(check("comparison", [sys.executable, "-m", "unittest", "discover", "--start-directory", "benches/compare"]))
     tally.add(check("sample models", [sys.executable, "models/train.py", "--check"]))
     suite, left = cargo_suite("workspace", [CARGO, "test", *LOCKED, "--workspace", "--no-fail-fast"])
     tally.add(suite)

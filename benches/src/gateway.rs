@@ -3,14 +3,21 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use bascule_proto::inference::ModelInferRequest;
+use anyhow::{Context, Result, ensure};
 use bascule_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use bascule_proto::inference::{ModelInferRequest, ModelInferResponse};
 use bytes::Bytes;
-use serde_json::Value;
+use http::HeaderMap;
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
 
-use crate::load::HttpCall;
+use crate::Plan;
+use crate::calls::HttpCall;
+use crate::cores::held_to;
 use crate::process::Server;
 
 /// A running gateway.
@@ -24,12 +31,21 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Starts `program serve` over `registry` and waits until it is ready.
-    pub(crate) async fn start(program: &Path, registry: &Path) -> Result<Gateway> {
+    /// Starts the gateway over `registry`, on the servers' core, with these settings, and waits until it is ready.
+    pub(crate) async fn start(plan: &Plan, registry: &Path, settings: &[&str]) -> Result<Gateway> {
+        let mut command = held_to(plan.cores.server, &plan.gateway);
+        command.arg("serve").arg("--registry").arg(registry);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        Gateway::serve(command).await
+    }
+
+    /// Starts a command that takes the options of `bascule serve`.
+    pub(crate) async fn serve(mut command: Command) -> Result<Gateway> {
         let state = tempfile::tempdir()?;
-        let mut command = Command::new(program);
-        command.args(["serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--registry"]);
-        command.arg(registry).arg("--state-dir").arg(state.path());
+        command.args(["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.arg("--state-dir").arg(state.path());
         let server = Server::start(command, |line| line.starts_with("bascule: http "))?;
         let address = |name: &str| -> Result<SocketAddr> {
             let mut words = server.greeting.split_whitespace().skip_while(|word| *word != name);
@@ -42,113 +58,114 @@ impl Gateway {
     }
 
     async fn wait_ready(&self) -> Result<()> {
-        for _ in 0..600 {
-            if let Ok((200, _)) = get(self.http, "/v2/health/ready").await {
+        for _ in 0..1200 {
+            if let Ok(answer) = get(self.http, "/v2/health/ready").await
+                && answer.status == 200
+            {
                 return Ok(());
             }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        anyhow::bail!("the gateway did not become ready within 30 s")
+        anyhow::bail!("the gateway did not become ready within 60 s")
+    }
+
+    /// How many requests for a model were answered with success.
+    pub(crate) async fn successes(&self, model: &str) -> Result<u64> {
+        let statistics = get(self.http, &format!("/v2/models/{model}/stats")).await?.json()?;
+        let versions = statistics["model_stats"].as_array().into_iter().flatten();
+        Ok(versions.filter_map(|version| version["inference_stats"]["success"]["count"].as_u64()).sum())
+    }
+
+    /// Has the gateway load what is published of a model, and waits for that.
+    pub(crate) async fn load(&self, model: &str) -> Result<()> {
+        let call = HttpCall { path: format!("/v2/repository/models/{model}/load"), body: Bytes::new(), json_bytes: None };
+        let answer = post(self.http, &call).await?;
+        ensure!(answer.status == 200, "{model} is not loaded: {}", String::from_utf8_lossy(&answer.body));
+        Ok(())
+    }
+
+    /// Waits until a version is ready.
+    pub(crate) async fn wait_for_version(&self, model: &str, version: u64) -> Result<()> {
+        let path = format!("/admin/v1/models/{model}/versions/{version}/wait?timeout=60s");
+        let answer = get(self.admin, &path).await?;
+        let ready = answer.status == 200 && answer.json()?["outcome"] == "ready";
+        ensure!(ready, "version {version} did not become ready: {}", String::from_utf8_lossy(&answer.body));
+        Ok(())
+    }
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Result<serde_json::Value> {
+        serde_json::from_slice(&self.body).with_context(|| format!("no JSON: {}", String::from_utf8_lossy(&self.body)))
+    }
+}
+
+/// A connection that sends one request after the other.
+pub(crate) struct Connection(SendRequest<Full<Bytes>>);
+
+impl Connection {
+    pub(crate) async fn open(address: SocketAddr) -> Result<Connection> {
+        let stream = tokio::net::TcpStream::connect(address).await?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Connection(sender))
+    }
+
+    /// The whole answer of one call.
+    pub(crate) async fn post(&mut self, call: &HttpCall) -> Result<Answer> {
+        let mut request = Request::post(&call.path);
+        for (name, value) in call.headers() {
+            request = request.header(name, value);
+        }
+        self.send(request.body(Full::new(call.body.clone()))?).await
+    }
+
+    async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Result<Answer> {
+        request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("localhost"));
+        self.0.ready().await?;
+        let (head, body) = self.0.send_request(request).await?.into_parts();
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: body.collect().await?.to_bytes() })
     }
 }
 
 /// The whole answer of one GET.
-pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<(u16, Bytes)> {
-    let request =
-        hyper::Request::get(path).header(http::header::HOST, "localhost").body(http_body_util::Full::new(Bytes::new()))?;
-    send(address, request).await.map(|(status, _, body)| (status, body))
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+    Connection::open(address).await?.send(Request::get(path).body(Full::default())?).await
 }
 
-/// The whole answer of one call, and its content type.
-pub(crate) async fn post(address: SocketAddr, call: &HttpCall) -> Result<(u16, String, Bytes)> {
-    let mut request = hyper::Request::post(&call.path).header(http::header::HOST, "localhost");
-    if let Some(json_bytes) = call.json_bytes {
-        request = request.header("inference-header-content-length", json_bytes);
-    }
-    send(address, request.body(http_body_util::Full::new(call.body.clone()))?).await
+/// The whole answer of one call.
+pub(crate) async fn post(address: SocketAddr, call: &HttpCall) -> Result<Answer> {
+    Connection::open(address).await?.post(call).await
 }
 
-async fn send(address: SocketAddr, request: hyper::Request<http_body_util::Full<Bytes>>) -> Result<(u16, String, Bytes)> {
-    use http_body_util::BodyExt;
-    let stream = tokio::net::TcpStream::connect(address).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    let status = response.status().as_u16();
-    let content_type =
-        response.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-    Ok((status, content_type, response.into_body().collect().await?.to_bytes()))
+/// One answer over gRPC, and its headers.
+pub(crate) async fn infer(address: SocketAddr, message: &ModelInferRequest) -> Result<(ModelInferResponse, HeaderMap)> {
+    let client = GrpcInferenceServiceClient::connect(format!("http://{address}")).await?;
+    let mut client = client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20);
+    let (metadata, answer, _) = client.model_infer(message.clone()).await?.into_parts();
+    Ok((answer, metadata.into_headers()))
 }
 
-/// A JSON request for one row of `columns` zeros.
-pub(crate) fn json_call(model: &str, input: &str, columns: usize) -> HttpCall {
-    let body = serde_json::json!({
-        "inputs": [{ "name": input, "shape": [1, columns], "datatype": "FP32", "data": vec![0.5; columns] }]
-    });
-    HttpCall { path: format!("/v2/models/{model}/infer"), body: body.to_string().into(), json_bytes: None }
-}
-
-/// The same with binary tensors both ways.
-pub(crate) fn binary_call(model: &str, input: &str, columns: usize) -> HttpCall {
-    let head = serde_json::json!({
-        "inputs": [{ "name": input, "shape": [1, columns], "datatype": "FP32", "parameters": { "binary_data_size": columns * 4 } }],
-        "parameters": { "binary_data_output": true }
-    })
-    .to_string();
-    let json_bytes = Some(head.len());
-    let mut body = head.into_bytes();
-    (0..columns).for_each(|_| body.extend_from_slice(&0.5f32.to_le_bytes()));
-    HttpCall { path: format!("/v2/models/{model}/infer"), body: body.into(), json_bytes }
-}
-
-/// The same over gRPC.
-pub(crate) fn grpc_call(model: &str, input: &str, columns: usize) -> ModelInferRequest {
-    use bascule_proto::inference::model_infer_request::InferInputTensor;
-    let tensor = InferInputTensor {
-        name: input.to_owned(),
-        datatype: "FP32".to_owned(),
-        shape: vec![1, i64::try_from(columns).unwrap_or(i64::MAX)],
-        ..Default::default()
-    };
-    let raw: Vec<u8> = (0..columns).flat_map(|_| 0.5f32.to_le_bytes()).collect();
-    ModelInferRequest {
-        model_name: model.to_owned(),
-        inputs: vec![tensor],
-        raw_input_contents: vec![raw.into()],
-        ..Default::default()
-    }
-}
-
-/// One answer over gRPC.
-pub(crate) async fn infer(
-    address: SocketAddr,
-    message: &ModelInferRequest,
-) -> Result<bascule_proto::inference::ModelInferResponse> {
-    let mut client = GrpcInferenceServiceClient::connect(format!("http://{address}")).await?;
-    Ok(client.model_infer(message.clone()).await?.into_inner())
-}
-
-/// What the sample model takes: its only input's name and number of columns.
-pub(crate) async fn sample_input(gateway: &Gateway, model: &str) -> Result<(String, usize)> {
-    let (_, body) = get(gateway.http, &format!("/v2/models/{model}")).await?;
-    let metadata: Value = serde_json::from_slice(&body)?;
-    let input = &metadata["inputs"][0];
-    let name = input["name"].as_str().with_context(|| format!("model '{model}' has no input: {metadata}"))?;
-    let columns = input["shape"][1].as_u64().with_context(|| format!("expected an input of two dimensions: {metadata}"))?;
-    Ok((name.to_owned(), usize::try_from(columns)?))
-}
-
-/// Copies a folder, files and folders alike.
-pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from).with_context(|| format!("can't read {}", from.display()))? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
+/// Publishes a version with the gateway's own command.
+pub(crate) async fn publish(plan: &Plan, registry: &Path, model: &str, file: &Path, version: u64) -> Result<()> {
+    // It shares a core with clients, whose times it must not change.
+    let mut command = held_to(plan.cores.client, "nice");
+    command
+        .args(["-n", "19"])
+        .arg(&plan.gateway)
+        .args(["publish", model])
+        .arg(file)
+        .args(["--version", &version.to_string(), "--registry"])
+        .arg(registry);
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    ensure!(output.status.success(), "publish failed: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

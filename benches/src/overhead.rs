@@ -1,117 +1,204 @@
-//! The gateway against bare servers that read the same requests and answer the same bytes.
+//! What the gateway adds to a bare server of the same kind: server CPU a request, beside a server that answers the same bytes.
+//!
+//! Each pair is a round of the gateway and one of the bare server, one right after the other and now this, now that one first. What the
+//! model itself takes is measured in this process and taken off where the bar says so.
 
 use std::net::SocketAddr;
-use std::process::Command;
 
-use anyhow::{Result, ensure};
-use bascule_proto::inference::ModelInferRequest;
-use bytes::Bytes;
-use std::sync::Arc;
-use std::time::Duration;
+use anyhow::{Context, Result, ensure};
+use prost::Message as _;
 
 use crate::Plan;
-use crate::gateway::{Gateway, binary_call, copy_tree, grpc_call, infer, json_call, post, sample_input};
-use crate::load::{self, HttpCall, Stop};
+use crate::bare::Recorded;
+use crate::bars::{Bar, Bars};
+use crate::calls::{HttpCall, Input};
+use crate::cores::held_to;
+use crate::gateway::{Answer, Gateway, infer, post};
+use crate::inprocess::InProcess;
+use crate::models;
 use crate::process::Server;
-use crate::report::{Report, median};
+use crate::report::Report;
+use crate::stats::median;
+use crate::tools::{Driven, Streams, Tools};
 
+/// A model that takes next to no time.
+pub(crate) const TINY: Input<'_> = Input { model: "tiny", name: "x", shape: &[1, 4] };
+const IMAGE: Input<'_> = Input { model: "image", name: "x", shape: &[1, 3, 224, 224] };
+
+/// How a load reaches its server.
 enum Call {
-    Http(HttpCall),
-    Grpc(ModelInferRequest),
+    Http { call: HttpCall, connections: usize },
+    Grpc { message: Box<bascule_proto::inference::ModelInferRequest>, streams: Streams },
 }
 
-struct Side<'a> {
-    server: &'a Server,
-    address: SocketAddr,
+/// One line of the comparison.
+struct Case {
+    name: String,
+    input: Input<'static>,
+    call: Call,
+    bar: f64,
+    /// Whether the bar is for what is left without the model's own run.
+    without_run: bool,
 }
 
-#[derive(Default)]
-struct Figures {
-    rate: Vec<f64>,
-    p50: Vec<f64>,
-    p99: Vec<f64>,
-    cpu: Vec<f64>,
+fn cases(plan: &Plan) -> Vec<Case> {
+    let connections = plan.connections;
+    let http = |name: &str, input: &Input<'static>, call, connections, bar, without_run| Case {
+        name: format!("{name}, {connections} connections"),
+        input: input.clone(),
+        call: Call::Http { call, connections },
+        bar,
+        without_run,
+    };
+    let grpc = |name: &str, input: &Input<'static>, streams: Streams, bar, without_run| Case {
+        name: format!("{name}, {} × {} streams", streams.connections, streams.each),
+        input: input.clone(),
+        call: Call::Grpc { message: Box::new(input.grpc()), streams },
+        bar,
+        without_run,
+    };
+    let streams = |connections, each| Streams { connections, each };
+    vec![
+        http("tiny model, HTTP JSON", &TINY, TINY.json(), connections, 1.6, true),
+        http("tiny model, HTTP binary", &TINY, TINY.binary(), connections, 1.6, true),
+        grpc("tiny model, gRPC", &TINY, streams(connections, 1), 1.5, true),
+        grpc("tiny model, gRPC", &TINY, streams(1, connections), 1.5, true),
+        http("600 KB both ways, HTTP binary", &IMAGE, IMAGE.binary(), 8, 1.5, false),
+        grpc("600 KB both ways, gRPC", &IMAGE, streams(8, 1), 1.5, false),
+    ]
 }
 
-/// Measures JSON, binary and gRPC requests of the sample model.
-pub(crate) async fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
+/// Measures every protocol.
+pub(crate) async fn measure(plan: &Plan, tools: &Tools, report: &mut Report, bars: &mut Bars) -> Result<()> {
     let registry = tempfile::tempdir()?;
-    copy_tree(&plan.models, registry.path())?;
-    let gateway = Gateway::start(&plan.gateway, registry.path()).await?;
-    let (input, columns) = sample_input(&gateway, "digits").await?;
+    models::write(registry.path(), TINY.model, &models::perceptron(&[4, 8, 3]), "")?;
+    models::write(registry.path(), IMAGE.model, &models::identity(&[-1, 3, 224, 224]), "")?;
+    let gateway = Gateway::start(plan, registry.path(), &[]).await?;
+    let runtime = InProcess::new(plan.cores);
     let mut rows = Vec::new();
-    for (name, call) in
-        [("HTTP JSON", json_call("digits", &input, columns)), ("HTTP binary", binary_call("digits", &input, columns))]
-    {
-        let (status, content_type, answer) = post(gateway.http, &call).await?;
-        ensure!(status == 200, "the gateway answered {status}: {}", String::from_utf8_lossy(&answer));
-        let bare = bare(&["bare-http"], &answer, Some(&content_type))?;
-        let sides = [Side { server: &bare.0, address: bare.1 }, Side { server: &gateway.server, address: gateway.http }];
-        rows.extend(compare(plan, name, "bare hyper", &Call::Http(call), sides).await?);
+    for case in cases(plan).iter().filter(|case| plan.wants(&case.name)) {
+        let mut session = runtime.load(&registry.path().join(case.input.model).join("1"))?;
+        let bare = start_bare(plan, case, &gateway).await?;
+        let mut compared = Compared::default();
+        for pair in 0..=plan.pairs {
+            // The first pair warms both up and does not count.
+            let counted = pair > 0;
+            let run = runtime.run(session.as_mut(), &case.input, plan.round / 4)?;
+            let [ours, theirs] = compare(plan, tools, case, &gateway, &bare, pair % 2 == 0).await?;
+            if counted {
+                compared.add(ours, theirs, run.cpu);
+            }
+        }
+        let (net, raw) = (compared.net_ratios(), compared.raw_ratios());
+        let (values, other) = if case.without_run { (&net, &raw) } else { (&raw, &net) };
+        let remark = format!("{} {:.2}", if case.without_run { "raw" } else { "without the run" }, median(other));
+        bars.add(&format!("{}: CPU ÷ bare server's", case.name), Bar::AtMost(case.bar), values, &remark);
+        rows.extend(compared.rows(&case.name));
     }
-    let call = grpc_call("digits", &input, columns);
-    let answer: Bytes = prost::Message::encode_to_vec(&infer(gateway.grpc, &call).await?).into();
-    let bare = bare(&["bare-grpc"], &answer, None)?;
-    let sides = [Side { server: &bare.0, address: bare.1 }, Side { server: &gateway.server, address: gateway.grpc }];
-    rows.extend(compare(plan, "gRPC", "bare tonic", &Call::Grpc(call), sides).await?);
-    let head = ["protocol", "server", "requests/s", "p50 ms", "p99 ms", "server CPU µs/request", "CPU ÷ bare"];
-    report.table("Overhead", &head, &rows);
+    let head = ["load", "server", "requests/s", "p50 ms", "p99 ms", "CPU µs/request", "of it the run"];
+    report.table("Cost of a request, server and clients on a core each", &head, &rows);
     Ok(())
 }
 
-/// Starts a bare server of this very program.
-fn bare(arguments: &[&str], answer: &[u8], content_type: Option<&str>) -> Result<(Server, SocketAddr)> {
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), answer)?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(arguments).arg(file.path()).args(content_type);
+async fn start_bare(plan: &Plan, case: &Case, gateway: &Gateway) -> Result<(Server, SocketAddr)> {
+    match &case.call {
+        Call::Http { call, .. } => start_bare_http(plan, &post(gateway.http, call).await?),
+        Call::Grpc { message, .. } => {
+            let (answer, headers) = infer(gateway.grpc, message).await?;
+            bare_server(plan, "bare-grpc", &Recorded::write(plan.scratch.path(), "answer", &headers, &answer.encode_to_vec())?)
+        }
+    }
+}
+
+/// Starts a server that answers what the gateway did.
+pub(crate) fn start_bare_http(plan: &Plan, answer: &Answer) -> Result<(Server, SocketAddr)> {
+    ensure!(answer.status == 200, "the gateway answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+    bare_server(plan, "bare-http", &Recorded::write(plan.scratch.path(), "answer", &answer.headers, &answer.body)?)
+}
+
+fn bare_server(plan: &Plan, kind: &str, answer: &Recorded) -> Result<(Server, SocketAddr)> {
+    let mut command = held_to(plan.cores.server, std::env::current_exe()?);
+    command.arg(kind).args(answer.arguments());
     let server = Server::start(command, |line| line.starts_with("listening "))?;
-    let address = server.greeting.trim_start_matches("listening ").parse()?;
+    let address = server.greeting.split_whitespace().nth(1).context("no address in the greeting")?.parse()?;
     Ok((server, address))
 }
 
-async fn compare(plan: &Plan, protocol: &str, bare: &str, call: &Call, sides: [Side<'_>; 2]) -> Result<Vec<Vec<String>>> {
-    let mut figures = [Figures::default(), Figures::default()];
-    for side in &sides {
-        round(plan, call, side, &mut Figures::default(), plan.round / 4).await?;
+/// One round of each side, the gateway's first.
+async fn compare(
+    plan: &Plan,
+    tools: &Tools,
+    case: &Case,
+    gateway: &Gateway,
+    bare: &(Server, SocketAddr),
+    gateway_first: bool,
+) -> Result<[(Driven, f64); 2]> {
+    let ours = async || {
+        let before = gateway.successes(case.input.model).await?;
+        let address = if matches!(case.call, Call::Http { .. }) { gateway.http } else { gateway.grpc };
+        let round = drive(plan, tools, case, address, &gateway.server)?;
+        let answered = gateway.successes(case.input.model).await? - before;
+        // Those under way when the load ended are answered and not counted by the tool.
+        ensure!(answered >= round.0.requests, "{} requests were sent and {answered} answered with success", round.0.requests);
+        anyhow::Ok(round)
+    };
+    let theirs = || drive(plan, tools, case, bare.1, &bare.0);
+    if gateway_first {
+        let first = ours().await?;
+        return Ok([first, theirs()?]);
     }
-    for _ in 0..plan.rounds {
-        for (side, figures) in sides.iter().zip(&mut figures) {
-            round(plan, call, side, figures, plan.round).await?;
-        }
-    }
-    let floor = median(figures[0].cpu.clone());
-    Ok(figures
-        .into_iter()
-        .zip([bare, "bascule"])
-        .map(|(figures, name)| {
-            let cpu = median(figures.cpu);
-            vec![
-                protocol.to_owned(),
-                name.to_owned(),
-                format!("{:.0}", median(figures.rate)),
-                format!("{:.3}", median(figures.p50)),
-                format!("{:.3}", median(figures.p99)),
-                format!("{cpu:.1}"),
-                format!("{:.2}", cpu / floor),
-            ]
-        })
-        .collect())
+    let first = theirs()?;
+    Ok([ours().await?, first])
 }
 
-async fn round(plan: &Plan, call: &Call, side: &Side<'_>, figures: &mut Figures, length: Duration) -> Result<()> {
-    let stop: Stop = Arc::default();
-    let before = side.server.cpu()?;
-    let outcome = match call {
-        Call::Http(call) => load::http(side.address, call, plan.connections, length, &stop).await?,
-        Call::Grpc(message) => load::grpc(side.address, message, plan.connections, length, &stop).await?,
+/// What a load did, and the server's CPU time a request in microseconds.
+fn drive(plan: &Plan, tools: &Tools, case: &Case, address: SocketAddr, server: &Server) -> Result<(Driven, f64)> {
+    let before = server.cpu()?;
+    let driven = match &case.call {
+        Call::Http { call, connections } => tools.http(address, call, *connections, plan.round)?,
+        Call::Grpc { message, streams } => tools.grpc(address, message, *streams, plan.round)?,
     };
-    let cpu = side.server.cpu()? - before;
-    ensure!(outcome.failed == 0, "{} requests failed", outcome.failed);
-    let millis = |quantile| outcome.quantile(quantile, Duration::ZERO, Duration::MAX).as_secs_f64() * 1e3;
-    figures.rate.push(outcome.rate());
-    figures.p50.push(millis(0.5));
-    figures.p99.push(millis(0.99));
-    figures.cpu.push(cpu.as_secs_f64() * 1e6 / outcome.samples.len().max(1) as f64);
-    Ok(())
+    let cpu = server.cpu()? - before;
+    Ok((driven, cpu.as_secs_f64() * 1e6 / driven.requests as f64))
+}
+
+/// Rounds of both sides, and runs of the model between them.
+#[derive(Default)]
+struct Compared {
+    ours: Vec<(Driven, f64)>,
+    theirs: Vec<(Driven, f64)>,
+    runs: Vec<f64>,
+}
+
+impl Compared {
+    fn add(&mut self, ours: (Driven, f64), theirs: (Driven, f64), run: f64) {
+        self.ours.push(ours);
+        self.theirs.push(theirs);
+        self.runs.push(run);
+    }
+
+    fn raw_ratios(&self) -> Vec<f64> {
+        self.ours.iter().zip(&self.theirs).map(|(ours, theirs)| ours.1 / theirs.1).collect()
+    }
+
+    fn net_ratios(&self) -> Vec<f64> {
+        let sides = self.ours.iter().zip(&self.theirs).zip(&self.runs);
+        sides.map(|((ours, theirs), run)| (ours.1 - run) / theirs.1).collect()
+    }
+
+    fn rows(&self, name: &str) -> [Vec<String>; 2] {
+        let row = |server: &str, rounds: &[(Driven, f64)], run: Option<f64>| {
+            let middle = |figure: fn(&(Driven, f64)) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>());
+            vec![
+                name.to_owned(),
+                server.to_owned(),
+                format!("{:.0}", middle(|round| round.0.rate)),
+                format!("{:.3}", middle(|round| round.0.p50 / 1e3)),
+                format!("{:.3}", middle(|round| round.0.p99 / 1e3)),
+                format!("{:.1}", middle(|round| round.1)),
+                run.map(|run| format!("{run:.1}")).unwrap_or_default(),
+            ]
+        };
+        [row("bare", &self.theirs, None), row("bascule", &self.ours, Some(median(&self.runs)))]
+    }
 }

@@ -20,7 +20,7 @@ impl Report {
         let machine = json!({
             "cores": cores,
             "processor": processor(),
-            "rounds": plan.rounds,
+            "pairs": plan.pairs,
             "seconds_a_round": plan.round.as_secs_f64(),
             "connections": plan.connections,
         });
@@ -45,6 +45,12 @@ impl Report {
         self.scenarios.insert(title.to_owned(), Value::Array(rows));
     }
 
+    /// Keeps the values behind a row, pair by pair.
+    pub(crate) fn keep(&mut self, row: &str, values: &[f64]) {
+        let kept = self.scenarios.entry("values").or_insert_with(|| json!({}));
+        kept[row] = json!(values);
+    }
+
     /// Writes the JSON file, where one is wanted.
     pub(crate) fn finish(self, json: Option<&Path>) -> Result<()> {
         if let Some(path) = json {
@@ -58,14 +64,4 @@ fn processor() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     name.map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
-}
-
-/// The middle value; 0 of nothing.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        length if length % 2 == 1 => values[length / 2],
-        length => f64::midpoint(values[length / 2 - 1], values[length / 2]),
-    }
 }

@@ -1,114 +1,112 @@
-//! Latency before, during and after a new version takes over, over both protocols at once.
+//! Latency around a swap: a version of 64 MB is fetched, verified and loaded while clients send at half of what the gateway can do.
 
-use std::path::Path;
-use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use hdrhistogram::Histogram;
 
 use crate::Plan;
-use crate::gateway::{Gateway, copy_tree, get, grpc_call, json_call, sample_input};
-use crate::load::{self, Outcome, Stop};
-use crate::report::{Report, median};
+use crate::bars::{Bar, Bars};
+use crate::calls::Input;
+use crate::gateway::{Gateway, publish};
+use crate::models;
+use crate::open_loop::{Clients, Sample};
+use crate::report::Report;
+use crate::stats::median;
+use crate::tools::Tools;
 
-const CONNECTIONS: usize = 4;
+const MODEL: Input<'_> = Input { model: "table", name: "x", shape: &[1, 4] };
+const MEGABYTES: usize = 64;
+const CONNECTIONS: usize = 16;
 
-struct Phases {
-    failed: u64,
-    /// Milliseconds: p50, p99 and the worst, by phase.
-    times: [[f64; 3]; 3],
+/// What counts as around the swap: this much before the new version is asked for, and after it is ready.
+const MARGIN: Duration = Duration::from_millis(250);
+
+/// One swap. Times are in milliseconds.
+struct Round {
+    before: [f64; 2],
+    around: [f64; 2],
+    worst: f64,
     swap: f64,
-    /// Resident memory before and after, in MiB.
-    memory: [f64; 2],
 }
 
-/// Publishes a version in the middle of the load, once a round.
-pub(crate) async fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
+/// Publishes one version after the other.
+pub(crate) async fn measure(plan: &Plan, tools: &Tools, report: &mut Report, bars: &mut Bars) -> Result<()> {
+    let registry = tempfile::tempdir()?;
+    let file = registry.path().join("model.onnx");
+    std::fs::write(&file, models::table(MEGABYTES).bytes)?;
+    publish(plan, registry.path(), MODEL.model, &file, 1).await?;
+    // What is published is loaded when it is asked for: publishing takes the core that the clients have.
+    let settings = ["load.mode=explicit", "load.models=table", "registry.poll_interval=200ms", "cache.max_bytes=512MiB"];
+    let gateway = Gateway::start(plan, registry.path(), &settings).await?;
+    gateway.wait_for_version(MODEL.model, 1).await?;
+    let call = MODEL.binary();
+    let rate = tools.http(gateway.http, &call, CONNECTIONS, plan.round)?.rate / 2.0;
     let mut rounds = Vec::new();
-    for _ in 0..plan.rounds {
-        rounds.push(round(plan).await?);
+    for version in (2..).take(plan.pairs) {
+        rounds.push(round(plan, &gateway, registry.path(), &file, version, rate).await?);
     }
-    let failed: u64 = rounds.iter().map(|round| round.failed).sum();
-    let cell =
-        |phase: usize, figure: usize| format!("{:.3}", median(rounds.iter().map(|round| round.times[phase][figure]).collect()));
-    let rows: Vec<Vec<String>> = ["before", "during", "after"]
-        .iter()
-        .enumerate()
-        .map(|(phase, name)| vec![(*name).to_owned(), cell(phase, 0), cell(phase, 1), cell(phase, 2)])
-        .collect();
-    let swap = median(rounds.iter().map(|round| round.swap).collect());
-    let memory = [0, 1].map(|side| median(rounds.iter().map(|round| round.memory[side]).collect()));
-    let title = format!(
-        "Swap under load ({} rounds, {failed} failed requests, {swap:.0} ms from publish to ready, resident memory {:.0} MiB before and {:.0} MiB after)",
-        plan.rounds, memory[0], memory[1]
+    let all = |figure: fn(&Round) -> f64| rounds.iter().map(figure).collect::<Vec<_>>();
+    let name = format!("swap of {MEGABYTES} MB at half of what is possible");
+    let remark = format!("{rate:.0} requests/s; none failed");
+    bars.add(
+        &format!("{name}: p99 around it ÷ before"),
+        Bar::AtMost(1.5),
+        &all(|round| round.around[1] / round.before[1]),
+        &remark,
     );
-    report.table(&title, &["phase", "p50 ms", "p99 ms", "worst ms"], &rows);
+    let worst = all(|round| round.worst).into_iter().fold(0.0, f64::max);
+    bars.add_once(&format!("{name}: worst request of all swaps, ms"), Bar::AtMost(20.0), worst, &remark);
+    let middle = |figure: fn(&Round) -> f64| format!("{:.3}", median(&all(figure)));
+    let rows = [
+        vec!["before".to_owned(), middle(|round| round.before[0]), middle(|round| round.before[1]), String::new(), String::new()],
+        vec![
+            "around".to_owned(),
+            middle(|round| round.around[0]),
+            middle(|round| round.around[1]),
+            middle(|round| round.worst),
+            middle(|round| round.swap),
+        ],
+    ];
+    report.table("Swap under load", &["phase", "p50 ms", "p99 ms", "worst ms", "load to ready ms"], &rows);
     Ok(())
 }
 
-async fn round(plan: &Plan) -> Result<Phases> {
-    let registry = tempfile::tempdir()?;
-    copy_tree(&plan.models, registry.path())?;
-    // Version 1's file is published again as version 3: another version for the gateway, the same work for the machine.
-    let model = version_file(registry.path(), 1)?;
-    let gateway = Gateway::start(&plan.gateway, registry.path()).await?;
-    let (input, columns) = sample_input(&gateway, "digits").await?;
-    let stop: Stop = Arc::default();
-    let started = Instant::now();
-    let http = {
-        let (address, call, stop) = (gateway.http, json_call("digits", &input, columns), Arc::clone(&stop));
-        tokio::spawn(async move { load::http(address, &call, CONNECTIONS, Duration::from_secs(60), &stop).await })
-    };
-    let grpc = {
-        let (address, call, stop) = (gateway.grpc, grpc_call("digits", &input, columns), Arc::clone(&stop));
-        tokio::spawn(async move { load::grpc(address, &call, CONNECTIONS, Duration::from_secs(60), &stop).await })
-    };
-    tokio::time::sleep(plan.round).await;
-    let from = started.elapsed();
-    let before = gateway.server.rss()?;
-    publish(&plan.gateway, registry.path(), &model).await?;
-    wait_for_version(&gateway, 3).await?;
-    let to = started.elapsed();
-    tokio::time::sleep(plan.round).await;
-    let after = gateway.server.rss()?;
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let (http, grpc) = (http.await??, grpc.await??);
-    let whole =
-        Outcome { samples: [http.samples, grpc.samples].concat(), failed: http.failed + grpc.failed, took: started.elapsed() };
-    let phase = |from, to| [0.5, 0.99, 1.0].map(|quantile| whole.quantile(quantile, from, to).as_secs_f64() * 1e3);
-    Ok(Phases {
-        failed: whole.failed,
-        times: [phase(Duration::ZERO, from), phase(from, to), phase(to, Duration::MAX)],
-        swap: (to - from).as_secs_f64() * 1e3,
-        memory: [before, after].map(|bytes| bytes as f64 / f64::from(1 << 20)),
+async fn round(
+    plan: &Plan,
+    gateway: &Gateway,
+    registry: &std::path::Path,
+    file: &std::path::Path,
+    version: u64,
+    rate: f64,
+) -> Result<Round> {
+    publish(plan, registry, MODEL.model, file, version).await?;
+    let clients = Clients::start(plan.cores.client, gateway.http, &MODEL.binary(), CONNECTIONS, rate)?;
+    tokio::time::sleep(plan.round + MARGIN).await;
+    let began = Instant::now();
+    gateway.load(MODEL.model).await?;
+    let ready = Instant::now();
+    tokio::time::sleep(MARGIN * 2).await;
+    let samples = clients.end()?;
+    ensure!(samples.iter().all(|sample| sample.status == 200), "a request failed");
+    let (from, to) = (began.checked_sub(MARGIN).unwrap_or(began), ready + MARGIN);
+    let (before, around): (Vec<Sample>, Vec<Sample>) =
+        samples.into_iter().filter(|sample| sample.due < to).partition(|sample| sample.due + sample.took < from);
+    ensure!(!before.is_empty() && !around.is_empty(), "too few requests around a swap");
+    let (before, around) = (quantiles(&before)?, quantiles(&around)?);
+    Ok(Round {
+        before: [before[0], before[1]],
+        around: [around[0], around[1]],
+        worst: around[2],
+        swap: (ready - began).as_secs_f64() * 1e3,
     })
 }
 
-fn version_file(registry: &Path, version: u64) -> Result<std::path::PathBuf> {
-    let model = registry.join("digits");
-    let manifest = std::fs::read(model.join(format!("versions/{version}/manifest.json")))?;
-    let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
-    let file = manifest["files"].as_array().into_iter().flatten().find(|file| file["path"] == manifest["entrypoint"]);
-    let sha = file.and_then(|file| file["sha256"].as_str()).context("the manifest names no entrypoint")?;
-    let copy = registry.join("model.onnx");
-    std::fs::copy(model.join("blobs").join(sha), &copy)?;
-    Ok(copy)
-}
-
-async fn publish(program: &Path, registry: &Path, model: &Path) -> Result<()> {
-    let mut command = Command::new(program);
-    command.args(["publish", "digits"]).arg(model).args(["--version", "3", "--registry"]).arg(registry);
-    let output = tokio::task::spawn_blocking(move || command.output()).await??;
-    ensure!(output.status.success(), "publish failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
-async fn wait_for_version(gateway: &Gateway, version: u64) -> Result<()> {
-    let path = format!("/admin/v1/models/digits/versions/{version}/wait?timeout=60s");
-    let (status, body) = get(gateway.admin, &path).await?;
-    let waited: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-    let ready = status == 200 && waited["outcome"] == "ready";
-    ensure!(ready, "version {version} did not become ready: {}", String::from_utf8_lossy(&body));
-    Ok(())
+/// The median, p99 and the worst, in milliseconds.
+fn quantiles(samples: &[Sample]) -> Result<[f64; 3]> {
+    let mut histogram = Histogram::<u64>::new(3)?;
+    for sample in samples {
+        histogram.record(u64::try_from(sample.took.as_nanos())?)?;
+    }
+    Ok([0.5, 0.99, 1.0].map(|quantile| histogram.value_at_quantile(quantile) as f64 / 1e6))
 }
