@@ -26,6 +26,7 @@ const MARGIN: Duration = Duration::from_millis(250);
 struct Round {
     before: [f64; 2],
     around: [f64; 2],
+    after: [f64; 2],
     worst: f64,
     swap: f64,
 }
@@ -67,6 +68,7 @@ pub(crate) async fn measure(plan: &Plan, tools: &Tools, report: &mut Report, bar
             middle(|round| round.worst),
             middle(|round| round.swap),
         ],
+        vec!["after".to_owned(), middle(|round| round.after[0]), middle(|round| round.after[1]), String::new(), String::new()],
     ];
     report.table("Swap under load", &["phase", "p50 ms", "p99 ms", "worst ms", "load to ready ms"], &rows);
     Ok(())
@@ -86,17 +88,18 @@ async fn round(
     let began = Instant::now();
     gateway.load(MODEL.model).await?;
     let ready = Instant::now();
-    tokio::time::sleep(MARGIN * 2).await;
+    tokio::time::sleep(plan.round + MARGIN).await;
     let samples = clients.end()?;
     ensure!(samples.iter().all(|sample| sample.status == 200), "a request failed");
     let (from, to) = (began.checked_sub(MARGIN).unwrap_or(began), ready + MARGIN);
-    let (before, around): (Vec<Sample>, Vec<Sample>) =
-        samples.into_iter().filter(|sample| sample.due < to).partition(|sample| sample.due + sample.took < from);
-    ensure!(!before.is_empty() && !around.is_empty(), "too few requests around a swap");
-    let (before, around) = (quantiles(&before)?, quantiles(&around)?);
+    let (after, during): (Vec<Sample>, Vec<Sample>) = samples.into_iter().partition(|sample| sample.due >= to);
+    let (before, around): (Vec<Sample>, Vec<Sample>) = during.into_iter().partition(|sample| sample.due + sample.took < from);
+    ensure!([&before, &around, &after].iter().all(|phase| !phase.is_empty()), "too few requests around a swap");
+    let [before, around, after] = [quantiles(&before)?, quantiles(&around)?, quantiles(&after)?];
     Ok(Round {
         before: [before[0], before[1]],
         around: [around[0], around[1]],
+        after: [after[0], after[1]],
         worst: around[2],
         swap: (ready - began).as_secs_f64() * 1e3,
     })

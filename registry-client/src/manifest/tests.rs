@@ -36,6 +36,20 @@ fn everything_is_read_and_unknown_keys_are_kept() {
 }
 
 #[test]
+fn numbers_are_written_as_they_were_read() {
+    // Found by fuzzing: read to the nearest double, and not to one beside it.
+    let text = serde_json::to_string(&sample()).unwrap().replacen(
+        "{",
+        r#"{"x":111111111111111111111111111211111111110,"y":8.988465674311579e307,"#,
+        1,
+    );
+    let (read, _) = Manifest::parse(text.as_bytes()).unwrap();
+    assert_eq!(read.extra["x"].as_f64(), Some(111_111_111_111_111_111_111_111_111_211_111_111_110.0));
+    let (again, _) = Manifest::parse(&serde_json::to_vec(&read).unwrap()).unwrap();
+    assert_eq!(again, read);
+}
+
+#[test]
 fn the_least_manifest() {
     let mut least = sample();
     for optional in ["signature", "golden", "lineage", "metrics", "tags", "publisher", "colour"] {

@@ -39,11 +39,15 @@ const EXACT_WHOLE: u64 = 1 << 53;
 
 impl<'a> Number<'a> {
     /// Reads the number at the start of `text`, and tells its length; `None` where there is none.
+    #[inline]
     pub(crate) fn scan(text: &'a [u8]) -> Option<(Number<'a>, usize)> {
         let negative = text.first() == Some(&b'-');
         let start = usize::from(negative);
         let (kind, length) = match text.get(start)? {
-            b'0'..=b'9' => scan_finite(text, start)?,
+            b'0'..=b'9' => match scan_plain(text, start) {
+                Some(plain) => plain,
+                None => scan_finite(text, start)?,
+            },
             b'I' => (Kind::Infinity, start + word(&text[start..], b"Infinity")?),
             b'N' if !negative => (Kind::NaN, start + word(&text[start..], b"NaN")?),
             _ => return None,
@@ -82,6 +86,7 @@ impl<'a> Number<'a> {
     }
 
     /// The nearest single; beyond the largest it is infinite.
+    #[inline]
     pub(crate) fn f32(&self) -> f32 {
         // The bits of a double that a single has no room for, and how near to the middle between two singles a double may lie that is
         // wrong in its last bits: there rounding twice would err.
@@ -101,6 +106,7 @@ impl<'a> Number<'a> {
 
     /// The value by one multiplication or division, where that is right within two of its last bits, and whether it is exactly rounded, as
     /// Clinger describes.
+    #[inline]
     fn scaled(&self) -> Option<(f64, bool)> {
         let Kind::Finite { digits, exact: true, exponent, .. } = self.kind else { return None };
         let power = POWERS.get(usize::try_from(exponent.unsigned_abs()).ok()?)?;
@@ -108,6 +114,7 @@ impl<'a> Number<'a> {
         Some((if self.negative { -value } else { value }, digits <= EXACT_WHOLE))
     }
 
+    #[inline(never)]
     fn parsed<F: std::str::FromStr + From<f32>>(&self) -> F {
         // A scanned token is always one that the standard library reads.
         let text = str::from_utf8(self.token).unwrap_or("NaN");
@@ -144,18 +151,44 @@ impl Digits {
     }
 }
 
+/// Digits that are read eight at a time, as a word of text in the machine's order of little end first; `None` where one is no digit.
+#[inline]
+fn eight_digits(text: [u8; 8]) -> Option<u64> {
+    let digits = u64::from_le_bytes(text) ^ 0x3030_3030_3030_3030;
+    // A byte above 9 carries into its highest bit.
+    if ((digits.wrapping_add(0x7676_7676_7676_7676)) | digits) & 0x8080_8080_8080_8080 != 0 {
+        return None;
+    }
+    // Neighbours become numbers below 100, those numbers below 10 000, and those the whole.
+    let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8);
+    let high = (pairs & 0x0000_00ff_0000_00ff).wrapping_mul(100 + (1_000_000 << 32));
+    let low = ((pairs >> 16) & 0x0000_00ff_0000_00ff).wrapping_mul(1 + (10_000 << 32));
+    Some(high.wrapping_add(low) >> 32)
+}
+
+/// Reads digits into `value` and tells where they end. Of more than nineteen it makes no difference what they wrap to.
+#[inline]
+fn digits(text: &[u8], from: usize, value: &mut u64) -> usize {
+    let mut at = from;
+    while let Some(eight) = text.get(at..).and_then(<[u8]>::first_chunk).and_then(|eight| eight_digits(*eight)) {
+        *value = value.wrapping_mul(100_000_000).wrapping_add(eight);
+        at += 8;
+    }
+    while let Some(digit) = text.get(at).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit < 10) {
+        *value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
+        at += 1;
+    }
+    at
+}
+
 /// A number as nearly all are written: nineteen digits at the most, and no exponent. `None` for any other, right or wrong.
+#[inline]
 fn scan_plain(text: &[u8], start: usize) -> Option<(Kind, usize)> {
-    let mut value = 0u64;
-    let mut run = |from: usize| {
-        let digits = text[from..].iter().map_while(|byte| Some(byte.wrapping_sub(b'0')).filter(|digit| *digit < 10));
-        // More than nineteen are not used, so it makes no difference what they wrap to.
-        from + digits.map(|digit| value = value.wrapping_mul(10).wrapping_add(u64::from(digit))).count()
-    };
-    let point = run(start);
+    let mut value = 0;
+    let point = digits(text, start, &mut value);
     let (end, fraction) = match text.get(point) {
         Some(b'.') => {
-            let end = run(point + 1);
+            let end = digits(text, point + 1, &mut value);
             (end, end - point - 1)
         }
         _ => (point, 0),
@@ -163,19 +196,16 @@ fn scan_plain(text: &[u8], start: usize) -> Option<(Kind, usize)> {
     let is_whole = end == point;
     let has_leading_zero = text[start] == b'0' && point - start > 1;
     let has_exponent = matches!(text.get(end), Some(b'e' | b'E'));
-    let digits = point - start + fraction;
-    if has_leading_zero || has_exponent || digits > 19 || !is_whole && fraction == 0 {
+    let count = point - start + fraction;
+    if has_leading_zero || has_exponent || count > 19 || !is_whole && fraction == 0 {
         return None;
     }
-    let exponent = -i32::try_from(fraction).ok()?;
-    Some((Kind::Finite { digits: value, exact: true, exponent, whole: is_whole }, end))
+    Some((Kind::Finite { digits: value, exact: true, exponent: -(fraction as i32), whole: is_whole }, end))
 }
 
 /// A number that begins with a digit at `start`, and where it ends.
+#[inline(never)]
 fn scan_finite(text: &[u8], start: usize) -> Option<(Kind, usize)> {
-    if let Some(plain) = scan_plain(text, start) {
-        return Some(plain);
-    }
     let mut digits = Digits { value: 0, count: 0, exact: true };
     let mut at = start;
     let run = |at: usize| text.get(at).copied().filter(u8::is_ascii_digit);
@@ -226,6 +256,17 @@ fn scan_finite(text: &[u8], start: usize) -> Option<(Kind, usize)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn eight_digits_are_what_they_say(number in 0..100_000_000u64, place in 0..8usize, other: u8) {
+            let text: [u8; 8] = format!("{number:08}").into_bytes().try_into().unwrap();
+            prop_assert_eq!(eight_digits(text), Some(number));
+            let mut broken = text;
+            broken[place] = other;
+            prop_assert_eq!(eight_digits(broken).is_some(), other.is_ascii_digit());
+        }
+    }
 
     fn scan(text: &str) -> Number<'_> {
         let (number, length) = Number::scan(text.as_bytes()).unwrap();
