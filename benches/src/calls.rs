@@ -51,13 +51,12 @@ impl Input<'_> {
         format!("/v2/models/{}/infer", self.model)
     }
 
-    /// In JSON, and answered in JSON.
+    /// In JSON, and answered in JSON. Members come in the order in which clients write them: what describes the elements first.
     pub(crate) fn json(&self) -> HttpCall {
-        let data: Vec<f32> = self.values().collect();
-        let body = serde_json::json!({
-            "inputs": [{ "name": self.name, "shape": self.shape, "datatype": "FP32", "data": data }]
-        });
-        HttpCall { path: self.path(), body: body.to_string().into(), json_bytes: None }
+        let (name, shape, data) = (serde_json::json!(self.name), serde_json::json!(self.shape), self.values().collect::<Vec<_>>());
+        let data = serde_json::json!(data);
+        let body = format!(r#"{{"inputs":[{{"name":{name},"shape":{shape},"datatype":"FP32","data":{data}}}]}}"#);
+        HttpCall { path: self.path(), body: body.into(), json_bytes: None }
     }
 
     /// With binary tensors both ways.
