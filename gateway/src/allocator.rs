@@ -1,7 +1,7 @@
 //! Where Rust code gets its memory.
 //!
-//! What it allocates, bodies above all, comes from mimalloc: large bodies cost less than half of what they cost with the system's
-//! allocator. Libraries such as ONNX Runtime stay with the system's, which gives freed memory back when it is told to.
+//! What it allocates, bodies above all, comes from mimalloc, which keeps large blocks at hand. Libraries such as ONNX Runtime stay with the
+//! system's allocator, which gives freed memory back when it is told to.
 
 use mimalloc::MiMalloc;
 
