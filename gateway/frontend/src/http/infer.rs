@@ -47,7 +47,11 @@ pub(crate) async fn infer(
     body: &mut Upload,
 ) -> Result<Answer, Failure> {
     let headers = InferHeaders::read(headers)?;
-    context.serving.router().check_room(name, version)?;
+    let named = match headers.version {
+        Some(VersionChoice::Number(number)) => version.or(Some(number)),
+        _ => version,
+    };
+    context.serving.router().check_room(name, named)?;
     let room = Arc::new(context.budget.room(context.settings.max_body_bytes));
     let body = whole_body(context, &headers, &room, body).await?;
     let deadline = after(call.arrived, headers.timeout);
