@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+/// Some thirty years.
+const FAR: Duration = Duration::from_secs(1 << 30);
+
 /// What took too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Slow {
@@ -60,14 +63,15 @@ impl Patience {
             return Poll::Pending;
         }
         let (stall_timeout, total_timeout) = (self.stall_timeout, self.total_timeout);
-        let until = |timeout| Box::pin(sleep_until(since + timeout));
+        // A time-out too long for the clock is none that anybody lives to see.
+        let until = |timeout| Box::pin(sleep_until(since.checked_add(timeout).unwrap_or(since + FAR)));
         let new = || Timers { stall: until(stall_timeout), total: until(total_timeout) };
         let timers = self.timers.get_or_insert_with(new);
         while timers.stall.as_mut().poll(context).is_ready() {
             if since.elapsed() >= stall_timeout {
                 return Poll::Ready(Slow::Part);
             }
-            timers.stall.as_mut().reset(since + stall_timeout);
+            timers.stall.as_mut().reset(since.checked_add(stall_timeout).unwrap_or(since + FAR));
         }
         timers.total.as_mut().poll(context).map(|()| Slow::Whole)
     }
