@@ -46,6 +46,7 @@ pub use infer::{Routed, Router};
 pub use journal::JournalStore;
 pub use loader::try_load;
 pub use memory::lower_priority;
+pub use reconcile::MAX_FETCHES;
 pub use request::{InferRequest, InferResponse, NamedTensor, RequestedOutput, RouteKey, VersionChoice};
 pub use servable::{Servable, ServableSpec, Shown};
 pub use serving::{Changes, CommandError, Serving};

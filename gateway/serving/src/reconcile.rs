@@ -43,7 +43,7 @@ use crate::status::{DrainReceipt, ModelStatus, Readiness, Status};
 use crate::table::Publisher;
 
 /// Fetches at a time.
-const MAX_FETCHES: usize = 8;
+pub const MAX_FETCHES: usize = 8;
 
 /// What the reconciler goes by.
 #[derive(Clone)]

@@ -65,7 +65,8 @@ impl Serve {
         for warning in &effective.warnings {
             tracing::warn!("{warning}");
         }
-        // Before the first thread: see there.
+        // Before the first thread, both: see there.
+        crate::allocator::limit_arenas();
         let runtimes = compose::runtimes(&effective.config);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .thread_name("bascule-io")

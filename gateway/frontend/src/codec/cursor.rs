@@ -276,7 +276,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A number, or one of the bare words for a float that is none.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn number(&mut self, expected: &'static str) -> Result<Number<'a>, Unexpected> {
         self.peek();
         match Number::scan(&self.text[self.at..]) {

@@ -165,7 +165,7 @@ fn walk<'a>(
                 }
             }
             // Another bracket would be no element, but what is neither is one too many.
-            _ if *read == expected => return Err(Stop::TooMany),
+            Some(_) if *read == expected => return Err(Stop::TooMany),
             _ => {
                 element(cursor)?;
                 *read += 1;
@@ -332,6 +332,7 @@ mod tests {
             ),
             (&[1], "7", "input 'x', 'data': expected an array, found 7 at byte 0"),
             (&[1], "[7", "input 'x', element 1: expected ',' or ']', found the end at byte 2"),
+            (&[1], "[7,", "input 'x', element 1: expected an integer from -128 to 127, found the end at byte 3"),
             (&[1], "[,7]", "input 'x', element 0: expected an integer from -128 to 127, found ',' at byte 1"),
         ] {
             assert_eq!(check(DataType::Int8, shape, text).unwrap_err(), expected, "{text}");

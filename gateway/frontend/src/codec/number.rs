@@ -34,12 +34,18 @@ const POWERS: [f64; 23] = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
 ];
 
+/// Their inverses, wrong by half of the last bit.
+const INVERSES: [f64; 23] = [
+    1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-15, 1e-16, 1e-17, 1e-18,
+    1e-19, 1e-20, 1e-21, 1e-22,
+];
+
 /// The largest power of two below which a double holds every whole number.
 const EXACT_WHOLE: u64 = 1 << 53;
 
 impl<'a> Number<'a> {
     /// Reads the number at the start of `text`, and tells its length; `None` where there is none.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn scan(text: &'a [u8]) -> Option<(Number<'a>, usize)> {
         let negative = text.first() == Some(&b'-');
         let start = usize::from(negative);
@@ -79,8 +85,10 @@ impl<'a> Number<'a> {
 
     /// The nearest double; beyond the largest it is infinite.
     pub(crate) fn f64(&self) -> f64 {
-        match self.scaled() {
-            Some((value, true)) => value,
+        // Of two numbers that a double holds exactly, the product and the quotient are exactly rounded, as Clinger describes.
+        match self.decimal() {
+            Some((digits, place, false)) if digits <= EXACT_WHOLE => self.signed_as(digits as f64 * POWERS[place]),
+            Some((digits, place, true)) if digits <= EXACT_WHOLE => self.signed_as(digits as f64 / POWERS[place]),
             _ => self.parsed(),
         }
     }
@@ -89,14 +97,13 @@ impl<'a> Number<'a> {
     #[inline]
     pub(crate) fn f32(&self) -> f32 {
         // The bits of a double that a single has no room for, and how near to the middle between two singles a double may lie that is
-        // wrong in its last bits: there rounding twice would err.
+        // wrong by less than two of its last bits, as these are: there rounding twice would err.
         const CUT: u64 = 0x1fff_ffff;
         const MIDDLE: u64 = 0x1000_0000;
         const NEAR: u64 = 4;
-        match self.scaled() {
-            Some((value, _)) if (value.to_bits() & CUT).abs_diff(MIDDLE) > NEAR => value as f32,
-            _ => self.parsed(),
-        }
+        let Some((digits, place, is_fraction)) = self.decimal() else { return self.parsed() };
+        let value = digits as f64 * if is_fraction { INVERSES[place] } else { POWERS[place] };
+        if (value.to_bits() & CUT).abs_diff(MIDDLE) > NEAR { self.signed_as(value) as f32 } else { self.parsed() }
     }
 
     /// The half that is nearest to the nearest double; beyond the largest it is infinite.
@@ -104,14 +111,18 @@ impl<'a> Number<'a> {
         f16::from_f64(self.f64())
     }
 
-    /// The value by one multiplication or division, where that is right within two of its last bits, and whether it is exactly rounded, as
-    /// Clinger describes.
+    /// All its digits and the power of ten that multiplies them, or that divides them where the last is true; `None` where a word does not
+    /// hold the digits or a double the power.
     #[inline]
-    fn scaled(&self) -> Option<(f64, bool)> {
+    fn decimal(&self) -> Option<(u64, usize, bool)> {
         let Kind::Finite { digits, exact: true, exponent, .. } = self.kind else { return None };
-        let power = POWERS.get(usize::try_from(exponent.unsigned_abs()).ok()?)?;
-        let value = if exponent < 0 { digits as f64 / power } else { digits as f64 * power };
-        Some((if self.negative { -value } else { value }, digits <= EXACT_WHOLE))
+        let place = usize::try_from(exponent.unsigned_abs()).ok().filter(|place| *place < POWERS.len())?;
+        Some((digits, place, exponent < 0))
+    }
+
+    #[inline]
+    fn signed_as(&self, value: f64) -> f64 {
+        if self.negative { -value } else { value }
     }
 
     #[inline(never)]
@@ -151,29 +162,40 @@ impl Digits {
     }
 }
 
-/// Digits that are read eight at a time, as a word of text in the machine's order of little end first; `None` where one is no digit.
+/// Powers of ten by how many digits they stand for, up to those of one word of text.
+const SHIFTS: [u64; 9] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
+
+/// The digits that eight bytes of text begin with, as a number, and how many they are. No step of it asks how many: a branch that goes
+/// another way for each number would take longer than all the rest.
 #[inline]
-fn eight_digits(text: [u8; 8]) -> Option<u64> {
+fn leading_digits(text: [u8; 8]) -> (u64, usize) {
     let digits = u64::from_le_bytes(text) ^ 0x3030_3030_3030_3030;
-    // A byte above 9 carries into its highest bit.
-    if ((digits.wrapping_add(0x7676_7676_7676_7676)) | digits) & 0x8080_8080_8080_8080 != 0 {
-        return None;
-    }
+    // A byte above 9 carries into its highest bit; what it carries beyond that disturbs only bytes behind it.
+    let others = (digits.wrapping_add(0x7676_7676_7676_7676) | digits) & 0x8080_8080_8080_8080;
+    let count = (others.trailing_zeros() / 8) as usize;
+    // Zeros come before the digits, in two steps since none at all are all the bits of the word.
+    let behind = 64 - 8 * count as u32;
+    let digits = (digits << (behind / 2)) << (behind - behind / 2);
     // Neighbours become numbers below 100, those numbers below 10 000, and those the whole.
     let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8);
     let high = (pairs & 0x0000_00ff_0000_00ff).wrapping_mul(100 + (1_000_000 << 32));
     let low = ((pairs >> 16) & 0x0000_00ff_0000_00ff).wrapping_mul(1 + (10_000 << 32));
-    Some(high.wrapping_add(low) >> 32)
+    (high.wrapping_add(low) >> 32, count)
 }
 
 /// Reads digits into `value` and tells where they end. Of more than nineteen it makes no difference what they wrap to.
 #[inline]
 fn digits(text: &[u8], from: usize, value: &mut u64) -> usize {
     let mut at = from;
-    while let Some(eight) = text.get(at..).and_then(<[u8]>::first_chunk).and_then(|eight| eight_digits(*eight)) {
-        *value = value.wrapping_mul(100_000_000).wrapping_add(eight);
-        at += 8;
+    while let Some(eight) = text.get(at..).and_then(<[u8]>::first_chunk) {
+        let (number, count) = leading_digits(*eight);
+        *value = value.wrapping_mul(SHIFTS[count]).wrapping_add(number);
+        at += count;
+        if count < 8 {
+            return at;
+        }
     }
+    // The end of the text is near.
     while let Some(digit) = text.get(at).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit < 10) {
         *value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
         at += 1;
@@ -182,10 +204,14 @@ fn digits(text: &[u8], from: usize, value: &mut u64) -> usize {
 }
 
 /// A number as nearly all are written: nineteen digits at the most, and no exponent. `None` for any other, right or wrong.
-#[inline]
+#[inline(always)]
 fn scan_plain(text: &[u8], start: usize) -> Option<(Kind, usize)> {
-    let mut value = 0;
-    let point = digits(text, start, &mut value);
+    // Most floats have one digit before the point, which is then found without reading a word.
+    let mut value = u64::from(text[start] - b'0');
+    let point = match text.get(start + 1) {
+        Some(b'0'..=b'9') => digits(text, start + 1, &mut value),
+        _ => start + 1,
+    };
     let (end, fraction) = match text.get(point) {
         Some(b'.') => {
             let end = digits(text, point + 1, &mut value);
@@ -259,12 +285,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn eight_digits_are_what_they_say(number in 0..100_000_000u64, place in 0..8usize, other: u8) {
-            let text: [u8; 8] = format!("{number:08}").into_bytes().try_into().unwrap();
-            prop_assert_eq!(eight_digits(text), Some(number));
-            let mut broken = text;
-            broken[place] = other;
-            prop_assert_eq!(eight_digits(broken).is_some(), other.is_ascii_digit());
+        fn leading_digits_are_what_they_say(number in 0..100_000_000u64, count in 0..=8usize, other: u8, behind: [u8; 8]) {
+            prop_assume!(!other.is_ascii_digit());
+            let number = number % SHIFTS[count];
+            let mut text = behind;
+            let written = if count == 0 { String::new() } else { format!("{number:0count$}") };
+            text[..count].copy_from_slice(written.as_bytes());
+            if let Some(next) = text.get_mut(count) {
+                *next = other;
+            }
+            prop_assert_eq!(leading_digits(text), (number, count));
         }
     }
 
