@@ -8,18 +8,19 @@ use mimalloc::MiMalloc;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// Keeps the system's allocator from opening more arenas than there are cores: each keeps a few megabytes for itself that no trim gives
-/// back, and eight for each core, as is its habit, are more than threads that really run at once can use. `MALLOC_ARENA_MAX` has
-/// precedence. Before the first thread.
+/// Keeps the system's allocator from opening more arenas than this process has cores for: each keeps for itself what lies free at its top,
+/// which no trim gives back (4 MiB each after swaps of a model of 100 MB), and its habit are eight a core. `MALLOC_ARENA_MAX` and
+/// `GLIBC_TUNABLES` have precedence. Before the first thread.
 pub(crate) fn limit_arenas() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        #[expect(clippy::disallowed_methods, reason = "this is the C library's own variable, no setting of ours")]
-        let is_set = std::env::var_os("MALLOC_ARENA_MAX").is_some();
+        #[expect(clippy::disallowed_methods, reason = "these are the C library's own variables, no settings of ours")]
+        let is_set = std::env::var_os("MALLOC_ARENA_MAX").is_some()
+            || std::env::var_os("GLIBC_TUNABLES").is_some_and(|tunables| tunables.to_string_lossy().contains("malloc.arena_max"));
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         if let (false, Ok(cores)) = (is_set, libc::c_int::try_from(cores)) {
             #[expect(unsafe_code, reason = "only C can ask for it")]
-            // SAFETY: changes a number that the allocator looks at when a thread first needs memory.
+            // SAFETY: no other thread exists yet that could use the allocator meanwhile.
             unsafe {
                 libc::mallopt(libc::M_ARENA_MAX, cores);
             }

@@ -53,7 +53,8 @@ pub struct Server {
 /// version, in the middle of the traffic.
 struct Background(Option<tokio::runtime::Runtime>);
 
-/// Threads for work that blocks. A fetch has one for as long as it takes; the others are left for looks.
+/// Threads for work that blocks: one for each fetch, and as many for looks, and for fetches that were called off and end only with the
+/// step that they are at.
 const BACKGROUND_THREADS: usize = 2 * bascule_serving::MAX_FETCHES;
 
 /// How long such a thread waits for other work before it ends.
@@ -63,7 +64,7 @@ impl Background {
     fn start() -> std::io::Result<Background> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.worker_threads(1).thread_name("bascule-fetch").on_thread_start(bascule_serving::lower_priority).enable_all();
-        // A look each second would else keep every thread alive that a busy moment ever started, and with it the thread's memory.
+        // A look every few seconds would else keep every thread alive that a busy moment ever started, and with it the thread's memory.
         builder.max_blocking_threads(BACKGROUND_THREADS).thread_keep_alive(BACKGROUND_KEEP_ALIVE);
         builder.build().map(|runtime| Background(Some(runtime)))
     }

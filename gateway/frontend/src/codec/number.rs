@@ -34,7 +34,7 @@ const POWERS: [f64; 23] = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
 ];
 
-/// Their inverses, wrong by half of the last bit.
+/// Their inverses, wrong by half of the last bit at the most.
 const INVERSES: [f64; 23] = [
     1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-15, 1e-16, 1e-17, 1e-18,
     1e-19, 1e-20, 1e-21, 1e-22,
@@ -365,6 +365,11 @@ mod tests {
             let number = scan(&text);
             prop_assert_eq!(number.f64().to_bits(), text.parse::<f64>().unwrap().to_bits());
             prop_assert_eq!(number.f32().to_bits(), text.parse::<f32>().unwrap().to_bits());
+            // What follows belongs to another number, also where both lie in one word.
+            let followed = format!("{text},0123456789.0123456789");
+            let (number, length) = Number::scan(followed.as_bytes()).unwrap();
+            prop_assert_eq!(length, text.len());
+            prop_assert_eq!(number.f64().to_bits(), text.parse::<f64>().unwrap().to_bits());
         }
 
         #[test]
