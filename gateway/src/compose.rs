@@ -2,7 +2,7 @@
 
 mod journals;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ use anyhow::{Context, Result, bail};
 use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
 use bascule_runtime_api::Runtime;
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
+use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
 use bascule_serving::{EngineOptions, JournalStore, LiveOptions, SettingsReader};
 
-use crate::config::{Config, Place, model_settings};
+use crate::config::{Config, Place, TorchConfig, model_settings};
 use crate::state_dir::StateDir;
 use journals::Journals;
 
@@ -20,21 +21,35 @@ use journals::Journals;
 /// `make deps` puts it for one that was built in this repository.
 const LIBRARY_FOLDERS: [&str; 3] = ["lib", "../lib", "../../.deps/onnxruntime/lib"];
 
+/// The same for libtorch.
+const TORCH_FOLDERS: [&str; 3] = ["lib", "../lib", "../../.deps/torch/lib"];
+
+/// The same for the plugin that runs TorchScript models: beside the program, or where its libraries are.
+const PLUGIN_FOLDERS: [&str; 3] = [".", "lib", "../lib"];
+
+/// The plugin's file.
+const TORCH_PLUGIN: &str = "libbascule_torch.so";
+
 /// Where ONNX Runtime is looked for when no file is set.
 pub fn library_folders() -> Vec<PathBuf> {
-    let program = std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
-    let folder = program.parent().unwrap_or(Path::new("."));
-    LIBRARY_FOLDERS.iter().map(|relative| tidy(&folder.join(relative))).collect()
+    beside_the_program(&LIBRARY_FOLDERS)
 }
 
-/// Takes `..` out where that is safe: the folder is that of a program that runs, without symbolic links.
+/// Folders relative to that of the program.
+fn beside_the_program(folders: &[&str]) -> Vec<PathBuf> {
+    let program = std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
+    let folder = program.parent().unwrap_or(Path::new("."));
+    folders.iter().map(|relative| tidy(&folder.join(relative))).collect()
+}
+
+/// Takes `.` and `..` out where that is safe: the folder is that of a program that runs, without symbolic links.
 fn tidy(path: &Path) -> PathBuf {
     let mut tidied = PathBuf::new();
     for part in path.components() {
-        if part == std::path::Component::ParentDir {
-            tidied.pop();
-        } else {
-            tidied.push(part);
+        match part {
+            Component::ParentDir => drop(tidied.pop()),
+            Component::CurDir => {}
+            other => tidied.push(other),
         }
     }
     tidied
@@ -50,7 +65,22 @@ pub fn runtimes(config: &Config) -> Vec<Arc<dyn Runtime>> {
         search: library_folders(),
         shared_threads: config.onnxruntime_threads as usize,
     };
-    vec![Arc::new(OnnxRuntime::new(onnx))]
+    vec![Arc::new(OnnxRuntime::new(onnx)), Arc::new(PluginRuntime::new(torch(&config.torch)))]
+}
+
+/// libtorch, behind a plugin that is opened with the first model that needs it.
+fn torch(config: &TorchConfig) -> PluginConfig {
+    let plugins = || beside_the_program(&PLUGIN_FOLDERS).into_iter().map(|folder| folder.join(TORCH_PLUGIN)).collect();
+    PluginConfig {
+        name: "torch",
+        format: "torchscript",
+        plugin: config.plugin.clone().map_or_else(plugins, |path| vec![path]),
+        libraries: config.library.clone().map_or_else(|| beside_the_program(&TORCH_FOLDERS), |folder| vec![folder]),
+        needs: vec!["libtorch_cpu.so"],
+        wants: vec!["libtorch_cuda.so"],
+        settings: serde_json::json!({ "threads": config.threads }),
+        hint: "run `make torch`, or set torch.library and torch.plugin",
+    }
 }
 
 /// Reads the settings beside models, for these runtimes.

@@ -21,9 +21,10 @@ mod warmup;
 use std::path::PathBuf;
 
 pub use layers::{ConfigError, Entry, Origin, Problem};
+pub use model_toml::declared_signature;
 pub use reload::{Change, Changes, changes};
 pub use schema::schema;
-pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig};
+pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig, TorchConfig};
 pub use value::{ByteCount, Place};
 
 use env::Environment;

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every allowed edge between crates of this workspace, beside those of tests and benches.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     (
         "bascule",
         &[
@@ -16,6 +16,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
             "bascule-runtime-api",
             "bascule-runtime-fake",
             "bascule-runtime-onnx",
+            "bascule-runtime-plugin",
             "bascule-serving",
         ],
     ),
@@ -27,10 +28,13 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("bascule-runtime-api", &[]),
     ("bascule-runtime-fake", &["bascule-runtime-api"]),
     ("bascule-runtime-onnx", &["bascule-runtime-api"]),
+    ("bascule-runtime-plugin", &["bascule-runtime-api"]),
+    ("bascule-runtime-torch", &["bascule-runtime-api"]),
 ];
 
 /// Third-party crates that belong to one crate of ours, or to none.
-const CONFINED: [(&str, &[&str]); 4] = [
+const CONFINED: [(&str, &[&str]); 5] = [
+    ("tch", &["bascule-runtime-torch"]),
     ("ort", &["bascule-runtime-onnx"]),
     ("tonic", &["bascule", "bascule-frontend", "bascule-proto", "bascule-benches"]),
     ("hyper", &["bascule-frontend", "bascule-benches"]),

@@ -15,4 +15,5 @@ mod real_models;
 mod recorded;
 mod sandbox;
 mod swap;
+mod torch;
 mod triton_repository;

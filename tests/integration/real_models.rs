@@ -44,7 +44,7 @@ const TEXTS: [(&str, usize); 4] = [
 ];
 
 /// A model out of a package; where the packages are not there, the test is counted as skipped.
-fn model_or_skip(package: &str, file: &str) -> Option<OnnxModel> {
+pub fn model_or_skip(package: &str, file: &str) -> Option<OnnxModel> {
     let set = std::env::var_os(MODELS_VARIABLE).filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let path = set.clone().unwrap_or_else(|| repository().join(".deps/models")).join(package).join(file);
     match std::fs::read(&path) {

@@ -114,7 +114,11 @@ fn of_configuration(effective: &Effective) -> Finding {
 fn of_runtime(runtime: &dyn Runtime, config: &Config) -> Finding {
     let what = runtime.name();
     match runtime.version() {
+        Ok(version) if runtime.is_optional() => Finding::ok(what, version),
         Ok(version) => Finding::ok(what, format!("{version}, {}", library_place(config))),
+        Err(LoadError::Unavailable { message, hint }) if runtime.is_optional() => {
+            Finding { hint: Some(hint), ..Finding::ok(what, format!("{message}; only models that need it are not served")) }
+        }
         Err(LoadError::Unavailable { message, hint }) => Finding::broken(what, message, hint),
         Err(error) => Finding::broken(what, error.to_string(), "run `make deps`, or set onnxruntime.library"),
     }

@@ -49,6 +49,9 @@ pub(super) struct Publish {
     /// The file of a folder that the runtime opens [default: model.onnx, or the only one that can be].
     #[arg(long, value_name = "FILE")]
     entrypoint: Option<String>,
+    /// What the model takes and gives, for formats that do not say: a model.toml with [signature], or JSON.
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
     /// The file of golden samples in a folder [default: golden.json, where it is there].
     #[arg(long, value_name = "FILE")]
     golden: Option<String>,
@@ -134,14 +137,18 @@ impl Publish {
             Some(format) => format.clone(),
             None => guessed_format(&entrypoint)?.to_owned(),
         };
-        let signature = match signature::read(config, &self.path, &entrypoint, &format) {
+        let declared = self.signature.as_deref().map(signature::declared).transpose()?;
+        let signature = match signature::read(config, &self.path, &entrypoint, &format, declared.clone()) {
             Ok(signature) => Some(signature),
             Err(Unread::Lacks(missing)) => return Err(self.lacks(&entrypoint, &missing)),
             Err(Unread::Reason(reason)) => {
-                note(format!("note: the manifest gets no signature: {reason}"));
-                None
+                let fate = if declared.is_some() { "gets the signature as it is declared" } else { "gets no signature" };
+                note(format!("note: the manifest {fate}: {reason}"));
+                declared
             }
         };
+        let signature =
+            signature.map(|signature| serde_json::to_value(signature).context("can't write the signature")).transpose()?;
         let golden = self.golden.clone().or_else(|| names.contains(&"golden.json").then(|| "golden.json".to_owned()));
         Ok(PublishRequest {
             version: self.version,

@@ -62,6 +62,20 @@ words!(Inline, "auto" => Inline::Auto, "always" => Inline::Always, "never" => In
 words!(RolloutStrategy, "immediate" => RolloutStrategy::Immediate, "manual" => RolloutStrategy::Manual);
 words!(Fill, "zero" => Fill::Zero, "random" => Fill::Random);
 
+/// The signature that a file declares, where it declares one.
+///
+/// # Errors
+/// Every problem of the file.
+pub fn declared_signature(text: &str) -> Result<Option<Signature>, String> {
+    let mut file = parse(text);
+    if !file.problems.is_empty() {
+        return Err(std::mem::take(&mut file.problems).join("; "));
+    }
+    let mut settings = ModelSettings::default();
+    file.apply(&mut settings, None, true);
+    Ok(settings.declared)
+}
+
 /// Reads the text; what is wrong is in the result.
 pub(crate) fn parse(text: &str) -> ModelToml {
     let mut file = ModelToml::default();

@@ -31,6 +31,10 @@ fn at_least_one(number: &u32) -> Result<(), &'static str> {
     if *number == 0 { Err("expected 1 or more") } else { Ok(()) }
 }
 
+fn threads(number: &u32) -> Result<(), &'static str> {
+    if (1..=1024).contains(number) { Ok(()) } else { Err("expected 1 to 1024") }
+}
+
 fn some_bytes(size: &ByteCount) -> Result<(), &'static str> {
     if size.0 == 0 { Err("expected 1 byte or more") } else { Ok(()) }
 }
@@ -115,6 +119,10 @@ const LOADER_THREADS: Key<u32> =
 const STRICT: Key<bool> = Key::new("ready.strict", || false, "a failed model makes the server unready").live();
 const LIBRARY: Key<Option<PathBuf>> = Key::new("onnxruntime.library", || None, "your own libonnxruntime.so");
 const THREADS: Key<u32> = Key::new("onnxruntime.threads", || 0, "threads that sessions without their own share; 0 for none");
+const TORCH_LIBRARY: Key<Option<PathBuf>> = Key::new("torch.library", || None, "the folder of your own libtorch_cpu.so");
+const TORCH_PLUGIN: Key<Option<PathBuf>> = Key::new("torch.plugin", || None, "your own libbascule_torch.so");
+const TORCH_THREADS: Key<u32> =
+    Key::new("torch.threads", || 1, "threads of one operator, for all TorchScript models together").checked(threads);
 const FORMAT: Key<LogFormat> = Key::new("log.format", || LogFormat::Text, "how log lines look");
 const LEVEL: Key<String> = Key::new(
     "log.level",
@@ -166,6 +174,9 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &STRICT,
     &LIBRARY,
     &THREADS,
+    &TORCH_LIBRARY,
+    &TORCH_PLUGIN,
+    &TORCH_THREADS,
     &FORMAT,
     &LEVEL,
     &STATE_DIR,
@@ -216,6 +227,8 @@ pub struct Config {
     pub onnxruntime_library: Option<PathBuf>,
     /// `onnxruntime.threads`.
     pub onnxruntime_threads: u32,
+    /// `[torch]`.
+    pub torch: TorchConfig,
     /// `log.format`.
     pub log_format: LogFormat,
     /// `log.level`.
@@ -257,6 +270,17 @@ pub struct RegistryConfig {
     pub poll_interval: Duration,
     pub settle_interval: Duration,
     pub absent: Absent,
+}
+
+/// libtorch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TorchConfig {
+    /// `torch.library`.
+    pub library: Option<PathBuf>,
+    /// `torch.plugin`.
+    pub plugin: Option<PathBuf>,
+    /// `torch.threads`.
+    pub threads: u32,
 }
 
 /// What is loaded.
@@ -314,6 +338,11 @@ impl Config {
             strict_ready: layers.take(&STRICT),
             onnxruntime_library: layers.take(&LIBRARY),
             onnxruntime_threads: layers.take(&THREADS),
+            torch: TorchConfig {
+                library: layers.take(&TORCH_LIBRARY),
+                plugin: layers.take(&TORCH_PLUGIN),
+                threads: layers.take(&TORCH_THREADS),
+            },
             log_format: layers.take(&FORMAT),
             log_level: layers.take(&LEVEL),
             state_dir: layers.take(&STATE_DIR),

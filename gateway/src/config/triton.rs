@@ -27,10 +27,37 @@ use super::warmup;
 /// The file's name.
 pub(crate) const FILE: &str = "config.pbtxt";
 
-/// The platform that Triton's ONNX models name.
-const PLATFORM: &str = "onnxruntime_onnx";
-/// The runtime that it means.
-const PLATFORM_RUNTIME: &str = "onnxruntime";
+/// What Triton calls a runtime.
+struct Backend {
+    runtime: &'static str,
+    backend: &'static str,
+    platform: &'static str,
+    /// Entries of `parameters` that the runtime honours.
+    parameters: &'static [&'static str],
+}
+
+const BACKENDS: [Backend; 2] = [
+    Backend {
+        runtime: "onnxruntime",
+        backend: "onnxruntime",
+        platform: "onnxruntime_onnx",
+        parameters: &[
+            "intra_op_thread_count",
+            "inter_op_thread_count",
+            "execution_mode",
+            "enable_mem_arena",
+            "enable_mem_pattern",
+            "session.use_device_allocator_for_initializers",
+            "memory.enable_memory_arena_shrinkage",
+        ],
+    },
+    Backend {
+        runtime: "torch",
+        backend: "pytorch",
+        platform: "pytorch_libtorch",
+        parameters: &["DISABLE_OPTIMIZED_EXECUTION", "INFERENCE_MODE"],
+    },
+];
 
 /// Fields that are honoured. A field below one that is named here counts too where the name ends with a point.
 const HONOURED: [&str; 34] = [
@@ -70,17 +97,6 @@ const HONOURED: [&str; 34] = [
     "parameters",
     "model_warmup.",
     "model_warmup",
-];
-
-/// Parameters of Triton's ONNX Runtime backend that our runtime takes under the same name.
-const RUNTIME_PARAMETERS: [&str; 7] = [
-    "intra_op_thread_count",
-    "inter_op_thread_count",
-    "execution_mode",
-    "enable_mem_arena",
-    "enable_mem_pattern",
-    "session.use_device_allocator_for_initializers",
-    "memory.enable_memory_arena_shrinkage",
 ];
 
 /// What the file says, and what is wrong with it.
@@ -160,17 +176,7 @@ impl Reading {
         if !config.name.is_empty() && config.name != name {
             self.refuse(format_args!("`name`: expected {name:?}, the name of the directory, got {:?}", config.name));
         }
-        if !config.backend.is_empty() && !backends.contains(&config.backend.as_str()) {
-            self.refuse(format_args!("`backend`: expected one of {}, got {:?}", backends.join(", "), config.backend));
-        }
-        if !config.platform.is_empty() && config.platform != PLATFORM {
-            self.refuse(format_args!("`platform`: expected {PLATFORM:?}, got {:?}", config.platform));
-        }
-        self.settings.runtime = match (config.backend.as_str(), config.platform.as_str()) {
-            ("", PLATFORM) => Some(PLATFORM_RUNTIME.to_owned()),
-            ("", _) => None,
-            (backend, _) => Some(backend.to_owned()),
-        };
+        self.settings.runtime = self.runtime(config, backends);
         if let Some(SchedulingChoice::EnsembleScheduling(_)) = config.scheduling_choice {
             self.refuse(format_args!("`ensemble_scheduling`: ensembles are not served"));
         }
@@ -343,12 +349,39 @@ impl Reading {
         };
     }
 
+    /// The runtime that `backend` names, or else `platform`: by Triton's names, or by ours.
+    fn runtime(&mut self, config: &ModelConfig, runtimes: &[&str]) -> Option<String> {
+        let (backend, platform) = (config.backend.as_str(), config.platform.as_str());
+        let exists = |known: &&Backend| runtimes.contains(&known.runtime);
+        let by_platform = BACKENDS.iter().filter(exists).find(|known| known.platform == platform);
+        if !platform.is_empty() && by_platform.is_none() {
+            let expected: Vec<&str> = BACKENDS.iter().filter(exists).map(|known| known.platform).collect();
+            self.refuse(format_args!("`platform`: expected one of {}, got {platform:?}", expected.join(", ")));
+        }
+        if backend.is_empty() {
+            return by_platform.map(|known| known.runtime.to_owned());
+        }
+        if let Some(known) = BACKENDS.iter().filter(exists).find(|known| known.backend == backend) {
+            return Some(known.runtime.to_owned());
+        }
+        if !runtimes.contains(&backend) {
+            let named = |runtime: &str| BACKENDS.iter().find(|known| known.runtime == runtime).map(|known| known.backend);
+            let expected: Vec<&str> = runtimes.iter().map(|runtime| named(runtime).unwrap_or(runtime)).collect();
+            self.refuse(format_args!("`backend`: expected one of {}, got {backend:?}", expected.join(", ")));
+        }
+        Some(backend.to_owned())
+    }
+
     fn take_parameters(&mut self, config: &ModelConfig) {
+        // A file that names no runtime is one of ONNX, unless the model's own file says otherwise, and that is not known here.
+        let runtime = self.settings.runtime.as_deref().unwrap_or(BACKENDS[0].runtime);
+        let honoured = BACKENDS.iter().find(|known| known.runtime == runtime).map_or(&[][..], |known| known.parameters);
+        let has_graph_levels = runtime == BACKENDS[0].runtime;
         let mut parameters: Vec<_> = config.parameters.iter().collect();
         parameters.sort_by_key(|(name, _)| *name);
         for (name, parameter) in parameters {
             let value = parameter.string_value.clone();
-            if RUNTIME_PARAMETERS.contains(&name.as_str()) {
+            if honoured.contains(&name.as_str()) {
                 self.settings.runtime_options.insert(name.clone(), value.clone());
             } else {
                 self.warn(format_args!("`parameters[{name:?}]` is shown and has no effect"));
@@ -356,7 +389,7 @@ impl Reading {
             self.settings.parameters.insert(name.clone(), value);
         }
         let level = config.optimization.as_ref().and_then(|optimization| optimization.graph.as_ref()).map(|graph| graph.level);
-        if let Some(level) = level.filter(|level| *level != 0) {
+        if let Some(level) = level.filter(|level| *level != 0 && has_graph_levels) {
             self.settings.runtime_options.insert("graph_optimization_level".to_owned(), level.to_string());
         }
     }

@@ -40,6 +40,16 @@ pub trait Fixture {
     /// batched where the first size is −1.
     fn identity(&self, datatype: DataType, shape: &[i64]) -> Model;
 
+    /// The datatypes that the runtime has.
+    fn datatypes(&self) -> Vec<DataType> {
+        DataType::ALL.to_vec()
+    }
+
+    /// Whether the format says what a model takes and gives. Where it does not, [`Fixture::identity`] declares it.
+    fn has_schema(&self) -> bool {
+        true
+    }
+
     /// Models whose file is damaged, each with a word for how: empty, truncated, of another format.
     fn broken(&self) -> Vec<(&'static str, Model)>;
 

@@ -11,11 +11,12 @@
 
 pub mod conformance;
 mod datatype;
+pub mod plugin;
 mod runtime;
 mod signature;
 mod tensor;
 
 pub use datatype::{DataType, UnknownDataType};
 pub use runtime::{Device, Footprint, Interrupt, LoadError, LoadOptions, RunContext, RunError, Runtime, Session};
-pub use signature::{Signature, SignatureError, TensorSpec};
+pub use signature::{Side, Signature, SignatureError, TensorSpec};
 pub use tensor::{AlignedBuffer, BytesElements, Element, Shape, Tensor, TensorError, element_count};

@@ -16,7 +16,7 @@ mod wire;
 use std::ffi::{CStr, c_void};
 use std::sync::atomic::AtomicBool;
 
-pub use self::wire::{Described, LoadFault};
+pub use self::wire::{About, Described, LoadFault};
 
 /// The version of the table and of all that it passes.
 pub const ABI_VERSION: u32 = 1;
@@ -109,12 +109,13 @@ pub struct Plugin {
     pub open: unsafe extern "C" fn(settings: Lent, runtime: *mut *mut c_void, error: *mut Given) -> i32,
     /// Ends the runtime; its sessions have ended before.
     pub close: unsafe extern "C" fn(runtime: *mut c_void),
-    /// Gives `{"name": …, "format": …}`.
+    /// Gives an [`About`].
     pub about: unsafe extern "C" fn(runtime: *mut c_void, about: *mut Given),
     /// Gives the library's version.
     pub version: unsafe extern "C" fn(runtime: *mut c_void, version: *mut Given, error: *mut Given) -> i32,
     /// Gives a [`crate::Footprint`]. `options` is a [`crate::LoadOptions`].
-    pub estimate: unsafe extern "C" fn(runtime: *mut c_void, dir: Lent, options: Lent, footprint: *mut Given, error: *mut Given) -> i32,
+    pub estimate:
+        unsafe extern "C" fn(runtime: *mut c_void, dir: Lent, options: Lent, footprint: *mut Given, error: *mut Given) -> i32,
     /// Makes a session and gives its [`Described`]. `options` is a [`crate::LoadOptions`].
     pub load: unsafe extern "C" fn(
         runtime: *mut c_void,
@@ -154,9 +155,9 @@ impl Given {
 
     /// Gives bytes away that a Rust value owns; they must not move with the value.
     pub fn of<T: AsRef<[u8]> + Send + 'static>(owner: T) -> Given {
+        #[expect(unsafe_code, reason = "the receiver has no other way to drop a value of a type that it does not know")]
         unsafe extern "C" fn release<T>(owner: *mut c_void) {
             // SAFETY: `owner` is what `Box::into_raw` returned below, and the receiver releases it once.
-            #[expect(unsafe_code, reason = "the receiver has no other way to drop a value of a type that it does not know")]
             drop(unsafe { Box::from_raw(owner.cast::<T>()) });
         }
         let owner = Box::new(owner);

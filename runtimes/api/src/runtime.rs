@@ -32,7 +32,7 @@ impl fmt::Display for Device {
 }
 
 /// How a session is to be made.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LoadOptions {
     /// The model file, relative to the version's folder.
     pub entrypoint: PathBuf,
@@ -50,7 +50,7 @@ pub struct LoadOptions {
 }
 
 /// Memory that a session takes, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Footprint {
     /// Main memory.
     pub host_bytes: u64,
@@ -193,6 +193,11 @@ pub trait Runtime: Send + Sync {
 
     /// The library's version, or why there is none.
     fn version(&self) -> Result<String, LoadError>;
+
+    /// Whether a gateway is complete without the library: what it lacks is then told when a model needs it, and not before.
+    fn is_optional(&self) -> bool {
+        false
+    }
 
     /// Memory that [`Runtime::load`] will take, without loading.
     fn estimate(&self, dir: &Path, options: &LoadOptions) -> Result<Footprint, LoadError>;

@@ -1,5 +1,7 @@
 //! What a model takes and gives: names, datatypes and shapes.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{DataType, RunError, Tensor};
@@ -39,14 +41,33 @@ pub struct Signature {
     pub batch_axis: Option<u8>,
 }
 
+/// Where a tensor belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// Among the inputs.
+    Input,
+    /// Among the outputs.
+    Output,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Side::Input => "input",
+            Side::Output => "output",
+        })
+    }
+}
+
 /// Two descriptions of one model differ.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum SignatureError {
     /// A tensor that is declared is not in the model.
     #[error("{side} '{name}' is declared but the model has only {present:?}")]
     Missing {
-        /// `input` or `output`.
-        side: &'static str,
+        /// Where.
+        side: Side,
         /// The declared name.
         name: String,
         /// The names that the model has.
@@ -55,16 +76,16 @@ pub enum SignatureError {
     /// The model has an input that is not declared.
     #[error("the model has {side} '{name}' which is not declared")]
     Undeclared {
-        /// `input`.
-        side: &'static str,
+        /// Where.
+        side: Side,
         /// The model's name for it.
         name: String,
     },
     /// Datatypes differ.
     #[error("{side} '{name}' is declared {declared} but is {actual} in the model")]
     DataType {
-        /// `input` or `output`.
-        side: &'static str,
+        /// Where.
+        side: Side,
         /// The tensor.
         name: String,
         /// As declared.
@@ -75,8 +96,8 @@ pub enum SignatureError {
     /// Shapes can't both be right.
     #[error("{side} '{name}' is declared with shape {declared:?} but has shape {actual:?} in the model")]
     Shape {
-        /// `input` or `output`.
-        side: &'static str,
+        /// Where.
+        side: Side,
         /// The tensor.
         name: String,
         /// As declared.
@@ -96,10 +117,10 @@ impl Signature {
     /// Compares a declaration with what the model itself says. The declaration may leave outputs out, may name a size where the
     /// model takes any, and may leave open what the model fixes; it may not contradict.
     pub fn check_against(&self, model: &Signature) -> Result<(), SignatureError> {
-        check_side("input", &self.inputs, &model.inputs)?;
-        check_side("output", &self.outputs, &model.outputs)?;
+        check_side(Side::Input, &self.inputs, &model.inputs)?;
+        check_side(Side::Output, &self.outputs, &model.outputs)?;
         match model.inputs.iter().find(|spec| !self.inputs.iter().any(|declared| declared.name == spec.name)) {
-            Some(spec) => Err(SignatureError::Undeclared { side: "input", name: spec.name.clone() }),
+            Some(spec) => Err(SignatureError::Undeclared { side: Side::Input, name: spec.name.clone() }),
             None => Ok(()),
         }
     }
@@ -120,8 +141,8 @@ impl Signature {
         };
         if declared.batch_axis.is_some() {
             let served = self.outputs.iter().filter(|spec| named(&outputs, &spec.name).is_some());
-            check_batchable("input", self.inputs.iter())?;
-            check_batchable("output", served)?;
+            check_batchable(Side::Input, self.inputs.iter())?;
+            check_batchable(Side::Output, served)?;
         }
         Ok(Signature { inputs, outputs, batch_axis: declared.batch_axis })
     }
@@ -162,7 +183,7 @@ fn narrowed(model: &TensorSpec, declared: &TensorSpec) -> TensorSpec {
     TensorSpec { name: model.name.clone(), datatype: model.datatype, shape }
 }
 
-fn check_batchable<'a>(side: &'static str, mut model: impl Iterator<Item = &'a TensorSpec>) -> Result<(), SignatureError> {
+fn check_batchable<'a>(side: Side, mut model: impl Iterator<Item = &'a TensorSpec>) -> Result<(), SignatureError> {
     match model.find(|spec| spec.shape.first().is_none_or(|dim| *dim >= 0)) {
         None => Ok(()),
         Some(spec) => {
@@ -172,7 +193,7 @@ fn check_batchable<'a>(side: &'static str, mut model: impl Iterator<Item = &'a T
     }
 }
 
-fn check_side(side: &'static str, declared: &[TensorSpec], actual: &[TensorSpec]) -> Result<(), SignatureError> {
+fn check_side(side: Side, declared: &[TensorSpec], actual: &[TensorSpec]) -> Result<(), SignatureError> {
     for spec in declared {
         let name = spec.name.clone();
         let Some(found) = actual.iter().find(|found| found.name == spec.name) else {

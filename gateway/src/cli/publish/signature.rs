@@ -3,10 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bascule_runtime_api::{LoadError, LoadOptions};
+use anyhow::Context as _;
+use bascule_runtime_api::{LoadError, LoadOptions, Signature};
 
+use crate::cli::failure::Failure;
 use crate::compose;
-use crate::config::Config;
+use crate::config::{Config, declared_signature};
 
 /// Why a model has no signature.
 #[derive(Debug)]
@@ -23,10 +25,30 @@ impl From<String> for Unread {
     }
 }
 
-/// Loads the model at `path`, a file or a folder, and asks for its signature. Has to run before the program starts threads.
+/// The signature in a file: JSON, or a `model.toml`.
+pub(super) fn declared(file: &Path) -> Result<Signature, Failure> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("--signature: can't read {}", file.display()))?;
+    if file.extension().is_some_and(|extension| extension == "json") {
+        let read = serde_json::from_str(&text);
+        return Ok(read.with_context(|| format!("--signature: {} is no signature", file.display()))?);
+    }
+    let wrong = |problem: String| Failure::new(format!("--signature: {}: {problem}", file.display()));
+    declared_signature(&text).map_err(wrong)?.ok_or_else(|| {
+        wrong("it has no [signature]".to_owned())
+            .hint("[signature] inputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }], and outputs likewise")
+    })
+}
+
+/// Loads the model at `path`, a file or a folder, under this declaration, and asks for its signature. Has to run before the program starts threads.
 ///
 /// A single file is loaded on its own: what lies beside it is not published.
-pub(super) fn read(config: &Config, path: &Path, entrypoint: &str, format: &str) -> Result<serde_json::Value, Unread> {
+pub(super) fn read(
+    config: &Config,
+    path: &Path,
+    entrypoint: &str,
+    format: &str,
+    declared: Option<Signature>,
+) -> Result<Signature, Unread> {
     let runtimes = compose::runtimes(config);
     let runtime =
         runtimes.iter().find(|runtime| runtime.format() == format).ok_or(format!("this program has no runtime for {format}"))?;
@@ -37,11 +59,11 @@ pub(super) fn read(config: &Config, path: &Path, entrypoint: &str, format: &str)
             (alone.path().to_owned(), Some(alone))
         }
     };
-    let options = LoadOptions { entrypoint: entrypoint.into(), intra_op_threads: 1, ..LoadOptions::default() };
+    let options = LoadOptions { entrypoint: entrypoint.into(), intra_op_threads: 1, declared, ..LoadOptions::default() };
     // Needs no library, and reads which files belong to the model.
     runtime.estimate(&folder, &options).map_err(|error| unread(error, entrypoint))?;
     let session = runtime.load(&folder, &options).map_err(|error| unread(error, entrypoint))?;
-    serde_json::to_value(session.signature()).map_err(|error| Unread::Reason(error.to_string()))
+    Ok(session.signature().clone())
 }
 
 /// A folder with this file and nothing else.
@@ -88,7 +110,7 @@ mod tests {
         let file = folder.path().join("model.onnx");
         std::fs::write(&file, model()).unwrap();
         std::fs::write(folder.path().join("model.onnx.data"), [0; 8]).unwrap();
-        let lacks = |path: &Path| match read(&config, path, "model.onnx", "onnx") {
+        let lacks = |path: &Path| match read(&config, path, "model.onnx", "onnx", None) {
             Err(Unread::Lacks(missing)) => Some(missing),
             // Where the library is not there the signature stays unread; nothing is missed.
             Ok(_) | Err(Unread::Reason(_)) => None,

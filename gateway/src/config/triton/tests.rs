@@ -180,7 +180,7 @@ fn what_can_not_be_served_is_an_error_that_names_the_field() {
     let cases = [
         ("name: \"other\"", "config.pbtxt: `name`: expected \"m\", the name of the directory, got \"other\""),
         ("backend: \"python\"", "config.pbtxt: `backend`: expected one of onnxruntime, got \"python\""),
-        ("platform: \"ensemble\"", "config.pbtxt: `platform`: expected \"onnxruntime_onnx\", got \"ensemble\""),
+        ("platform: \"ensemble\"", "config.pbtxt: `platform`: expected one of onnxruntime_onnx, got \"ensemble\""),
         ("max_batch_size: -1", "config.pbtxt: `max_batch_size`: expected 0 or more, got -1"),
         (
             "input [ { name: \"x\" data_type: TYPE_FP32 dims: [ -2 ] } ]",

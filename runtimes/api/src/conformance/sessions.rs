@@ -20,7 +20,8 @@ pub(super) fn check(runtime: &dyn Runtime, fixture: &dyn Fixture) {
 }
 
 fn outputs_outlive_the_session(runtime: &dyn Runtime, fixture: &dyn Fixture) {
-    for datatype in [DataType::Fp32, DataType::Bytes] {
+    let has = fixture.datatypes();
+    for datatype in [DataType::Fp32, DataType::Bytes].into_iter().filter(|datatype| has.contains(datatype)) {
         let mut session = load(runtime, &fixture.identity(datatype, &[-1, 64]));
         let first = sample(datatype, &[3, 64], 4);
         let second = sample(datatype, &[5, 64], 5);

@@ -1,4 +1,9 @@
 //! The plugin's side: any [`Runtime`] behind the table.
+//!
+//! Inputs are lent by the caller: a session must not keep them beyond the run, as none has a reason to. Outputs that share their bytes
+//! are copied.
+
+#![expect(unsafe_code, reason = "the border is C: each function says what it relies on")]
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    ABI_VERSION, Call, Described, FAILED, Given, GivenTensor, INTERRUPTED, INVALID_INPUT, Lent, LentTensor, LoadFault, MAX_RANK, OK, Plugin,
+    ABI_VERSION, About, Call, Described, FAILED, Given, GivenTensor, INTERRUPTED, INVALID_INPUT, Lent, LentTensor, LoadFault,
+    MAX_RANK, OK, Plugin,
 };
 use crate::{AlignedBuffer, DataType, Interrupt, LoadError, LoadOptions, RunContext, RunError, Runtime, Session, Tensor};
 
@@ -66,7 +72,7 @@ unsafe extern "C" fn about(runtime: *mut c_void, about: *mut Given) {
     // SAFETY: made by `open`, and a place for the result.
     unsafe {
         let runtime = &*runtime.cast::<OwnRuntime>();
-        about.write(json(&serde_json::json!({ "name": runtime.name(), "format": runtime.format() })));
+        about.write(json(&About { name: runtime.name().to_owned(), format: runtime.format().to_owned() }));
     }
 }
 
@@ -134,7 +140,8 @@ unsafe extern "C" fn run(
         let deadline = Some(call.deadline_ns).filter(|left| *left != u64::MAX);
         let deadline = deadline.and_then(|left| Instant::now().checked_add(Duration::from_nanos(left)));
         let given = session.run(&inputs, &RunContext { deadline, cancelled: call.cancelled.as_ref() })?;
-        let given = given.into_iter().map(give).collect::<Result<Vec<GivenTensor>, RunError>>()?;
+        let given = given.into_iter().map(|output| give(own(output, &inputs)));
+        let given = given.collect::<Result<Vec<GivenTensor>, RunError>>()?;
         if given.len() != output_count {
             let message = format!("the run gave {} outputs, expected {output_count}", given.len());
             given.into_iter().for_each(release);
@@ -213,7 +220,8 @@ fn json(value: &impl Serialize) -> Given {
 }
 
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, LoadError> {
-    serde_json::from_slice(bytes).map_err(|error| LoadError::Unsupported { message: format!("the host sent other options: {error}") })
+    serde_json::from_slice(bytes)
+        .map_err(|error| LoadError::Unsupported { message: format!("the host sent other options: {error}") })
 }
 
 fn path(bytes: &[u8]) -> &Path {
@@ -230,12 +238,22 @@ unsafe fn tensor(input: &LentTensor) -> Result<Tensor, RunError> {
     let datatype = DataType::ALL.get(input.datatype as usize).copied();
     let datatype = datatype.ok_or_else(|| wrong(format!("unknown datatype {}", input.datatype)))?;
     // SAFETY: the caller says so.
-    let (shape, bytes): (&[i64], &'static [u8]) = unsafe {
-        (if input.rank == 0 { &[] } else { std::slice::from_raw_parts(input.shape, input.rank) }, input.bytes.bytes())
-    };
+    let (shape, bytes): (&[i64], &'static [u8]) =
+        unsafe { (if input.rank == 0 { &[] } else { std::slice::from_raw_parts(input.shape, input.rank) }, input.bytes.bytes()) };
     let is_aligned = bytes.as_ptr().addr().is_multiple_of(datatype.alignment());
     let bytes = if is_aligned { bytes::Bytes::from_static(bytes) } else { AlignedBuffer::copy_of(bytes).into_bytes() };
     Tensor::new(datatype, shape, bytes).map_err(|error| wrong(error.to_string()))
+}
+
+/// An output that outlives the call: where a session gives back what it was lent, a copy.
+fn own(output: Tensor, inputs: &[Tensor]) -> Tensor {
+    let lies_in = |outer: &Tensor| outer.bytes().as_ptr_range().contains(&output.bytes().as_ptr());
+    if output.bytes().is_empty() || !inputs.iter().any(lies_in) {
+        return output;
+    }
+    let (datatype, shape) = (output.datatype(), output.shape().to_vec());
+    let copy = AlignedBuffer::copy_of(output.bytes()).into_bytes();
+    Tensor::new(datatype, shape, copy).unwrap_or(output)
 }
 
 fn give(tensor: Tensor) -> Result<GivenTensor, RunError> {

@@ -4,7 +4,16 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, Footprint, LoadError, Signature};
+use crate::{Device, Footprint, LoadError, Signature, SignatureError};
+
+/// What a plugin is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// The runtime's name.
+    pub name: String,
+    /// The format that it loads.
+    pub format: String,
+}
 
 /// A session as its plugin describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,13 +26,14 @@ pub struct Described {
     pub device: Device,
 }
 
-/// A [`LoadError`] without what can't cross: sources are part of the message.
+/// A [`LoadError`] without what can't cross: an error of the system is what it says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "each is the variant of LoadError of that name")]
 pub enum LoadFault {
     Unavailable { message: String, hint: String },
     InvalidModel { entrypoint: PathBuf, message: String },
+    Signature { entrypoint: PathBuf, source: SignatureError },
     Unsupported { message: String },
     Device { device: Device, message: String },
     Option { key: String, message: String },
@@ -35,7 +45,7 @@ impl From<LoadError> for LoadFault {
         match error {
             LoadError::Unavailable { message, hint } => LoadFault::Unavailable { message, hint },
             LoadError::InvalidModel { entrypoint, message } => LoadFault::InvalidModel { entrypoint, message },
-            LoadError::Signature { entrypoint, source } => LoadFault::InvalidModel { entrypoint, message: source.to_string() },
+            LoadError::Signature { entrypoint, source } => LoadFault::Signature { entrypoint, source },
             LoadError::Unsupported { message } => LoadFault::Unsupported { message },
             LoadError::Device { device, message } => LoadFault::Device { device, message },
             LoadError::Option { key, message } => LoadFault::Option { key, message },
@@ -49,6 +59,7 @@ impl From<LoadFault> for LoadError {
         match fault {
             LoadFault::Unavailable { message, hint } => LoadError::Unavailable { message, hint },
             LoadFault::InvalidModel { entrypoint, message } => LoadError::InvalidModel { entrypoint, message },
+            LoadFault::Signature { entrypoint, source } => LoadError::Signature { entrypoint, source },
             LoadFault::Unsupported { message } => LoadError::Unsupported { message },
             LoadFault::Device { device, message } => LoadError::Device { device, message },
             LoadFault::Option { key, message } => LoadError::Option { key, message },

@@ -1,0 +1,76 @@
+//! Load options → how a module is run. Keys are those of Triton's backend where it has them.
+
+use bascule_runtime_api::{LoadError, LoadOptions};
+
+/// How the modules of a process are run.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Process {
+    /// Threads of one operator, for all models together; the thread that runs a model is one of them.
+    pub(crate) threads: u16,
+}
+
+/// How one module is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// The graph executor rewrites the module for what it is run with.
+    pub(crate) optimized: bool,
+}
+
+const KEYS: [&str; 2] = ["DISABLE_OPTIMIZED_EXECUTION", "INFERENCE_MODE"];
+
+impl Settings {
+    /// Reads and checks every option.
+    ///
+    /// # Errors
+    /// [`LoadError::Option`] for an unknown key or a wrong value.
+    pub(crate) fn new(options: &LoadOptions) -> Result<Settings, LoadError> {
+        let mut settings = Settings { optimized: true };
+        for (key, value) in &options.options {
+            match key.as_str() {
+                "DISABLE_OPTIMIZED_EXECUTION" => settings.optimized = !switch(key, value)?,
+                // Nothing here ever asks for gradients: there is no other mode to run in.
+                "INFERENCE_MODE" => drop(switch(key, value)?),
+                _ => return Err(option(key, format!("unknown, expected one of {}", KEYS.join(", ")))),
+            }
+        }
+        if options.intra_op_threads > 1 {
+            let message = "libtorch has one number for all models of a process; set torch.threads instead".to_owned();
+            return Err(option("intra_op_threads", message));
+        }
+        Ok(settings)
+    }
+}
+
+fn option(key: &str, message: String) -> LoadError {
+    LoadError::Option { key: key.to_owned(), message }
+}
+
+fn switch(key: &str, value: &str) -> Result<bool, LoadError> {
+    match value.trim().to_ascii_lowercase().as_str() {
+        "0" | "false" => Ok(false),
+        "1" | "true" => Ok(true),
+        _ => Err(option(key, format!("expected true or false, got '{value}'"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(key: &str, value: &str) -> Result<Settings, String> {
+        let options = LoadOptions { options: [(key.to_owned(), value.to_owned())].into(), ..LoadOptions::default() };
+        Settings::new(&options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_are_known_and_values_checked() {
+        assert_eq!(check("DISABLE_OPTIMIZED_EXECUTION", "true"), Ok(Settings { optimized: false }));
+        assert_eq!(check("INFERENCE_MODE", "0"), Ok(Settings { optimized: true }));
+        assert_eq!(check("INFERENCE_MODE", "fast"), Err("setting 'INFERENCE_MODE': expected true or false, got 'fast'".into()));
+        assert_eq!(
+            check("ENABLE_NVFUSER", "true"),
+            Err("setting 'ENABLE_NVFUSER': unknown, expected one of DISABLE_OPTIMIZED_EXECUTION, INFERENCE_MODE".into())
+        );
+    }
+}
