@@ -46,6 +46,8 @@ impl Gateway {
         let state = tempfile::tempdir()?;
         command.args(["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
         command.arg("--state-dir").arg(state.path());
+        // What is measured is what the gateway itself does; a trial is another process, before all that.
+        command.args(["--set", "trial.mode=off"]);
         let server = Server::start(command, |line| line.starts_with("bascule: http "))?;
         let address = |name: &str| -> Result<SocketAddr> {
             let mut words = server.greeting.split_whitespace().skip_while(|word| *word != name);

@@ -18,6 +18,7 @@ mod publish;
 mod rollout;
 mod serve;
 mod status;
+mod trial;
 mod unload;
 
 use std::ffi::OsString;
@@ -44,6 +45,7 @@ struct Cli {
 enum Command {
     Serve(serve::Serve),
     Check(check::Check),
+    Trial(Box<trial::TryVersion>),
     Publish(Box<publish::Publish>),
     Status(status::ShowStatus),
     Models(models::Models),
@@ -68,6 +70,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: Environme
     let outcome = match cli.command {
         Command::Serve(command) => command.run(&environment),
         Command::Check(command) => command.run(&environment),
+        Command::Trial(command) => command.run(&environment),
         Command::Publish(command) => command.run(&environment),
         Command::Status(command) => in_background(command.run()),
         Command::Models(command) => command.run(&environment),

@@ -11,10 +11,12 @@ use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, R
 use bascule_runtime_api::Runtime;
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
-use bascule_serving::{EngineOptions, JournalStore, LiveOptions, SettingsReader};
+use bascule_serving::{EngineOptions, JournalStore, LiveOptions, SettingsReader, Trial};
+use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Place, TorchConfig, model_settings};
+use crate::config::{Config, Place, TorchConfig, TrialMode, model_settings};
 use crate::state_dir::StateDir;
+use crate::trial::Trials;
 use journals::Journals;
 
 /// The folders, relative to that of the program, in which ONNX Runtime is looked for: beside an installed program, and where
@@ -60,12 +62,33 @@ const MAX_WATCH_PAUSE: Duration = Duration::from_mins(5);
 
 /// Every runtime of this build. To be called before the program starts threads, because a runtime may set environment variables.
 pub fn runtimes(config: &Config) -> Vec<Arc<dyn Runtime>> {
+    open_runtimes(&Libraries::of(config))
+}
+
+/// What of the configuration the runtimes go by; another process of the program can be told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Libraries {
+    onnxruntime: Option<PathBuf>,
+    onnxruntime_threads: u32,
+    torch: TorchConfig,
+}
+
+impl Libraries {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> Libraries {
+        let (onnxruntime, onnxruntime_threads) = (config.onnxruntime_library.clone(), config.onnxruntime_threads);
+        Libraries { onnxruntime, onnxruntime_threads, torch: config.torch.clone() }
+    }
+}
+
+/// The same as [`runtimes`], and with the same demand.
+pub fn open_runtimes(libraries: &Libraries) -> Vec<Arc<dyn Runtime>> {
     let onnx = OnnxConfig {
-        library: config.onnxruntime_library.clone(),
+        library: libraries.onnxruntime.clone(),
         search: library_folders(),
-        shared_threads: config.onnxruntime_threads as usize,
+        shared_threads: libraries.onnxruntime_threads as usize,
     };
-    vec![Arc::new(OnnxRuntime::new(onnx)), Arc::new(PluginRuntime::new(torch(&config.torch)))]
+    vec![Arc::new(OnnxRuntime::new(onnx)), Arc::new(PluginRuntime::new(torch(&libraries.torch)))]
 }
 
 /// libtorch, behind a plugin that is opened with the first model that needs it.
@@ -179,6 +202,13 @@ pub fn engine_options(
     let own = state.of_registry(&identity(&config.registry.url)?)?;
     let journal = journal(config, &own)?;
     let defaults = EngineOptions::new(source.versions(), journal, cache, own);
+    let trial: Option<Arc<dyn Trial>> = match config.trial.mode {
+        TrialMode::Off => None,
+        TrialMode::Process => {
+            let limit = config.trial.memory_limit.map(|limit| limit.0);
+            Some(Arc::new(Trials::new(Libraries::of(config), config.trial.timeout, limit, state.trials_dir())))
+        }
+    };
     Ok(EngineOptions {
         read_settings: settings_reader(config, &runtimes),
         runtimes,
@@ -189,6 +219,7 @@ pub fn engine_options(
         cache_max_bytes: config.cache_max_bytes.0,
         on_retired: Arc::new(on_retired),
         on_trim: Arc::new(crate::allocator::collect),
+        trial,
         ..defaults
     })
 }

@@ -24,7 +24,7 @@ pub use layers::{ConfigError, Entry, Origin, Problem};
 pub use model_toml::declared_signature;
 pub use reload::{Change, Changes, changes};
 pub use schema::schema;
-pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig, TorchConfig};
+pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig, TorchConfig, TrialConfig, TrialMode};
 pub use value::{ByteCount, Place};
 
 use env::Environment;

@@ -12,3 +12,4 @@ pub mod config;
 pub mod npy;
 pub mod server;
 pub mod state_dir;
+pub mod trial;

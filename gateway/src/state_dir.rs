@@ -85,6 +85,11 @@ impl StateDir {
         }
     }
 
+    /// Where what trials found is kept.
+    pub fn trials_dir(&self) -> PathBuf {
+        self.path.join("trials")
+    }
+
     /// Where fetched versions lie, whatever registry they came from.
     pub fn cache_dir(&self) -> PathBuf {
         self.path.join("cache")

@@ -208,7 +208,7 @@ fn a_hangup_applies_what_may_change_and_refuses_the_rest_by_name() {
     sandbox.plain("large", 1, &large(8, None));
     sandbox.plain("second", 1, &large(8, None));
     let file = sandbox.path("bascule.toml");
-    std::fs::write(&file, "[load]\nmemory_budget = \"30MiB\"\n").unwrap();
+    std::fs::write(&file, "[load]\nmemory_budget = \"20MiB\"\n").unwrap();
     let gateway = sandbox.serve_with(&["--config", &file.display().to_string()]).ready();
     let ready = |status: &serde_json::Value| {
         let models = status["models"].as_array().cloned().unwrap_or_default();

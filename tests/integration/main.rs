@@ -16,4 +16,5 @@ mod recorded;
 mod sandbox;
 mod swap;
 mod torch;
+mod trial;
 mod triton_repository;

@@ -16,6 +16,7 @@ use crate::loader::Runtimes;
 use crate::persist::{self, Persisted, Writer, Written};
 use crate::reconcile::{self, Looks, Reconciler, Rules, Stock};
 use crate::serving::Shared;
+use crate::trial::Trial;
 use crate::{LoadMode, ModelSettings, Router, Serving, TransitionPolicy};
 
 /// Events that may wait for the reconciler. Whoever posts one more waits.
@@ -142,6 +143,8 @@ pub struct EngineOptions {
     pub on_retired: Arc<dyn Fn(&VersionKey) + Send + Sync>,
     /// Called on a trim, beside the system allocator's own: what else holds freed memory gives it back.
     pub on_trim: Arc<dyn Fn() + Send + Sync>,
+    /// Tries versions out before they are loaded; without it they are loaded at once.
+    pub trial: Option<Arc<dyn Trial>>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Where versions are looked for and fetched, which takes disk and processor; without it, on the runtime that [`Engine::start`] is
@@ -168,6 +171,7 @@ impl EngineOptions {
             keep_previous: Duration::from_secs(600),
             on_retired: Arc::new(|_| {}),
             on_trim: Arc::new(|| {}),
+            trial: None,
             clock: Arc::new(SystemClock::default()),
             background: None,
         }

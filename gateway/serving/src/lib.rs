@@ -37,6 +37,7 @@ mod status;
 mod table;
 #[cfg(test)]
 mod testing;
+mod trial;
 mod watchdog;
 
 pub use assign::{BASIS_POINTS, bucket, rollout_seed};
@@ -58,3 +59,4 @@ pub use state::{FailedStep, Failure, IllegalTransition, Outward, Stage, VersionS
 pub use stats::{BatchStats, Phase, Snapshot, Stats};
 pub use status::{CandidateStatus, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryStatus, Status, VersionStatus};
 pub use table::{Candidate, Publisher, Route, ServingTable, Split, Standing};
+pub use trial::{Latency, Trial, TrialFailure, TrialJob, TrialReport, examine};

@@ -9,7 +9,7 @@
 
 mod golden;
 mod reshape;
-mod warmup;
+pub(crate) mod warmup;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bascule_registry::{FORMAT_UNKNOWN, Generation, Manifest, format_of};
 use bascule_runtime_api::{Footprint, LoadError, LoadOptions, Runtime, Session, Signature};
@@ -29,6 +29,7 @@ use crate::instance::Interrupters;
 use crate::reconcile::Files;
 use crate::servable::Batching;
 use crate::state::FailedStep;
+use crate::trial::{Trial, TrialJob, TrialReport};
 use crate::{ModelSettings, Servable, ServableSpec, memory};
 
 /// How long the warm-up runs and golden samples of a version may take together. A model that needs longer for them would hold up
@@ -65,9 +66,12 @@ impl Runtimes {
         Runtimes(runtimes.into_iter().map(|runtime| Entry { version: runtime.version(), runtime }).collect())
     }
 
-    /// The formats whose library can't be used, and why.
+    /// The formats whose library can't be used, and why; those that a gateway may lack are left out.
     pub(crate) fn unavailable(&self) -> impl Iterator<Item = (&'static str, &LoadError)> {
-        self.0.iter().filter_map(|entry| Some((entry.runtime.format(), entry.version.as_ref().err()?)))
+        self.0
+            .iter()
+            .filter(|entry| !entry.runtime.is_optional())
+            .filter_map(|entry| Some((entry.runtime.format(), entry.version.as_ref().err()?)))
     }
 
     /// The runtime of the version's format. Where its files don't tell that, the settings may: by the runtime or by the model file.
@@ -118,8 +122,30 @@ pub(crate) struct Verified {
     runtime_version: String,
     options: LoadOptions,
     golden: Option<Golden>,
-    /// Memory of all sessions together.
+    /// Memory of all sessions together, while they are loaded.
     pub(crate) estimate: Footprint,
+    /// The same once they are, where a trial has measured it.
+    measured: Option<Footprint>,
+}
+
+impl Verified {
+    /// The runtime, and the version of its library.
+    pub(crate) fn runtime_name(&self) -> String {
+        format!("{} {}", self.runtime.name(), self.runtime_version)
+    }
+
+    /// Whether there are golden samples.
+    pub(crate) fn has_golden(&self) -> bool {
+        self.golden.is_some()
+    }
+
+    /// Goes by what a trial has measured of one session.
+    fn take(&mut self, report: &TrialReport, instances: u64) {
+        let of = |bytes: u64| Footprint { host_bytes: bytes, device_bytes: self.estimate.device_bytes, measured: true };
+        let all = report.memory_bytes.saturating_mul(instances);
+        self.measured = Some(of(all));
+        self.estimate = of(all.saturating_add(report.peak_bytes.saturating_sub(report.memory_bytes)));
+    }
 }
 
 impl std::fmt::Debug for Verified {
@@ -151,8 +177,8 @@ struct Warm {
     warnings: Vec<String>,
 }
 
-/// Reads everything that can be known without making a session.
-pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob) -> Result<Verified, LoadFailure> {
+/// Reads everything that can be known without making a session here, and has the version tried where there is a trial.
+pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob, trial: Option<&dyn Trial>) -> Result<Verified, LoadFailure> {
     guarded(FailedStep::Verifying, || {
         let failure = |cause: String| LoadFailure::new(FailedStep::Verifying, cause);
         let manifest = &job.generation.manifest;
@@ -171,8 +197,39 @@ pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob) -> Result<Verified, L
             device_bytes: one.device_bytes.saturating_mul(instances),
             measured: one.measured,
         };
-        Ok(Verified { runtime, runtime_version, options, golden, estimate })
+        let mut verified = Verified { runtime, runtime_version, options, golden, estimate, measured: None };
+        if let Some(trial) = trial {
+            let job = TrialJob::new(Arc::clone(&job.generation), Arc::clone(&job.settings), job.files.dir());
+            if let Some(report) = trial.try_out(&job, &verified.runtime_name(), one.host_bytes)? {
+                verified.take(&report, instances);
+            }
+        }
+        Ok(verified)
     })
+}
+
+/// A session that is warm, and when it was loaded.
+pub(crate) struct WarmOne {
+    pub(crate) session: Box<dyn Session>,
+    pub(crate) loaded_after: Instant,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Makes one session, warms it up and compares the golden samples.
+pub(crate) fn warm_one(verified: Verified, settings: ModelSettings, files: Files) -> Result<WarmOne, LoadFailure> {
+    let loaded = Arc::new(std::sync::OnceLock::new());
+    let on_warming = {
+        let loaded = Arc::clone(&loaded);
+        move || {
+            // Called once.
+            let _is_first = loaded.set(Instant::now());
+        }
+    };
+    let settings = ModelSettings { instances: 1, ..settings };
+    let mut warm = aside(WARM_UP_LIMIT, move |limit| warm(&verified, &settings, &files, limit, on_warming))?;
+    let session = warm.sessions.pop().ok_or_else(|| LoadFailure::new(FailedStep::Loading, "no session was made"))?;
+    let loaded_after = loaded.get().copied().unwrap_or_else(Instant::now);
+    Ok(WarmOne { session, loaded_after, warnings: warm.warnings })
 }
 
 /// Whether a version whose files lie in `dir` can be loaded under these settings: makes one session and drops it. Blocks, as long as a
@@ -189,7 +246,7 @@ pub fn try_load(
     let runtimes = Runtimes::open(runtimes.to_vec());
     let settings = Arc::new(settings.clone());
     let job = VerifyJob { generation: Arc::clone(generation), settings: Arc::clone(&settings), files: Files::at(dir) };
-    let tried = verify(&runtimes, &job).and_then(|verified| {
+    let tried = verify(&runtimes, &job, None).and_then(|verified| {
         guarded(FailedStep::Loading, || {
             let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
             let session = verified.runtime.load(dir, &verified.options).map_err(|error| failure(described(&error)))?;
@@ -242,12 +299,12 @@ fn load_within(
     at: impl FnOnce() -> DateTime<Utc>,
 ) -> Result<Loaded, LoadFailure> {
     let LoadJob { generation, settings, files, verified } = job;
-    let (runtime, runtime_version) = (verified.runtime.name(), verified.runtime_version.clone());
+    let (runtime, runtime_version, measured) = (verified.runtime.name(), verified.runtime_version.clone(), verified.measured);
     let warm = {
         let (settings, files) = (Arc::clone(&settings), files.clone());
         aside(warm_up_limit, move |limit| warm(&verified, &settings, &files, limit, on_warming))?
     };
-    let footprint = total(&warm.sessions);
+    let footprint = measured.unwrap_or_else(|| total(&warm.sessions));
     let spec = ServableSpec { generation, settings, runtime, runtime_version, footprint, loaded_at: at() };
     let servable = Servable::start(spec, warm.sessions)
         .map_err(|error| LoadFailure::new(FailedStep::Loading, format!("cannot start an instance's thread: {error}")))?;

@@ -9,8 +9,22 @@ const LOW_PRIORITY: i32 = 10;
 
 /// Main memory that the process has, as the operating system counts it; `None` where it does not tell.
 pub(crate) fn rss_bytes() -> Option<u64> {
+    told("VmRSS:")
+}
+
+/// The part of it that is the process's own: not the pages of files and libraries, which it shares and which can be read again.
+pub(crate) fn own_bytes() -> Option<u64> {
+    told("RssAnon:")
+}
+
+/// The most that it ever had.
+pub(crate) fn peak_rss_bytes() -> Option<u64> {
+    told("VmHWM:")
+}
+
+fn told(what: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(what))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

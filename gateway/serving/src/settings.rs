@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bascule_registry::VersionNumber;
 use bascule_runtime_api::{DataType, Device, Signature};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Which of the versions that exist are wanted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VersionPolicy {
     /// The `n` highest.
@@ -27,7 +27,7 @@ impl Default for VersionPolicy {
 }
 
 /// Whether a new version takes traffic by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutStrategy {
     /// Stable follows the highest ready version that the policy allows.
@@ -62,7 +62,7 @@ pub enum LoadMode {
 }
 
 /// Whether a request may run on the thread that brought it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Inline {
     /// Where the measured run time at this size is short and a run can be interrupted. One that takes 5 ms all the same is stopped and
@@ -76,7 +76,7 @@ pub enum Inline {
 }
 
 /// One input of a warm-up run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmupInput {
     /// The input's name.
     pub name: String,
@@ -89,7 +89,7 @@ pub struct WarmupInput {
 }
 
 /// What a tensor for a warm-up run holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WarmupContent {
     /// Zeros, or empty texts.
     Zero,
@@ -100,7 +100,7 @@ pub enum WarmupContent {
 }
 
 /// A run made before a version takes traffic.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmupSample {
     /// For logs.
     pub name: String,
@@ -111,7 +111,7 @@ pub struct WarmupSample {
 }
 
 /// Two shapes of one tensor with the same number of elements, without the batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reshape {
     /// What callers see.
     pub(crate) outward: Vec<i64>,
@@ -133,7 +133,7 @@ impl Reshape {
 }
 
 /// The tensors that callers see in another shape than the model's own, by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reshapes {
     /// Inputs.
     pub inputs: BTreeMap<String, Reshape>,
@@ -150,7 +150,7 @@ impl Reshapes {
 }
 
 /// The settings of a model with every default filled in.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelSettings {
     /// Rows in one run at the most. `None`: decided by the signature (32 where it can be batched, and a larger request runs alone);
     /// `Some(0)`: shapes have no batch axis, nothing is joined.

@@ -138,6 +138,8 @@ pub enum FailedStep {
     Fetching,
     /// No runtime, an unusable signature, unreadable golden samples, or a file that is no model.
     Verifying,
+    /// It did not survive its trial.
+    Trial,
     /// It does not fit the memory budget.
     Memory,
     /// The runtime refused it.
@@ -155,6 +157,7 @@ impl FailedStep {
             FailedStep::Settings => "settings",
             FailedStep::Fetching => "fetching",
             FailedStep::Verifying => "verifying",
+            FailedStep::Trial => "trial",
             FailedStep::Memory => "memory",
             FailedStep::Loading => "loading",
             FailedStep::Warming => "warming",

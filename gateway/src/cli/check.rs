@@ -174,7 +174,10 @@ impl Found {
         // Without its library nothing can be said of a runtime's models; that is said once.
         let broken = |runtime: &&Arc<dyn Runtime>| runtime.version().err().map(|error| (runtime.format(), error.to_string()));
         let unavailable: BTreeMap<&str, String> = runtimes.iter().collect::<Vec<_>>().iter().filter_map(broken).collect();
-        for (format, why) in &unavailable {
+        let exists = |format: &str| {
+            listing.models.values().flat_map(|model| model.versions.values()).any(|one| one.manifest.format == format)
+        };
+        for (format, why) in unavailable.iter().filter(|(format, _)| exists(format)) {
             self.warnings.push(format!("versions of the format {format} are not loaded to check them: {why}"));
         }
         let source = match Source::open(&effective.config) {

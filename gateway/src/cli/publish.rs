@@ -1,5 +1,6 @@
 //! `bascule publish`: writes a version into a registry; the last step of a training job.
 
+pub(super) mod files;
 mod progress;
 mod signature;
 mod wait;
@@ -7,10 +8,9 @@ mod wait;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
-use bascule_registry::{
-    Lineage, ModelName, PublishError, PublishRequest, Published, Registry, VersionNumber, collect_files, format_of, parse_version,
-};
+use anyhow::Context as _;
+use bascule_registry::{Lineage, ModelName, PublishError, PublishRequest, Published, Registry, VersionNumber, parse_version};
+use bascule_runtime_api::Signature;
 use clap::Args;
 use serde_json::json;
 
@@ -22,7 +22,9 @@ use super::args::{ConfigArgs, DEFAULT_GATEWAY, measure, pair};
 use super::failure::Failure;
 use super::gateway::Gateway;
 use super::output::{bytes, note, print, print_json};
+use super::trial::{settings_of, try_files};
 use super::{Outcome, in_background};
+use files::{Chosen, choose};
 use progress::Bar;
 use signature::Unread;
 use wait::{Quorum, gateways, wait_for};
@@ -73,6 +75,9 @@ pub(super) struct Publish {
     /// A mark of your own; may be repeated.
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = pair)]
     tags: Vec<(String, String)>,
+    /// Try it first, in a process of its own, as a gateway will: see `bascule trial`. Where it fails, nothing is published.
+    #[arg(long)]
+    verify: bool,
     /// Load it, but give it no traffic until a rollout says so.
     #[arg(long)]
     hold: bool,
@@ -129,15 +134,13 @@ impl Publish {
     }
 
     fn request(&self, config: &Config, environment: &Environment) -> Result<PublishRequest, Failure> {
-        let unreadable = || format!("can't read {}", self.path.display());
-        let files = collect_files(&self.path).with_context(unreadable)?;
-        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-        let entrypoint = entrypoint(&names, self.entrypoint.as_deref())?;
-        let format = match &self.format {
-            Some(format) => format.clone(),
-            None => guessed_format(&entrypoint)?.to_owned(),
-        };
+        let chosen = choose(&self.path, self.entrypoint.as_deref(), self.format.as_deref())?;
         let declared = self.signature.as_deref().map(signature::declared).transpose()?;
+        if self.verify {
+            self.verify(config, &chosen, declared.as_ref())?;
+        }
+        let Chosen { files, entrypoint, format } = chosen;
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
         let signature = match signature::read(config, &self.path, &entrypoint, &format, declared.clone()) {
             Ok(signature) => Some(signature),
             Err(Unread::Lacks(missing)) => return Err(self.lacks(&entrypoint, &missing)),
@@ -171,6 +174,19 @@ impl Publish {
 }
 
 impl Publish {
+    /// Has it tried under the settings beside it.
+    fn verify(&self, config: &Config, chosen: &Chosen, declared: Option<&Signature>) -> Outcome {
+        let settings = settings_of(&self.path);
+        let report = try_files(config, &self.path, chosen, &settings, self.golden.as_deref(), declared)?;
+        note(format!(
+            "passed its trial: {}, loaded in {:.0} ms, {} of memory",
+            report.runtime,
+            report.load_ms,
+            bytes(report.memory_bytes)
+        ));
+        Ok(())
+    }
+
     /// The model reads a file that would not be published.
     fn lacks(&self, entrypoint: &str, missing: &Path) -> Failure {
         let missing = missing.display();
@@ -194,61 +210,4 @@ fn said(published: &Published, registry: &str) -> String {
         reused => format!(", {} of it was there already", bytes(reused)),
     };
     format!("published {} to {registry}: {}{reused}, sha256 {}", published.key, bytes(published.bytes), published.digest)
-}
-
-fn guessed_format(entrypoint: &str) -> Result<&'static str, Failure> {
-    format_of(entrypoint).ok_or_else(|| {
-        Failure::new(format!("the format of {entrypoint} can't be told from its name"))
-            .hint("name it, for example with --format onnx")
-    })
-}
-
-/// What the file that a runtime opens is mostly called.
-const USUAL: [&str; 3] = ["model.onnx", "model.pt", "model.fake.json"];
-
-/// The file that the runtime opens.
-fn entrypoint(files: &[&str], named: Option<&str>) -> Result<String, Failure> {
-    if let Some(named) = named {
-        return match files.contains(&named) {
-            true => Ok(named.to_owned()),
-            false => Err(anyhow!("--entrypoint: there is no file {named:?} among {}", files.join(", ")).into()),
-        };
-    }
-    let models: Vec<&&str> = files.iter().filter(|file| format_of(file).is_some()).collect();
-    if let Some(usual) = models.iter().find(|file| USUAL.contains(**file)) {
-        return Ok((**usual).to_string());
-    }
-    match (models.as_slice(), files) {
-        ([only], _) => Ok((**only).to_owned()),
-        // A single file of any name: --format says what it is.
-        ([], [only]) => Ok((*only).to_owned()),
-        ([], []) => Err(Failure::new("the folder holds no files")),
-        _ => Err(Failure::new(format!("which of {} is the model?", files.join(", "))).hint("name it with --entrypoint")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_model_file_is_found_or_asked_for() {
-        let check = |files: &[&str], named| entrypoint(files, named).map_err(|failure| failure.text());
-        assert_eq!(check(&["net.onnx"], None), Ok("net.onnx".into()));
-        assert_eq!(check(&["golden.json", "model.onnx", "other.onnx"], None), Ok("model.onnx".into()));
-        assert_eq!(check(&["golden.json", "net.onnx", "weights.bin"], None), Ok("net.onnx".into()));
-        assert_eq!(check(&["anything"], None), Ok("anything".into()));
-        assert_eq!(check(&["a.onnx", "b.onnx"], Some("b.onnx")), Ok("b.onnx".into()));
-        assert!(check(&["a.onnx", "b.onnx"], None).unwrap_err().contains("--entrypoint"));
-        assert!(check(&["a.onnx"], Some("c.onnx")).unwrap_err().contains("\"c.onnx\""));
-        assert!(check(&["a.txt", "b.txt"], None).is_err());
-        assert!(check(&[], None).is_err());
-    }
-
-    #[test]
-    fn formats_are_told_by_their_endings() {
-        assert_eq!(guessed_format("x/model.onnx").unwrap(), "onnx");
-        assert_eq!(guessed_format("model.pt").unwrap(), "torchscript");
-        assert!(guessed_format("model.bin").unwrap_err().text().contains("--format onnx"));
-    }
 }

@@ -123,6 +123,14 @@ const TORCH_LIBRARY: Key<Option<PathBuf>> = Key::new("torch.library", || None, "
 const TORCH_PLUGIN: Key<Option<PathBuf>> = Key::new("torch.plugin", || None, "your own libbascule_torch.so");
 const TORCH_THREADS: Key<u32> =
     Key::new("torch.threads", || 1, "threads of one operator, for all TorchScript models together").checked(threads);
+const TRIAL_MODE: Key<TrialMode> =
+    Key::new("trial.mode", || TrialMode::Process, "whether a version is tried out in a process of its own before it is loaded");
+const TRIAL_TIMEOUT: Key<Duration> = Key::new("trial.timeout", || Duration::from_secs(300), "how long a trial may take");
+const TRIAL_MEMORY: Key<Option<ByteCount>> = Key::new(
+    "trial.memory_limit",
+    || None,
+    "main memory that a trial may take; unset for four times what the version is thought to take, and 1 GiB",
+);
 const FORMAT: Key<LogFormat> = Key::new("log.format", || LogFormat::Text, "how log lines look");
 const LEVEL: Key<String> = Key::new(
     "log.level",
@@ -177,6 +185,9 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &TORCH_LIBRARY,
     &TORCH_PLUGIN,
     &TORCH_THREADS,
+    &TRIAL_MODE,
+    &TRIAL_TIMEOUT,
+    &TRIAL_MEMORY,
     &FORMAT,
     &LEVEL,
     &STATE_DIR,
@@ -229,6 +240,8 @@ pub struct Config {
     pub onnxruntime_threads: u32,
     /// `[torch]`.
     pub torch: TorchConfig,
+    /// `[trial]`.
+    pub trial: TrialConfig,
     /// `log.format`.
     pub log_format: LogFormat,
     /// `log.level`.
@@ -272,8 +285,30 @@ pub struct RegistryConfig {
     pub absent: Absent,
 }
 
+/// Where versions are tried out before they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrialMode {
+    /// In a process of their own.
+    Process,
+    /// Nowhere.
+    Off,
+}
+
+words!(TrialMode, "process" => TrialMode::Process, "off" => TrialMode::Off);
+
+/// Trials of versions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrialConfig {
+    /// `trial.mode`.
+    pub mode: TrialMode,
+    /// `trial.timeout`.
+    pub timeout: Duration,
+    /// `trial.memory_limit`.
+    pub memory_limit: Option<ByteCount>,
+}
+
 /// libtorch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TorchConfig {
     /// `torch.library`.
     pub library: Option<PathBuf>,
@@ -342,6 +377,11 @@ impl Config {
                 library: layers.take(&TORCH_LIBRARY),
                 plugin: layers.take(&TORCH_PLUGIN),
                 threads: layers.take(&TORCH_THREADS),
+            },
+            trial: TrialConfig {
+                mode: layers.take(&TRIAL_MODE),
+                timeout: layers.take(&TRIAL_TIMEOUT),
+                memory_limit: layers.take(&TRIAL_MEMORY),
             },
             log_format: layers.take(&FORMAT),
             log_level: layers.take(&LEVEL),

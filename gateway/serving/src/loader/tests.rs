@@ -38,7 +38,7 @@ impl Fixture {
             settings: Arc::new(self.settings.clone()),
             files: Files::at(self.dir.path()),
         };
-        verify(&runtimes, &job)
+        verify(&runtimes, &job, None)
     }
 
     fn load(&self) -> Result<Loaded, LoadFailure> {

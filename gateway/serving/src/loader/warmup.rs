@@ -55,15 +55,24 @@ fn ordered(session: &dyn Session, sample: &WarmupSample) -> Result<Vec<Tensor>, 
     tensors.collect()
 }
 
-/// One run of zeros and empty strings; every open dimension is 1.
+/// One run of zeros and empty strings.
 fn generated(session: &mut dyn Session, context: &RunContext<'_>) -> Result<(), String> {
-    let mut budget = MAX_GENERATED_BYTES;
-    let inputs: Result<Vec<Tensor>, String> = session.signature().inputs.iter().map(|spec| zeros(spec, &mut budget)).collect();
-    session.run(&inputs?, context).map(drop).map_err(|error| format!("a run with zeros failed: {}", with_causes(&error)))
+    let inputs = made_up(session, 1)?;
+    session.run(&inputs, context).map(drop).map_err(|error| format!("a run with zeros failed: {}", with_causes(&error)))
 }
 
-fn zeros(spec: &TensorSpec, budget: &mut usize) -> Result<Tensor, String> {
-    let shape: Vec<i64> = spec.shape.iter().map(|dim| if *dim < 0 { 1 } else { *dim }).collect();
+/// Zeros and empty strings for so many rows; every other open dimension is 1.
+pub(crate) fn made_up(session: &dyn Session, rows: usize) -> Result<Vec<Tensor>, String> {
+    let mut budget = MAX_GENERATED_BYTES;
+    let rows = session.signature().batch_axis.map(|_| i64::try_from(rows).unwrap_or(i64::MAX));
+    session.signature().inputs.iter().map(|spec| zeros(spec, rows, &mut budget)).collect()
+}
+
+fn zeros(spec: &TensorSpec, rows: Option<i64>, budget: &mut usize) -> Result<Tensor, String> {
+    let mut shape: Vec<i64> = spec.shape.iter().map(|dim| if *dim < 0 { 1 } else { *dim }).collect();
+    if let (Some(first), Some(rows)) = (shape.first_mut(), rows) {
+        *first = rows;
+    }
     let too_large = || format!("input '{}' of shape {shape:?} is too large to make up", spec.name);
     let count = element_count(&shape).ok_or_else(too_large)?;
     // An empty string is its length alone.

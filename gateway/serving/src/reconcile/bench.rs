@@ -191,7 +191,7 @@ impl Bench {
                 self.tell(Event::Fetched { id, result: Ok(files) });
             }
             Effect::Verify { id, job } => {
-                let result = loader::verify(&self.runtimes, &job);
+                let result = loader::verify(&self.runtimes, &job, None);
                 self.tell(Event::Verified { id, result });
             }
             Effect::Load { id, job } => {

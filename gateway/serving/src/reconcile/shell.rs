@@ -18,6 +18,7 @@ use crate::loader::{self, LoadFailure, Runtimes};
 use crate::memory;
 use crate::persist::Writer;
 use crate::state::FailedStep;
+use crate::trial::Trial;
 
 /// Events that are taken in before the table is published and the snapshot replaced.
 const MAX_EVENTS: usize = 256;
@@ -38,6 +39,7 @@ pub(crate) struct Shell {
     writer: Arc<Writer>,
     on_retired: Arc<dyn Fn(&VersionKey) + Send + Sync>,
     on_trim: Arc<dyn Fn() + Send + Sync>,
+    trial: Option<Arc<dyn Trial>>,
     wanted: Arc<Mutex<HashSet<ModelName>>>,
     fetches: HashMap<ResidencyId, AbortHandle>,
 }
@@ -67,6 +69,7 @@ impl Shell {
             writer,
             on_retired: Arc::clone(&options.on_retired),
             on_trim: Arc::clone(&options.on_trim),
+            trial: options.trial.clone(),
             wanted,
             fetches: HashMap::new(),
         };
@@ -149,8 +152,11 @@ impl Shell {
                 }
             }
             Effect::Verify { id, job } => {
-                let runtimes = Arc::clone(&self.runtimes);
-                let work = move |_: &mpsc::WeakSender<Event>| Event::Verified { id, result: loader::verify(&runtimes, &job) };
+                let (runtimes, trial) = (Arc::clone(&self.runtimes), self.trial.clone());
+                let work = move |_: &mpsc::WeakSender<Event>| Event::Verified {
+                    id,
+                    result: loader::verify(&runtimes, &job, trial.as_deref()),
+                };
                 self.on_thread("loader", work, |failure| Event::Verified { id, result: Err(failure) });
             }
             Effect::Load { id, job } => {

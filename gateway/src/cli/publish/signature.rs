@@ -55,7 +55,7 @@ pub(super) fn read(
     let (folder, _alone) = match path.is_dir() {
         true => (path.to_owned(), None),
         false => {
-            let alone = alone(path, entrypoint).map_err(|error| format!("can't put {entrypoint} aside: {error}"))?;
+            let alone = super::files::alone(path, entrypoint).map_err(|error| format!("can't put {entrypoint} aside: {error}"))?;
             (alone.path().to_owned(), Some(alone))
         }
     };
@@ -64,20 +64,6 @@ pub(super) fn read(
     runtime.estimate(&folder, &options).map_err(|error| unread(error, entrypoint))?;
     let session = runtime.load(&folder, &options).map_err(|error| unread(error, entrypoint))?;
     Ok(session.signature().clone())
-}
-
-/// A folder with this file and nothing else.
-fn alone(file: &Path, name: &str) -> io::Result<tempfile::TempDir> {
-    // Links of links would lead to what lies beside the file.
-    let file = file.canonicalize()?;
-    // Beside the file, where that can be: there a link costs nothing, and a model may be larger than what is free for temporary files.
-    let beside = file.parent().map(|parent| tempfile::Builder::new().prefix(".bascule-").tempdir_in(parent));
-    let folder = beside.and_then(Result::ok).map_or_else(tempfile::tempdir, Ok)?;
-    let place = folder.path().join(name);
-    if std::fs::hard_link(&file, &place).is_err() {
-        std::fs::copy(&file, &place)?;
-    }
-    Ok(folder)
 }
 
 fn unread(error: LoadError, entrypoint: &str) -> Unread {

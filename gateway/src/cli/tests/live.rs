@@ -14,6 +14,9 @@ use crate::config::{self, Given};
 use crate::npy;
 use crate::server::Server;
 
+/// A trial starts the program again, which here is that of the tests.
+const NO_TRIAL: &str = "trial.mode=off";
+
 struct Live {
     runtime: Runtime,
     server: Option<Server>,
@@ -39,7 +42,7 @@ impl Live {
             ("registry.url", "--registry", self.registry()),
             ("state.dir", "--state-dir", self.path("state").display().to_string()),
         ];
-        let given = Given { flags, sets: vec!["registry.poll_interval=100ms".into()], ..Given::default() };
+        let given = Given { flags, sets: vec!["registry.poll_interval=100ms".into(), NO_TRIAL.into()], ..Given::default() };
         let effective = config::load(&given, &Environment::default()).unwrap();
         self.runtime.block_on(Server::start(&effective, vec![Arc::new(FakeRuntime::new())]))
     }

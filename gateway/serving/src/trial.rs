@@ -1,0 +1,169 @@
+//! Trying a version out before anything else is done with it, in a process of its own: whatever it does there, nothing that serves notices.
+//!
+//! [`Trial`] is what the engine asks; the program decides where and within which limits. [`examine`] is what happens there: the version is
+//! loaded, warmed up and compared with its golden samples as the engine would do it, and measured on the way.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bascule_registry::Generation;
+use bascule_runtime_api::{RunContext, Runtime, Session, Signature};
+use serde::{Deserialize, Serialize};
+
+use crate::loader::{self, LoadFailure, Runtimes, VerifyJob, warmup};
+use crate::reconcile::Files;
+use crate::state::FailedStep;
+use crate::{ModelSettings, memory};
+
+/// Batch sizes whose latency is measured.
+const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
+
+/// What a session takes at the least, in bytes: small ones live in what their library had left over when it was opened.
+const LEAST_BYTES: u64 = 1 << 20;
+
+/// Runs of one batch size at the most.
+const RUNS: usize = 20;
+
+/// What is to be tried.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrialJob {
+    /// The version.
+    pub generation: Arc<Generation>,
+    /// How it is to be loaded.
+    pub settings: Arc<ModelSettings>,
+    /// Where its files lie.
+    pub dir: PathBuf,
+    /// How long measuring the latency of one batch size may take; nothing is measured where it is zero.
+    pub measure: Duration,
+}
+
+/// How long runs of so many rows take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Rows in a run.
+    pub rows: usize,
+    /// The median in microseconds.
+    pub p50_us: f64,
+    /// The longest in microseconds.
+    pub max_us: f64,
+}
+
+/// What a trial found of a version that passed it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialReport {
+    /// The runtime, and the version of its library.
+    pub runtime: String,
+    /// The device that ran it.
+    pub device: String,
+    /// What it takes and gives.
+    pub signature: Signature,
+    /// From its files to a session, in milliseconds.
+    pub load_ms: f64,
+    /// Main memory of one session, in bytes: what the process had more of its own after loading and warming it up.
+    pub memory_bytes: u64,
+    /// The same at the most, while it was loaded.
+    pub peak_bytes: u64,
+    /// By batch size; empty where nothing was measured, or runs of made-up inputs fail.
+    pub latency: Vec<Latency>,
+    /// Whether there were golden samples, all of which it answered as it should.
+    pub golden: bool,
+    /// What went wrong without failing it.
+    pub warnings: Vec<String>,
+}
+
+/// Why a version failed its trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialFailure {
+    /// The step: `verifying`, `loading`, `warming`, `golden`, or `trial` where the process ended without an answer.
+    pub step: String,
+    /// What happened.
+    pub cause: String,
+}
+
+impl From<LoadFailure> for TrialFailure {
+    fn from(failure: LoadFailure) -> TrialFailure {
+        TrialFailure { step: failure.step.name().to_owned(), cause: failure.cause }
+    }
+}
+
+impl From<TrialFailure> for LoadFailure {
+    fn from(failure: TrialFailure) -> LoadFailure {
+        let steps = [FailedStep::Verifying, FailedStep::Loading, FailedStep::Warming, FailedStep::Golden];
+        let step = steps.into_iter().find(|step| step.name() == failure.step).unwrap_or(FailedStep::Trial);
+        LoadFailure::new(step, failure.cause)
+    }
+}
+
+/// Tries versions out. Blocks; called by the thread that verifies a version, never by one that serves.
+pub trait Trial: Send + Sync {
+    /// Has the version tried, or finds that it was. `runtime` names the runtime with its library's version, `estimate_bytes` is the memory
+    /// that it is thought to take. `None` where no trial was made.
+    ///
+    /// # Errors
+    /// The version must not be loaded.
+    fn try_out(&self, job: &TrialJob, runtime: &str, estimate_bytes: u64) -> Result<Option<TrialReport>, TrialFailure>;
+}
+
+/// Loads a version, warms it up, compares its golden samples, and measures it, in this very process.
+///
+/// # Errors
+/// The step that failed, and why.
+pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob) -> Result<TrialReport, TrialFailure> {
+    let runtimes = Runtimes::open(runtimes.to_vec());
+    let files = Files::at(&job.dir);
+    let verify = VerifyJob { generation: Arc::clone(&job.generation), settings: Arc::clone(&job.settings), files: files.clone() };
+    let verified = loader::verify(&runtimes, &verify, None)?;
+    let (has_golden, runtime) = (verified.has_golden(), verified.runtime_name());
+    let (before, started) = (memory::own_bytes().unwrap_or_default(), Instant::now());
+    // One session is enough: the others are its like.
+    let settings = ModelSettings { instances: 1, ..(*job.settings).clone() };
+    let warm = loader::warm_one(verified, settings, files)?;
+    let load_ms = warm.loaded_after.saturating_duration_since(started).as_secs_f64() * 1e3;
+    let memory_bytes = memory::own_bytes().unwrap_or_default().saturating_sub(before).max(LEAST_BYTES);
+    // What it had for a moment beyond what it has now.
+    let for_a_moment = memory::peak_rss_bytes().unwrap_or_default().saturating_sub(memory::rss_bytes().unwrap_or_default());
+    let mut session = warm.session;
+    let largest = job.settings.max_batch_size.map_or(32, |size| size as usize);
+    let latency = if job.measure.is_zero() { Vec::new() } else { latencies(session.as_mut(), largest, job.measure) };
+    Ok(TrialReport {
+        runtime,
+        device: session.device().to_string(),
+        signature: session.signature().clone(),
+        load_ms,
+        memory_bytes,
+        peak_bytes: memory_bytes.saturating_add(for_a_moment),
+        latency,
+        golden: has_golden,
+        warnings: warm.warnings,
+    })
+}
+
+/// Runs made-up inputs of growing size, each for this long at the most. A size that fails ends it.
+fn latencies(session: &mut dyn Session, largest: usize, limit: Duration) -> Vec<Latency> {
+    let sizes: &[usize] = if session.signature().batch_axis.is_some() { &BATCH_SIZES } else { &BATCH_SIZES[..1] };
+    let mut measured = Vec::new();
+    for rows in sizes.iter().copied().filter(|rows| *rows <= largest.max(1)) {
+        let Ok(inputs) = warmup::made_up(session, rows) else { break };
+        let (begun, mut times) = (Instant::now(), Vec::new());
+        while times.len() < RUNS && (times.is_empty() || begun.elapsed() < limit) {
+            let started = Instant::now();
+            if session.run(&inputs, &RunContext::default()).is_err() {
+                return measured;
+            }
+            times.push(started.elapsed().as_secs_f64() * 1e6);
+        }
+        times.sort_unstable_by(f64::total_cmp);
+        let (p50_us, max_us) = (times[times.len() / 2], times.last().copied().unwrap_or_default());
+        measured.push(Latency { rows, p50_us, max_us });
+    }
+    measured
+}
+
+/// Where a version's files lie in a job.
+impl TrialJob {
+    /// A job without measurements of latency.
+    pub fn new(generation: Arc<Generation>, settings: Arc<ModelSettings>, dir: &Path) -> TrialJob {
+        TrialJob { generation, settings, dir: dir.to_owned(), measure: Duration::ZERO }
+    }
+}

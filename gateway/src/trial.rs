@@ -1,0 +1,114 @@
+//! Trials of versions in a process of their own, and the verdicts that are kept.
+//!
+//! The process is this program again, told to try one version ([`inside`]). It has limits, lets every other process go first, and is the
+//! first to go when the machine runs out of memory. However it ends, it ends alone: a crash, a hang or a growing appetite is a verdict.
+
+mod child;
+mod inside;
+mod verdicts;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bascule_serving::{ModelSettings, Trial, TrialFailure, TrialJob, TrialReport};
+use serde::{Deserialize, Serialize};
+
+use crate::compose::Libraries;
+pub use child::Limits;
+pub use inside::run as run_inside;
+use verdicts::Verdicts;
+
+/// Memory that a version may take in its trial beyond four times what it is thought to take, where nothing else is set.
+const SPARE_BYTES: u64 = 1 << 30;
+
+/// What the process is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Told {
+    pub(crate) job: TrialJob,
+    pub(crate) libraries: Libraries,
+    /// Seconds of processor time.
+    pub(crate) cpu_seconds: u64,
+}
+
+/// What it answers, in the last line that it writes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    Passed(TrialReport),
+    Failed(TrialFailure),
+}
+
+/// Tries one version in a process of its own. Blocks.
+///
+/// # Errors
+/// The version failed, or the process ended without an answer.
+pub fn try_once(job: &TrialJob, libraries: &Libraries, limits: Limits) -> Result<TrialReport, TrialFailure> {
+    let told = Told { job: job.clone(), libraries: libraries.clone(), cpu_seconds: limits.cpu_seconds() };
+    child::run(&told, limits)
+}
+
+/// Trials for a gateway: one at a time, and each version once.
+pub struct Trials {
+    libraries: Libraries,
+    timeout: Duration,
+    memory_limit: Option<u64>,
+    verdicts: Verdicts,
+    turn: Mutex<()>,
+}
+
+impl Trials {
+    /// Trials whose verdicts are kept in `dir`.
+    pub fn new(libraries: Libraries, timeout: Duration, memory_limit: Option<u64>, dir: PathBuf) -> Trials {
+        Trials { libraries, timeout, memory_limit, verdicts: Verdicts::in_dir(dir), turn: Mutex::new(()) }
+    }
+}
+
+impl Trial for Trials {
+    fn try_out(&self, job: &TrialJob, runtime: &str, estimate_bytes: u64) -> Result<Option<TrialReport>, TrialFailure> {
+        let subject = verdicts::subject(job, runtime);
+        if let Some(report) = self.verdicts.find(&subject) {
+            return Ok(Some(report));
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever had the turn before may have tried the same files.
+        if let Some(report) = self.verdicts.find(&subject) {
+            return Ok(Some(report));
+        }
+        let memory_bytes = self.memory_limit.unwrap_or(estimate_bytes.saturating_mul(4).saturating_add(SPARE_BYTES));
+        let limits = Limits { timeout: self.timeout, memory_bytes };
+        let report = try_once(job, &self.libraries, limits).inspect_err(|failure| {
+            tracing::debug!(model = %job.generation.key, step = failure.step, cause = failure.cause, "a trial failed");
+        })?;
+        tracing::info!(
+            model = %job.generation.key.model, version = job.generation.key.version, load_ms = report.load_ms,
+            memory_bytes = report.memory_bytes, "passed its trial"
+        );
+        self.verdicts.keep(&subject, &report);
+        Ok(Some(report))
+    }
+}
+
+/// The settings that make a difference to a trial.
+fn relevant(settings: &ModelSettings) -> ModelSettings {
+    let own = ModelSettings::default();
+    ModelSettings {
+        version_policy: own.version_policy,
+        rollout: own.rollout,
+        instances: own.instances,
+        queue_capacity: own.queue_capacity,
+        queue_timeout: own.queue_timeout,
+        max_queue_delay: own.max_queue_delay,
+        labels: own.labels,
+        label_filenames: own.label_filenames,
+        parameters: own.parameters,
+        warnings: own.warnings,
+        ..settings.clone()
+    }
+}
+
+/// This program, to be started again. Where its file was replaced meanwhile, the one that runs.
+fn program() -> PathBuf {
+    let running = Path::new("/proc/self/exe");
+    if running.exists() { running.to_owned() } else { std::env::current_exe().unwrap_or_default() }
+}

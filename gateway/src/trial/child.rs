@@ -1,0 +1,184 @@
+//! The process that tries a version, seen from outside: started, watched, and ended where it goes too far.
+
+use std::io::{Read, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bascule_serving::{TrialFailure, TrialReport};
+
+use super::{Answer, Told, program};
+
+/// Between two looks at what the process takes.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How much of what it says last is told.
+const SAID_BYTES: usize = 2048;
+
+/// The step of a version whose process ended without an answer.
+const STEP: &str = "trial";
+
+/// How far a trial may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Main memory that its process may have.
+    pub memory_bytes: u64,
+}
+
+impl Limits {
+    /// Processor time, for a process that escapes whoever watches it: all cores for as long as it may take.
+    pub(super) fn cpu_seconds(self) -> u64 {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+        self.timeout.as_secs().saturating_add(1).saturating_mul(cores)
+    }
+}
+
+/// Starts the process, tells it what to try, and waits for its answer within the limits.
+pub(super) fn run(told: &Told, limits: Limits) -> Result<TrialReport, TrialFailure> {
+    let text = serde_json::to_vec(told).map_err(|error| failed(format!("the trial can't be told what to try: {error}")))?;
+    let mut command = Command::new(program());
+    command.args(["trial", "--inside"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = Running(command.spawn().map_err(|error| failed(format!("the trial's process can't be started: {error}")))?);
+    let answered = collect(child.0.stdout.take());
+    let said = std::thread::spawn({
+        let mut stderr = child.0.stderr.take();
+        move || last_of(stderr.as_mut())
+    });
+    if let Some(mut stdin) = child.0.stdin.take() {
+        // Where it does not read, it has ended: that is found below.
+        drop(stdin.write_all(&text));
+    }
+    let answer = watch(&mut child.0, &answered, limits)?;
+    let status = child.0.wait().map_err(|error| failed(format!("how the trial's process ended is not known: {error}")))?;
+    let line = answer.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    match serde_json::from_str(line) {
+        Ok(Answer::Passed(report)) if status.success() => Ok(report),
+        Ok(Answer::Failed(failure)) => Err(failure),
+        _ => Err(failed(ended(status, said))),
+    }
+}
+
+/// A process that is ended where nobody waits for it any more.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has mostly ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Waits until the process has said all that it will say.
+fn watch(child: &mut Child, answered: &Receiver<String>, limits: Limits) -> Result<String, TrialFailure> {
+    let started = Instant::now();
+    loop {
+        match answered.recv_timeout(LOOK_INTERVAL) {
+            Ok(answer) => return Ok(answer),
+            Err(RecvTimeoutError::Disconnected) => return Ok(String::new()),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let timeout = limits.timeout;
+        if started.elapsed() > timeout {
+            return Err(failed(format!("it did not end within {} and was killed", humantime::format_duration(timeout))));
+        }
+        if let Some(bytes) = resident_bytes(child.id()).filter(|bytes| *bytes > limits.memory_bytes) {
+            let shown = |bytes: u64| bytesize::ByteSize(bytes).display().iec().to_string();
+            let (has, limit) = (shown(bytes), shown(limits.memory_bytes));
+            return Err(failed(format!("it had {has} of memory, more than its limit of {limit}, and was killed")));
+        }
+    }
+}
+
+/// Main memory of a process; `None` where it has ended, or the system does not tell.
+fn resident_bytes(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// All that comes, once nothing comes any more.
+fn collect(from: Option<impl Read + Send + 'static>) -> Receiver<String> {
+    let (sender, receiver) = sync_channel(1);
+    std::thread::spawn(move || {
+        let mut all = Vec::new();
+        // What came before an error counts as well.
+        drop(from.map(|mut from| from.read_to_end(&mut all)));
+        // Whoever waits may have given up.
+        drop(sender.send(String::from_utf8_lossy(&all).into_owned()));
+    });
+    receiver
+}
+
+/// The end of what comes.
+fn last_of(from: Option<&mut impl Read>) -> String {
+    let (mut last, mut chunk) = (Vec::new(), [0; 4096]);
+    if let Some(from) = from {
+        while let Ok(read @ 1..) = from.read(&mut chunk) {
+            last.extend_from_slice(&chunk[..read]);
+            last.drain(..last.len().saturating_sub(SAID_BYTES));
+        }
+    }
+    String::from_utf8_lossy(&last).trim().to_owned()
+}
+
+/// How a process ended that gave no answer, and what it said last.
+fn ended(status: ExitStatus, said: JoinHandle<String>) -> String {
+    let how = match status.signal() {
+        Some(signal) => format!("its process was ended by {}", signal_name(signal)),
+        None => format!("its process ended without an answer ({status})"),
+    };
+    match said.join() {
+        Ok(said) if !said.is_empty() => format!("{how}; it said: {said}"),
+        _ => how,
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        libc::SIGABRT => "SIGABRT, as abort() sends it",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGILL => "SIGILL",
+        libc::SIGKILL => "SIGKILL, as the system sends it where memory runs out",
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGXCPU => "SIGXCPU: it took more processor time than it may",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
+}
+
+fn failed(cause: String) -> TrialFailure {
+    TrialFailure { step: STEP.to_owned(), cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_process_ended_is_told_by_name() {
+        let after = |command: &str, said: &str| {
+            let status = Command::new("sh").args(["-c", command]).status().unwrap();
+            let said = said.to_owned();
+            ended(status, std::thread::spawn(move || said))
+        };
+        assert_eq!(after("kill -SEGV $$", ""), "its process was ended by SIGSEGV");
+        assert_eq!(
+            after("kill -ABRT $$", "terminate called"),
+            "its process was ended by SIGABRT, as abort() sends it; it said: terminate called"
+        );
+        assert_eq!(after("exit 7", ""), "its process ended without an answer (exit status: 7)");
+    }
+
+    #[test]
+    fn only_the_end_of_what_is_said_is_told() {
+        let said = format!("{}the end\n", "x".repeat(10 * SAID_BYTES));
+        let told = last_of(Some(&mut said.as_bytes()));
+        assert!(told.ends_with("the end") && told.len() < SAID_BYTES + 1, "{}", told.len());
+    }
+}

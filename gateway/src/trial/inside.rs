@@ -1,0 +1,54 @@
+//! The process that tries a version, from inside: its limits, and the trial.
+
+use std::io::{Read as _, Write as _};
+
+use anyhow::{Context as _, Result};
+use bascule_serving::examine;
+
+use super::{Answer, Told};
+use crate::compose;
+
+/// How readily the system ends this process where memory runs out: before all others.
+const OOM_SCORE: &[u8] = b"1000";
+
+/// Reads what to try from standard input, tries it, and writes the answer as the last line of standard output. Before any other thread.
+///
+/// # Errors
+/// What is told can't be read, or the answer can't be written.
+pub fn run() -> Result<()> {
+    let mut text = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut text).context("can't read what to try")?;
+    let told: Told = serde_json::from_slice(&text).context("what to try is not understood")?;
+    confine(told.cpu_seconds);
+    let runtimes = compose::open_runtimes(&told.libraries);
+    let answer = match examine(&runtimes, &told.job) {
+        Ok(report) => Answer::Passed(report),
+        Err(failure) => Answer::Failed(failure),
+    };
+    let line = serde_json::to_string(&answer).context("can't write the answer")?;
+    let mut stdout = std::io::stdout().lock();
+    // A library may have written half a line.
+    writeln!(stdout, "\n{line}").and_then(|()| stdout.flush()).context("can't write the answer")
+}
+
+/// Takes from this process what a trial has no use for. What the system refuses is gone without: the process is watched from outside, too.
+fn confine(cpu_seconds: u64) {
+    bascule_serving::lower_priority();
+    drop(std::fs::write("/proc/self/oom_score_adj", OOM_SCORE));
+    #[cfg(target_os = "linux")]
+    {
+        let limit = |seconds: u64| libc::rlimit { rlim_cur: seconds, rlim_max: seconds.saturating_add(1) };
+        let (cpu, core) = (limit(cpu_seconds), libc::rlimit { rlim_cur: 0, rlim_max: 0 });
+        #[expect(unsafe_code, reason = "the standard library sets no limits")]
+        // SAFETY: numbers, and structures that live longer than the calls; no other thread exists yet, as a new user namespace asks.
+        unsafe {
+            libc::setrlimit(libc::RLIMIT_CPU, &raw const cpu);
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const core);
+            // It ends with whoever started it, and gains nothing by running another program.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            // A network of its own, in which there is nobody.
+            libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Versions that must not reach what serves: what they do, they do in a process of their own.
+
+use std::path::Path;
+
+use bascule_onnx_writer::{Attribute, Graph, OnnxModel, models};
+use bascule_runtime_api::DataType;
+use serde_json::{Value, json};
+
+use crate::http::{get, post};
+use crate::sandbox::{Gateway, Sandbox};
+
+/// A model that never ends a run: what its loop does once it does for ever.
+fn for_ever(step: Graph) -> OnnxModel {
+    let body = step
+        .input("iteration", DataType::Int64, &[])
+        .input("go_on", DataType::Bool, &[])
+        .input("sum", DataType::Fp32, &[-1])
+        .output("still_go_on", DataType::Bool, &[])
+        .output("next_sum", DataType::Fp32, &[-1])
+        .node("Identity", &["go_on"], &["still_go_on"]);
+    Graph::new()
+        .input("x", DataType::Fp32, &[-1])
+        .output("y", DataType::Fp32, &[-1])
+        .weights("iterations", DataType::Int64, &[], i64::MAX.to_le_bytes().to_vec())
+        .node_with("Loop", &["iterations", "", "x"], &["y"], vec![("body", Attribute::Graph(body))])
+        .build()
+}
+
+fn looping() -> OnnxModel {
+    for_ever(Graph::new().node("Neg", &["sum"], &["next_sum"]))
+}
+
+fn growing() -> OnnxModel {
+    for_ever(Graph::new().node_with("Concat", &["sum", "sum"], &["next_sum"], vec![("axis", Attribute::Int(0))]))
+}
+
+fn good() -> OnnxModel {
+    models::linear(&[2.0], &[1.0])
+}
+
+/// A gateway that serves version 1 of `m`.
+fn serving(sandbox: &Sandbox) -> Gateway {
+    sandbox.plain("m", 1, &good());
+    let gateway = sandbox.serve().ready();
+    gateway.wait_version("m", 1);
+    gateway
+}
+
+fn version(status: &Value, number: u64) -> Option<&Value> {
+    status["models"][0]["versions"].as_array()?.iter().find(|version| version["version"] == number)
+}
+
+/// Waits until a version has failed, and tells at which step and why; what served answers all the same.
+fn failure(gateway: &Gateway, number: u64) -> (String, String) {
+    let failed = |status: &Value| version(status, number).is_some_and(|version| version["cause"].is_string());
+    let status = gateway.eventually_admin("/admin/v1/status", |_, status| failed(status));
+    let version = version(&status, number).unwrap();
+    answers(gateway);
+    (version["failed_step"].as_str().unwrap().to_owned(), version["cause"].as_str().unwrap().to_owned())
+}
+
+fn answers(gateway: &Gateway) {
+    let request = json!({ "inputs": [{ "name": "x", "datatype": "FP32", "shape": [1, 1], "data": [3] }] });
+    let answer = post(gateway.http, "/v2/models/m/infer", &request);
+    assert_eq!((answer.status, &answer.json()["outputs"][0]["data"]), (200, &json!([7.0])), "{}", answer.text());
+}
+
+#[test]
+fn a_version_that_does_not_end_is_killed_and_reported() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox.set("trial.timeout=2s");
+    let gateway = serving(&sandbox);
+    sandbox.plain("m", 2, &looping());
+    assert_eq!(failure(&gateway, 2), ("trial".into(), "it did not end within 2s and was killed".into()));
+}
+
+#[test]
+fn a_version_that_takes_ever_more_memory_is_killed_and_reported() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox.set("trial.memory_limit=400MiB");
+    let gateway = serving(&sandbox);
+    let before = gateway.rss();
+    sandbox.plain("m", 2, &growing());
+    let (step, cause) = failure(&gateway, 2);
+    assert!(step == "trial" && cause.ends_with("of memory, more than its limit of 400.0 MiB, and was killed"), "{step}: {cause}");
+    assert!(gateway.rss() < before + (200 << 20), "the gateway itself has grown");
+}
+
+/// The process in which the gateway tries a version.
+fn trial_of(gateway: &Gateway) -> u32 {
+    let is_it = |process: &Path| {
+        let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        let arguments = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        parent == Some(gateway.pid()) && String::from_utf8_lossy(&arguments).contains("--inside")
+    };
+    let started = std::time::Instant::now();
+    loop {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        if let Some(found) = processes.filter(|path| is_it(path)).find_map(|path| path.file_name()?.to_str()?.parse().ok()) {
+            return found;
+        }
+        assert!(started.elapsed() < crate::sandbox::PATIENCE, "no trial begins\n{}", gateway.log());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_version_that_crashes_takes_nothing_with_it() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let gateway = serving(&sandbox);
+    sandbox.plain("m", 2, &looping());
+    // What abort() in native code comes to.
+    let trial = trial_of(&gateway);
+    let killed = std::process::Command::new("kill").args(["-ABRT", &trial.to_string()]).status().unwrap();
+    assert!(killed.success());
+    let (step, cause) = failure(&gateway, 2);
+    assert!(step == "trial" && cause.starts_with("its process was ended by SIGABRT"), "{step}: {cause}");
+}
+
+#[test]
+fn what_passed_is_not_tried_again_after_a_restart() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let gateway = serving(&sandbox);
+    assert!(gateway.log().contains("passed its trial"), "{}", gateway.log());
+    let status = get(gateway.admin, "/admin/v1/status").json();
+    assert_eq!(version(&status, 1).unwrap()["memory_measured"], true, "{status}");
+    gateway.kill();
+    let again = sandbox.serve().ready();
+    again.wait_version("m", 1);
+    assert!(!again.log().contains("passed its trial"), "{}", again.log());
+    answers(&again);
+}
+
+#[test]
+fn the_command_says_what_a_gateway_would_find() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let file = |name: &str, model: &OnnxModel| {
+        let path = sandbox.path(name);
+        std::fs::write(&path, &model.bytes).unwrap();
+        path.display().to_string()
+    };
+    let (fine, endless) = (file("fine.onnx", &good()), file("endless.onnx", &looping()));
+    let report: Value = serde_json::from_str(&sandbox.succeed(&["trial", &fine, "--json"])).unwrap();
+    assert_eq!(report["signature"]["inputs"][0]["name"], "x", "{report}");
+    assert!(report["load_ms"].as_f64().unwrap() > 0.0 && report["latency"][0]["rows"] == 1, "{report}");
+    assert!(sandbox.succeed(&["trial", &fine]).contains("PASSED"));
+    let failed = sandbox.run(&["trial", &endless, "--set", "trial.timeout=1s"]);
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(failed.status.code() == Some(1) && said.contains("fails its trial at trial: it did not end within 1s"), "{said}");
+    // A training job learns of it before anything is uploaded.
+    let registry = sandbox.registry().display().to_string();
+    let publish =
+        |file: &str| sandbox.run(&["publish", "m", file, "--verify", "--registry", &registry, "--set", "trial.timeout=1s"]);
+    let refused = publish(&endless);
+    assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert!(std::fs::read_dir(sandbox.registry()).unwrap().next().is_none(), "something was published");
+    let published = publish(&fine);
+    assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
+}
