@@ -34,14 +34,17 @@ const TORCH_PLUGIN: &str = "libbascule_torch.so";
 
 /// Where ONNX Runtime is looked for when no file is set.
 pub fn library_folders() -> Vec<PathBuf> {
-    beside_the_program(&LIBRARY_FOLDERS)
+    beside(&program_folder(), &LIBRARY_FOLDERS)
+}
+
+fn program_folder() -> PathBuf {
+    let program = std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
+    program.parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Folders relative to that of the program.
-fn beside_the_program(folders: &[&str]) -> Vec<PathBuf> {
-    let program = std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
-    let folder = program.parent().unwrap_or(Path::new("."));
-    folders.iter().map(|relative| tidy(&folder.join(relative))).collect()
+fn beside(program: &Path, folders: &[&str]) -> Vec<PathBuf> {
+    folders.iter().map(|relative| tidy(&program.join(relative))).collect()
 }
 
 /// Takes `.` and `..` out where that is safe: the folder is that of a program that runs, without symbolic links.
@@ -68,6 +71,8 @@ pub fn runtimes(config: &Config) -> Vec<Arc<dyn Runtime>> {
 /// What of the configuration the runtimes go by; another process of the program can be told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Libraries {
+    /// Where the program lay when it started: its file may be replaced while it runs.
+    program: PathBuf,
     onnxruntime: Option<PathBuf>,
     onnxruntime_threads: u32,
     torch: TorchConfig,
@@ -77,7 +82,7 @@ impl Libraries {
     /// Those of a configuration.
     pub fn of(config: &Config) -> Libraries {
         let (onnxruntime, onnxruntime_threads) = (config.onnxruntime_library.clone(), config.onnxruntime_threads);
-        Libraries { onnxruntime, onnxruntime_threads, torch: config.torch.clone() }
+        Libraries { program: program_folder(), onnxruntime, onnxruntime_threads, torch: config.torch.clone() }
     }
 }
 
@@ -85,20 +90,20 @@ impl Libraries {
 pub fn open_runtimes(libraries: &Libraries) -> Vec<Arc<dyn Runtime>> {
     let onnx = OnnxConfig {
         library: libraries.onnxruntime.clone(),
-        search: library_folders(),
+        search: beside(&libraries.program, &LIBRARY_FOLDERS),
         shared_threads: libraries.onnxruntime_threads as usize,
     };
-    vec![Arc::new(OnnxRuntime::new(onnx)), Arc::new(PluginRuntime::new(torch(&libraries.torch)))]
+    vec![Arc::new(OnnxRuntime::new(onnx)), Arc::new(PluginRuntime::new(torch(&libraries.program, &libraries.torch)))]
 }
 
 /// libtorch, behind a plugin that is opened with the first model that needs it.
-fn torch(config: &TorchConfig) -> PluginConfig {
-    let plugins = || beside_the_program(&PLUGIN_FOLDERS).into_iter().map(|folder| folder.join(TORCH_PLUGIN)).collect();
+fn torch(program: &Path, config: &TorchConfig) -> PluginConfig {
+    let plugins = || beside(program, &PLUGIN_FOLDERS).into_iter().map(|folder| folder.join(TORCH_PLUGIN)).collect();
     PluginConfig {
         name: "torch",
         format: "torchscript",
         plugin: config.plugin.clone().map_or_else(plugins, |path| vec![path]),
-        libraries: config.library.clone().map_or_else(|| beside_the_program(&TORCH_FOLDERS), |folder| vec![folder]),
+        libraries: config.library.clone().map_or_else(|| beside(program, &TORCH_FOLDERS), |folder| vec![folder]),
         needs: vec!["libtorch_cpu.so"],
         wants: vec!["libtorch_cuda.so"],
         settings: serde_json::json!({ "threads": config.threads }),

@@ -31,7 +31,7 @@ pub(crate) struct Told {
     pub(crate) cpu_seconds: u64,
 }
 
-/// What it answers, in the last line that it writes.
+/// What it answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
@@ -66,7 +66,7 @@ impl Trials {
 
 impl Trial for Trials {
     fn try_out(&self, job: &TrialJob, runtime: &str, estimate_bytes: u64) -> Result<Option<TrialReport>, TrialFailure> {
-        let subject = verdicts::subject(job, runtime);
+        let subject = verdicts::subject(job, runtime, &self.libraries);
         if let Some(report) = self.verdicts.find(&subject) {
             return Ok(Some(report));
         }
@@ -82,7 +82,7 @@ impl Trial for Trials {
         })?;
         tracing::info!(
             model = %job.generation.key.model, version = job.generation.key.version, load_ms = report.load_ms,
-            memory_bytes = report.memory_bytes, "passed its trial"
+            memory_bytes = report.memory_bytes.unwrap_or_default(), "passed its trial"
         );
         self.verdicts.keep(&subject, &report);
         Ok(Some(report))

@@ -141,10 +141,13 @@ impl Verified {
 
     /// Goes by what a trial has measured of one session.
     fn take(&mut self, report: &TrialReport, instances: u64) {
-        let of = |bytes: u64| Footprint { host_bytes: bytes, device_bytes: self.estimate.device_bytes, measured: true };
-        let all = report.memory_bytes.saturating_mul(instances);
+        let (Some(memory), Some(peak)) = (report.memory_bytes, report.peak_bytes) else { return };
+        // Memory of a device was not measured.
+        let (device_bytes, measured) = (self.estimate.device_bytes, self.estimate.device_bytes == 0);
+        let of = |host_bytes: u64| Footprint { host_bytes, device_bytes, measured };
+        let all = memory.saturating_mul(instances);
         self.measured = Some(of(all));
-        self.estimate = of(all.saturating_add(report.peak_bytes.saturating_sub(report.memory_bytes)));
+        self.estimate = of(all.saturating_add(peak.saturating_sub(memory)));
     }
 }
 

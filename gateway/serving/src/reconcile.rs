@@ -71,13 +71,6 @@ impl Rules {
     }
 }
 
-/// Work for a loader thread that waits for one to be free.
-#[derive(Debug, Clone, Copy)]
-enum Job {
-    Verify(ResidencyId),
-    Load(ResidencyId),
-}
-
 /// The state of everything that is not a request.
 pub(crate) struct Reconciler {
     rules: Rules,
@@ -102,8 +95,12 @@ pub(crate) struct Reconciler {
     waiting_for_memory: BTreeSet<ModelName>,
     budget: Budget,
     fetching: usize,
+    /// Loads that run, and those that wait for a loader thread.
     loading: usize,
-    jobs: VecDeque<Job>,
+    loads: VecDeque<ResidencyId>,
+    /// Verifications that run, their trials included, and those that wait.
+    verifying: usize,
+    verifications: VecDeque<ResidencyId>,
     trims: loads::Trims,
     receipts: Arc<VecDeque<(ResidencyId, DrainReceipt)>>,
     statuses: BTreeMap<ModelName, Arc<ModelStatus>>,
@@ -149,7 +146,9 @@ impl Reconciler {
             budget,
             fetching: 0,
             loading: 0,
-            jobs: VecDeque::new(),
+            verifying: 0,
+            loads: VecDeque::new(),
+            verifications: VecDeque::new(),
             trims: loads::Trims::default(),
             receipts: Arc::default(),
             statuses: BTreeMap::new(),

@@ -61,9 +61,9 @@ pub struct TrialReport {
     /// From its files to a session, in milliseconds.
     pub load_ms: f64,
     /// Main memory of one session, in bytes: what the process had more of its own after loading and warming it up.
-    pub memory_bytes: u64,
-    /// The same at the most, while it was loaded.
-    pub peak_bytes: u64,
+    pub memory_bytes: Option<u64>,
+    /// The same at the most, while it was loaded. Neither is known where the system does not tell.
+    pub peak_bytes: Option<u64>,
     /// By batch size; empty where nothing was measured, or runs of made-up inputs fail.
     pub latency: Vec<Latency>,
     /// Whether there were golden samples, all of which it answered as it should.
@@ -115,14 +115,15 @@ pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob) -> Result<TrialRep
     let verify = VerifyJob { generation: Arc::clone(&job.generation), settings: Arc::clone(&job.settings), files: files.clone() };
     let verified = loader::verify(&runtimes, &verify, None)?;
     let (has_golden, runtime) = (verified.has_golden(), verified.runtime_name());
-    let (before, started) = (memory::own_bytes().unwrap_or_default(), Instant::now());
+    let (before, started) = (memory::own_bytes(), Instant::now());
     // One session is enough: the others are its like.
     let settings = ModelSettings { instances: 1, ..(*job.settings).clone() };
     let warm = loader::warm_one(verified, settings, files)?;
     let load_ms = warm.loaded_after.saturating_duration_since(started).as_secs_f64() * 1e3;
-    let memory_bytes = memory::own_bytes().unwrap_or_default().saturating_sub(before).max(LEAST_BYTES);
+    let more = |before: u64, after: u64| after.saturating_sub(before).max(LEAST_BYTES);
+    let memory_bytes = before.zip(memory::own_bytes()).map(|(before, after)| more(before, after));
     // What it had for a moment beyond what it has now.
-    let for_a_moment = memory::peak_rss_bytes().unwrap_or_default().saturating_sub(memory::rss_bytes().unwrap_or_default());
+    let for_a_moment = memory::peak_rss_bytes().zip(memory::rss_bytes()).map(|(peak, now)| peak.saturating_sub(now));
     let mut session = warm.session;
     let largest = job.settings.max_batch_size.map_or(32, |size| size as usize);
     let latency = if job.measure.is_zero() { Vec::new() } else { latencies(session.as_mut(), largest, job.measure) };
@@ -132,7 +133,7 @@ pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob) -> Result<TrialRep
         signature: session.signature().clone(),
         load_ms,
         memory_bytes,
-        peak_bytes: memory_bytes.saturating_add(for_a_moment),
+        peak_bytes: memory_bytes.zip(for_a_moment).map(|(memory, moment)| memory.saturating_add(moment)),
         latency,
         golden: has_golden,
         warnings: warm.warnings,

@@ -21,8 +21,8 @@ use crate::config::{Config, Place};
 use super::args::{ConfigArgs, DEFAULT_GATEWAY, measure, pair};
 use super::failure::Failure;
 use super::gateway::Gateway;
-use super::output::{bytes, note, print, print_json};
-use super::trial::{settings_of, try_files};
+use super::output::{bytes, note, or_dash, print, print_json};
+use super::trial::{Subject, settings_of, try_files};
 use super::{Outcome, in_background};
 use files::{Chosen, choose};
 use progress::Bar;
@@ -176,13 +176,14 @@ impl Publish {
 impl Publish {
     /// Has it tried under the settings beside it.
     fn verify(&self, config: &Config, chosen: &Chosen, declared: Option<&Signature>) -> Outcome {
-        let settings = settings_of(&self.path);
-        let report = try_files(config, &self.path, chosen, &settings, self.golden.as_deref(), declared)?;
+        let (name, settings) = (self.model.clone(), settings_of(&self.path));
+        let subject = Subject { name, settings, golden: self.golden.as_deref(), declared };
+        let report = try_files(config, &self.path, chosen, &subject)?;
         note(format!(
             "passed its trial: {}, loaded in {:.0} ms, {} of memory",
             report.runtime,
             report.load_ms,
-            bytes(report.memory_bytes)
+            or_dash(report.memory_bytes, bytes)
         ));
         Ok(())
     }

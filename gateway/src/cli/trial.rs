@@ -27,6 +27,9 @@ const MEASURE: Duration = Duration::from_millis(300);
 /// Main memory for a trial where nothing says how much.
 const DEFAULT_MEMORY_BYTES: u64 = 16 << 30;
 
+/// The largest file beside a model's settings that they can name.
+const MAX_SMALL_BYTES: u64 = 1 << 20;
+
 /// Settings that lie beside a model.
 const SETTINGS: [&str; 2] = ["model.toml", "config.pbtxt"];
 
@@ -72,30 +75,46 @@ impl TryVersion {
         let effective = self.config.load([], environment)?;
         let path = self.path.clone().unwrap_or_default();
         let chosen = choose(&path, self.entrypoint.as_deref(), self.format.as_deref())?;
-        let beside = match &self.settings {
-            Some(file) => vec![file.clone()],
-            None => settings_of(&path),
+        let subject = Subject {
+            name: name_of(&path),
+            settings: self.settings.clone().or_else(|| settings_of(&path)),
+            golden: self.golden.as_deref(),
+            declared: None,
         };
-        let report = try_files(&effective.config, &path, &chosen, &beside, self.golden.as_deref(), None)?;
-        if self.json { print_json(&report) } else { print(&text(&report)) }
+        let tried = try_files(&effective.config, &path, &chosen, &subject);
+        match tried {
+            Ok(report) if self.json => print_json(&report),
+            Ok(report) => print(&text(&report)),
+            Err(failure) => {
+                if self.json {
+                    print_json(&serde_json::json!({ "failed": failure.summary() }))?;
+                }
+                Err(failure)
+            }
+        }
     }
+}
+
+/// What is known of files beside themselves.
+pub(super) struct Subject<'a> {
+    /// The model's name, which a config.pbtxt may tell too.
+    pub(super) name: ModelName,
+    /// A model.toml or config.pbtxt; what lies beside it belongs to it.
+    pub(super) settings: Option<PathBuf>,
+    /// The file of golden samples.
+    pub(super) golden: Option<&'a str>,
+    /// What the model takes and gives.
+    pub(super) declared: Option<&'a Signature>,
 }
 
 /// Tries the files at `path`.
 ///
 /// # Errors
 /// The step at which they fail, and why.
-pub(super) fn try_files(
-    config: &Config,
-    path: &Path,
-    chosen: &Chosen,
-    settings: &[PathBuf],
-    golden: Option<&str>,
-    declared: Option<&Signature>,
-) -> Result<TrialReport, Failure> {
+pub(super) fn try_files(config: &Config, path: &Path, chosen: &Chosen, subject: &Subject<'_>) -> Result<TrialReport, Failure> {
     let staged = chosen.staged(path).with_context(|| format!("can't put {} aside", path.display()))?;
-    let generation = Arc::new(generation(chosen, golden, declared)?);
-    let settings = read_settings(config, &generation, settings)?;
+    let generation = Arc::new(generation(chosen, subject)?);
+    let settings = read_settings(config, &generation, subject.settings.as_deref())?;
     let job = TrialJob { measure: MEASURE, ..TrialJob::new(generation, Arc::new(settings), staged.dir()) };
     let memory_bytes = config.trial.memory_limit.map_or(DEFAULT_MEMORY_BYTES, |ByteCount(bytes)| bytes);
     let limits = Limits { timeout: config.trial.timeout, memory_bytes };
@@ -103,24 +122,36 @@ pub(super) fn try_files(
         .map_err(|failure| Failure::new(format!("{} fails its trial at {}: {}", path.display(), failure.step, failure.cause)))
 }
 
-/// The settings that lie in a version's folder, in that of its model, or beside its file.
-pub(super) fn settings_of(path: &Path) -> Vec<PathBuf> {
-    let folders = [path.is_dir().then(|| path.to_owned()), path.parent().map(Path::to_owned)];
-    let found =
-        |folder: &PathBuf| SETTINGS.map(|name| folder.join(name)).into_iter().filter(|file| file.is_file()).collect::<Vec<_>>();
-    folders.iter().flatten().map(found).find(|files| !files.is_empty()).unwrap_or_default()
+/// The folders that may hold a model's settings: a version's own, and the one around it.
+fn around(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let own = path.is_dir().then(|| path.clone());
+    own.into_iter().chain(path.parent().map(Path::to_owned))
 }
 
-fn generation(chosen: &Chosen, golden: Option<&str>, declared: Option<&Signature>) -> Result<Generation, Failure> {
-    let model: ModelName = "trial".parse().context("the name of a trial")?;
+/// The settings that lie in a version's folder, in that of its model, or beside its file.
+pub(super) fn settings_of(path: &Path) -> Option<PathBuf> {
+    around(path).find_map(|folder| SETTINGS.map(|name| folder.join(name)).into_iter().find(|file| file.is_file()))
+}
+
+/// The model's name as a repository has it: that of the folder around the numbered one.
+fn name_of(path: &Path) -> ModelName {
+    let names = around(path).chain(around(path).filter_map(|folder| folder.parent().map(Path::to_owned)));
+    let names = names.filter_map(|folder| Some(folder.file_name()?.to_str()?.to_owned()));
+    let named = names.filter(|name| name.parse::<u64>().is_err()).find_map(|name| name.parse().ok());
+    named.or_else(|| "trial".parse().ok()).unwrap_or_else(|| unreachable!("a plain word is a name"))
+}
+
+fn generation(chosen: &Chosen, subject: &Subject<'_>) -> Result<Generation, Failure> {
     let mut files = Vec::new();
     for (name, path) in &chosen.files {
         let bytes = path.metadata().with_context(|| format!("can't read {}", path.display()))?.len();
         files.push(ManifestFile { path: name.clone(), sha256: None, bytes });
     }
-    let golden =
-        golden.map(str::to_owned).or_else(|| files.iter().any(|file| file.path == "golden.json").then(|| "golden.json".to_owned()));
+    let golden = subject.golden.map(str::to_owned);
+    let golden = golden.or_else(|| files.iter().any(|file| file.path == "golden.json").then(|| "golden.json".to_owned()));
     let bytes = files.iter().map(|file| file.bytes).sum();
+    let model = subject.name.clone();
     let manifest = Manifest {
         schema: bascule_registry::MANIFEST_SCHEMA,
         model: model.clone(),
@@ -128,7 +159,7 @@ fn generation(chosen: &Chosen, golden: Option<&str>, declared: Option<&Signature
         format: chosen.format.clone(),
         entrypoint: chosen.entrypoint.clone(),
         files,
-        signature: declared.map(serde_json::to_value).transpose().context("can't write the signature")?,
+        signature: subject.declared.map(serde_json::to_value).transpose().context("can't write the signature")?,
         golden,
         lineage: Lineage::default(),
         metrics: BTreeMap::new(),
@@ -144,12 +175,26 @@ fn generation(chosen: &Chosen, golden: Option<&str>, declared: Option<&Signature
     Ok(Generation { key, digest, bytes, layout: Layout::Plain, manifest: Arc::new(manifest), tombstoned: false })
 }
 
-fn read_settings(config: &Config, generation: &Arc<Generation>, files: &[PathBuf]) -> Result<ModelSettings, Failure> {
+/// Small files beside the settings, by the names that settings call them: labels, and inputs for warm-up runs.
+fn small_files(folder: &Path) -> BTreeMap<String, Arc<[u8]>> {
+    let in_folder = |folder: PathBuf, prefix: &'static str| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter_map(move |entry| {
+            let is_small = entry.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_SMALL_BYTES);
+            let name = entry.file_name().to_str().map(|name| format!("{prefix}{name}")).filter(|_| is_small)?;
+            Some((name, Arc::from(std::fs::read(entry.path()).ok()?)))
+        })
+    };
+    in_folder(folder.to_owned(), "").chain(in_folder(folder.join("warmup"), "warmup/")).collect()
+}
+
+fn read_settings(config: &Config, generation: &Arc<Generation>, file: Option<&Path>) -> Result<ModelSettings, Failure> {
     let mut settings = BTreeMap::new();
-    for file in files {
+    if let Some(file) = file {
+        settings = small_files(file.parent().unwrap_or(Path::new(".")));
         let content = std::fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
-        let name = if file.extension().is_some_and(|extension| extension == "pbtxt") { "config.pbtxt" } else { "model.toml" };
-        settings.insert(name.to_owned(), Arc::from(content));
+        let is_pbtxt = file.extension().is_some_and(|extension| extension == "pbtxt");
+        settings.insert(SETTINGS[usize::from(is_pbtxt)].to_owned(), Arc::from(content));
     }
     let listed = ListedModel {
         name: generation.key.model.clone(),
@@ -167,12 +212,16 @@ fn read_settings(config: &Config, generation: &Arc<Generation>, files: &[PathBuf
 
 fn text(report: &TrialReport) -> String {
     let mut facts = table(["PASSED", ""]);
+    let memory = match (report.memory_bytes, report.peak_bytes) {
+        (Some(memory), Some(peak)) => format!("{}, {} at the most while loading", bytes(memory), bytes(peak)),
+        _ => "not told by the system".to_owned(),
+    };
     let golden = if report.golden { "all answered as they should be" } else { "none" };
     for (what, found) in [
         ("runtime", report.runtime.clone()),
         ("device", report.device.clone()),
         ("load", format!("{:.1} ms", report.load_ms)),
-        ("memory", format!("{}, {} at the most while loading", bytes(report.memory_bytes), bytes(report.peak_bytes))),
+        ("memory", memory),
         ("golden samples", golden.to_owned()),
     ] {
         facts.add_row([what, &found]);

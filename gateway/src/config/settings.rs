@@ -125,7 +125,8 @@ const TORCH_THREADS: Key<u32> =
     Key::new("torch.threads", || 1, "threads of one operator, for all TorchScript models together").checked(threads);
 const TRIAL_MODE: Key<TrialMode> =
     Key::new("trial.mode", || TrialMode::Process, "whether a version is tried out in a process of its own before it is loaded");
-const TRIAL_TIMEOUT: Key<Duration> = Key::new("trial.timeout", || Duration::from_secs(300), "how long a trial may take");
+const TRIAL_TIMEOUT: Key<Duration> =
+    Key::new("trial.timeout", || Duration::from_secs(300), "how long a trial may take").checked(not_zero);
 const TRIAL_MEMORY: Key<Option<ByteCount>> = Key::new(
     "trial.memory_limit",
     || None,

@@ -1,10 +1,9 @@
 //! The process that tries a version, seen from outside: started, watched, and ended where it goes too far.
 
 use std::io::{Read, Write as _};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bascule_serving::{TrialFailure, TrialReport};
@@ -13,6 +12,12 @@ use super::{Answer, Told, program};
 
 /// Between two looks at what the process takes.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long a process that has let go of its output may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// No answer is longer.
+const ANSWER_BYTES: u64 = 16 << 20;
 
 /// How much of what it says last is told.
 const SAID_BYTES: usize = 2048;
@@ -42,39 +47,75 @@ pub(super) fn run(told: &Told, limits: Limits) -> Result<TrialReport, TrialFailu
     let text = serde_json::to_vec(told).map_err(|error| failed(format!("the trial can't be told what to try: {error}")))?;
     let mut command = Command::new(program());
     command.args(["trial", "--inside"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = Running(command.spawn().map_err(|error| failed(format!("the trial's process can't be started: {error}")))?);
-    let answered = collect(child.0.stdout.take());
-    let said = std::thread::spawn({
-        let mut stderr = child.0.stderr.take();
-        move || last_of(stderr.as_mut())
+    // A group of its own: what it starts ends with it, and a signal from a terminal is not meant for it.
+    command.process_group(0);
+    let not_started = |error| failed(format!("the trial's process can't be started: {error}; trial.mode = \"off\" goes without"));
+    let mut child = Running(command.spawn().map_err(not_started)?);
+    let answered = in_background(child.0.stdout.take(), |from| {
+        let mut all = Vec::new();
+        // What came before an error counts as well.
+        drop(from.take(ANSWER_BYTES).read_to_end(&mut all));
+        String::from_utf8_lossy(&all).into_owned()
     });
+    let said = in_background(child.0.stderr.take(), |mut from| last_of(&mut from));
     if let Some(mut stdin) = child.0.stdin.take() {
-        // Where it does not read, it has ended: that is found below.
-        drop(stdin.write_all(&text));
+        // Where it does not read, it has ended or is ended: then so does this thread.
+        std::thread::spawn(move || drop(stdin.write_all(&text)));
     }
-    let answer = watch(&mut child.0, &answered, limits)?;
-    let status = child.0.wait().map_err(|error| failed(format!("how the trial's process ended is not known: {error}")))?;
-    let line = answer.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    match serde_json::from_str(line) {
-        Ok(Answer::Passed(report)) if status.success() => Ok(report),
-        Ok(Answer::Failed(failure)) => Err(failure),
-        _ => Err(failed(ended(status, said))),
+    let answer = watch(&child.0, &answered, limits)?;
+    match serde_json::from_str(&answer) {
+        Ok(Answer::Passed(report)) => return Ok(report),
+        Ok(Answer::Failed(failure)) => return Err(failure),
+        Err(_) => {}
     }
+    // It has closed its output without an answer: it ends now, or is not waited for.
+    let status = child.end().map_err(|error| failed(format!("how the trial's process ended is not known: {error}")))?;
+    Err(failed(ended(status, &said)))
 }
 
 /// A process that is ended where nobody waits for it any more.
 struct Running(Child);
 
+impl Running {
+    /// How it ended. One that has let go of its output and not ended is given a moment, and then ended.
+    fn end(&mut self) -> std::io::Result<ExitStatus> {
+        let started = Instant::now();
+        let (_nobody, never) = sync_channel::<()>(0);
+        while started.elapsed() < END_PATIENCE {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(status);
+            }
+            // Only the time passes.
+            let _timed_out = never.recv_timeout(LOOK_INTERVAL);
+        }
+        self.kill();
+        self.0.wait()
+    }
+
+    /// Ends it, and all that it has started.
+    fn kill(&mut self) {
+        if let Ok(group) = i32::try_from(self.0.id()) {
+            // SAFETY: a signal to the group that this process made, whose leader has not been waited for.
+            #[expect(unsafe_code, reason = "the standard library ends single processes only")]
+            unsafe {
+                libc::kill(-group, libc::SIGKILL);
+            }
+        }
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // It has mostly ended by itself.
-        drop(self.0.kill());
-        drop(self.0.wait());
+        if !matches!(self.0.try_wait(), Ok(Some(_))) {
+            self.kill();
+            drop(self.0.wait());
+        }
     }
 }
 
 /// Waits until the process has said all that it will say.
-fn watch(child: &mut Child, answered: &Receiver<String>, limits: Limits) -> Result<String, TrialFailure> {
+fn watch(child: &Child, answered: &Receiver<String>, limits: Limits) -> Result<String, TrialFailure> {
     let started = Instant::now();
     loop {
         match answered.recv_timeout(LOOK_INTERVAL) {
@@ -101,38 +142,35 @@ fn resident_bytes(process: u32) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// All that comes, once nothing comes any more.
-fn collect(from: Option<impl Read + Send + 'static>) -> Receiver<String> {
+/// What is made of all that comes, once nothing comes any more.
+fn in_background<R: Read + Send + 'static>(from: Option<R>, work: impl FnOnce(R) -> String + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = sync_channel(1);
     std::thread::spawn(move || {
-        let mut all = Vec::new();
-        // What came before an error counts as well.
-        drop(from.map(|mut from| from.read_to_end(&mut all)));
+        let made = from.map(work).unwrap_or_default();
         // Whoever waits may have given up.
-        drop(sender.send(String::from_utf8_lossy(&all).into_owned()));
+        drop(sender.send(made));
     });
     receiver
 }
 
 /// The end of what comes.
-fn last_of(from: Option<&mut impl Read>) -> String {
+fn last_of(from: &mut impl Read) -> String {
     let (mut last, mut chunk) = (Vec::new(), [0; 4096]);
-    if let Some(from) = from {
-        while let Ok(read @ 1..) = from.read(&mut chunk) {
-            last.extend_from_slice(&chunk[..read]);
-            last.drain(..last.len().saturating_sub(SAID_BYTES));
-        }
+    while let Ok(read @ 1..) = from.read(&mut chunk) {
+        last.extend_from_slice(&chunk[..read]);
+        last.drain(..last.len().saturating_sub(SAID_BYTES));
     }
     String::from_utf8_lossy(&last).trim().to_owned()
 }
 
 /// How a process ended that gave no answer, and what it said last.
-fn ended(status: ExitStatus, said: JoinHandle<String>) -> String {
+fn ended(status: ExitStatus, said: &Receiver<String>) -> String {
     let how = match status.signal() {
         Some(signal) => format!("its process was ended by {}", signal_name(signal)),
         None => format!("its process ended without an answer ({status})"),
     };
-    match said.join() {
+    // What it has started may go on, and keep its output open.
+    match said.recv_timeout(END_PATIENCE) {
         Ok(said) if !said.is_empty() => format!("{how}; it said: {said}"),
         _ => how,
     }
@@ -164,8 +202,7 @@ mod tests {
     fn how_a_process_ended_is_told_by_name() {
         let after = |command: &str, said: &str| {
             let status = Command::new("sh").args(["-c", command]).status().unwrap();
-            let said = said.to_owned();
-            ended(status, std::thread::spawn(move || said))
+            ended(status, &in_background(Some(std::io::Cursor::new(said.to_owned())), |mut said| last_of(&mut said)))
         };
         assert_eq!(after("kill -SEGV $$", ""), "its process was ended by SIGSEGV");
         assert_eq!(
@@ -178,7 +215,7 @@ mod tests {
     #[test]
     fn only_the_end_of_what_is_said_is_told() {
         let said = format!("{}the end\n", "x".repeat(10 * SAID_BYTES));
-        let told = last_of(Some(&mut said.as_bytes()));
+        let told = last_of(&mut said.as_bytes());
         assert!(told.ends_with("the end") && told.len() < SAID_BYTES + 1, "{}", told.len());
     }
 }

@@ -1,8 +1,10 @@
 //! The process that tries a version, from inside: its limits, and the trial.
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::fd::FromRawFd as _;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bascule_serving::examine;
 
 use super::{Answer, Told};
@@ -11,11 +13,13 @@ use crate::compose;
 /// How readily the system ends this process where memory runs out: before all others.
 const OOM_SCORE: &[u8] = b"1000";
 
-/// Reads what to try from standard input, tries it, and writes the answer as the last line of standard output. Before any other thread.
+/// Reads what to try from standard input, tries it, and writes the answer to what is standard output now. Before any other thread; never
+/// returns where the answer was written.
 ///
 /// # Errors
 /// What is told can't be read, or the answer can't be written.
 pub fn run() -> Result<()> {
+    let mut answers = keep_for_answers()?;
     let mut text = Vec::new();
     std::io::stdin().lock().read_to_end(&mut text).context("can't read what to try")?;
     let told: Told = serde_json::from_slice(&text).context("what to try is not understood")?;
@@ -25,10 +29,26 @@ pub fn run() -> Result<()> {
         Ok(report) => Answer::Passed(report),
         Err(failure) => Answer::Failed(failure),
     };
-    let line = serde_json::to_string(&answer).context("can't write the answer")?;
-    let mut stdout = std::io::stdout().lock();
-    // A library may have written half a line.
-    writeln!(stdout, "\n{line}").and_then(|()| stdout.flush()).context("can't write the answer")
+    let line = serde_json::to_vec(&answer).context("can't write the answer")?;
+    answers.write_all(&line).context("can't write the answer")?;
+    drop(answers);
+    // What libraries do when a program ends is no part of the trial: a gateway ends only once.
+    #[expect(unsafe_code, reason = "the standard library ends a process only together with its libraries")]
+    // SAFETY: nothing of this process is needed any more.
+    unsafe {
+        libc::_exit(0)
+    }
+}
+
+/// Takes standard output for the answer alone: what the model or its library prints goes to standard error.
+fn keep_for_answers() -> Result<File> {
+    #[expect(unsafe_code, reason = "the standard library does not move standard streams")]
+    // SAFETY: no other thread exists yet; the new descriptor belongs to nobody else.
+    unsafe {
+        let kept = libc::fcntl(libc::STDOUT_FILENO, libc::F_DUPFD_CLOEXEC, 3);
+        ensure!(kept >= 0 && libc::dup2(libc::STDERR_FILENO, libc::STDOUT_FILENO) >= 0, "standard output can't be moved");
+        Ok(File::from_raw_fd(kept))
+    }
 }
 
 /// Takes from this process what a trial has no use for. What the system refuses is gone without: the process is watched from outside, too.
@@ -47,8 +67,11 @@ fn confine(cpu_seconds: u64) {
             // It ends with whoever started it, and gains nothing by running another program.
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-            // A network of its own, in which there is nobody.
-            libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET);
+            // A network of its own, in which there is nobody. Users without privileges need a user namespace for that; the superuser
+            // would lose there what lets it read the files of others.
+            if libc::unshare(libc::CLONE_NEWNET) != 0 && libc::geteuid() != 0 {
+                libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET);
+            }
         }
     }
 }

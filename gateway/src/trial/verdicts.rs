@@ -6,6 +6,7 @@ use bascule_registry::Digest;
 use bascule_serving::{TrialJob, TrialReport};
 
 use super::relevant;
+use crate::compose::Libraries;
 
 /// Verdicts beyond this are forgotten, the oldest first.
 const KEPT: usize = 4096;
@@ -15,9 +16,9 @@ pub(super) struct Verdicts {
     dir: PathBuf,
 }
 
-/// What a verdict is about: the files, the library that ran them, all settings that make a difference, and the kind of machine.
-pub(super) fn subject(job: &TrialJob, runtime: &str) -> String {
-    let settings = serde_json::to_vec(&relevant(&job.settings)).unwrap_or_default();
+/// What a verdict is about: the files, the libraries that ran them, all settings that make a difference, and the kind of machine.
+pub(super) fn subject(job: &TrialJob, runtime: &str, libraries: &Libraries) -> String {
+    let settings = serde_json::to_vec(&(relevant(&job.settings), libraries)).unwrap_or_default();
     let about = [env!("CARGO_PKG_VERSION"), &job.generation.digest.to_string(), runtime, &machine()].join("\n");
     Digest::of(&[about.as_bytes(), &settings].concat()).to_string()
 }

@@ -145,10 +145,6 @@ pub struct Plugin {
     pub forget: unsafe extern "C" fn(interrupter: *mut c_void),
 }
 
-// SAFETY: functions and a number.
-#[expect(unsafe_code, reason = "a table of functions is the same for all threads")]
-unsafe impl Sync for Plugin {}
-
 impl Given {
     /// Nothing.
     pub const NOTHING: Given = Given { data: std::ptr::null(), len: 0, owner: std::ptr::null_mut(), release: None };

@@ -159,7 +159,10 @@ impl Session for HostedSession {
             (host.table.run)(*session, inputs, lent.len(), &raw const call, outputs, given.len(), &raw mut error)
         };
         if status == OK {
-            return given.into_iter().zip(outputs).map(|(given, spec)| take(given, spec)).collect();
+            // All are taken before the first that is wrong ends the run: what is not taken is not released.
+            let taken: Vec<Result<Tensor, RunError>> =
+                given.into_iter().zip(outputs).map(|(given, spec)| take(given, spec)).collect();
+            return taken.into_iter().collect();
         }
         let message = String::from_utf8_lossy(&taken(error)).into_owned();
         Err(match status {

@@ -1,6 +1,5 @@
 //! Opening libraries, once for the life of the process.
 
-use std::ffi::OsStr;
 use std::path::Path;
 
 use bascule_runtime_api::LoadError;
@@ -68,9 +67,9 @@ fn text(error: &libloading::Error) -> String {
     text
 }
 
-/// Whether a file's name is that of a shared library.
+/// Whether there is a file to open.
 pub(crate) fn is_there(path: &Path) -> bool {
-    path.is_file() && path.file_name().is_some_and(|name| name != OsStr::new(""))
+    path.is_file()
 }
 
 #[cfg(test)]

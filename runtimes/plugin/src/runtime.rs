@@ -92,7 +92,12 @@ impl PluginRuntime {
         };
         self.config.needs.iter().try_for_each(|name| open(libraries.join(name)))?;
         let wanted = self.config.wants.iter().map(|name| libraries.join(name)).filter(|path| library::is_there(path));
-        wanted.into_iter().try_for_each(open)?;
+        for path in wanted {
+            // Models on the processor do without.
+            if let Err(error) = open(path) {
+                tracing::warn!(runtime = self.config.name, %error, "a library that is there can't be used");
+            }
+        }
         let table = library::table(plugin, self.config.hint)?;
         let host = Host::open(table, &self.config.settings)?;
         let about = host.about()?;

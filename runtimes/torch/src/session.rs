@@ -36,7 +36,11 @@ impl Session for TorchSession {
         &self.placed.signature
     }
 
-    fn run(&mut self, inputs: &[Tensor], _: &RunContext<'_>) -> Result<Vec<Tensor>, RunError> {
+    /// A run that is under way can't be stopped; one that is not wanted any more does not begin.
+    fn run(&mut self, inputs: &[Tensor], context: &RunContext<'_>) -> Result<Vec<Tensor>, RunError> {
+        if context.is_cancelled() {
+            return Err(RunError::Interrupted);
+        }
         let signature = &self.placed.signature;
         signature.check_inputs(inputs)?;
         let device = crate::runtime::torch_device(self.device);

@@ -54,6 +54,12 @@ pub(crate) fn place(options: &LoadOptions, forward: Option<&[Argument]>) -> Resu
         }
     }
     let call = call(&signature.inputs, forward).map_err(unsupported)?;
+    if let (Call::Each(arguments), Some(_)) = (&call, signature.batch_axis)
+        && let Some((input, kind)) = arguments.iter().find(|(_, kind)| *kind != Kind::Tensor)
+    {
+        let name = &signature.inputs[*input].name;
+        return Err(unsupported(format!("input '{name}' is forward's {kind}: requests can't be joined, set max_batch_size = 0")));
+    }
     let places =
         numbers("output", &signature.outputs).map_err(unsupported)?.unwrap_or_else(|| (0..signature.outputs.len()).collect());
     Ok(Placed { signature, call, places })
@@ -90,8 +96,19 @@ fn call(inputs: &[TensorSpec], forward: Option<&[Argument]>) -> Result<Call, Str
     }
     let place = |input: &TensorSpec| forward.iter().position(|argument| argument.name == input.name);
     let named: Option<Vec<usize>> = inputs.iter().map(place).collect();
-    if let (None, Some(named)) = (&numbers, &named) {
-        order.sort_by_key(|input| named[*input]);
+    match (&numbers, &named) {
+        (None, Some(named)) => order.sort_by_key(|input| named[*input]),
+        // A name of one argument at the place of another is a slip that would give wrong answers.
+        (None, None) => {
+            let misplaced = inputs
+                .iter()
+                .enumerate()
+                .find_map(|(at, input)| Some((at, place(input)?, input)).filter(|(at, there, _)| at != there));
+            if let Some((at, _, input)) = misplaced {
+                return Err(format!("input '{}' is declared as number {at}, but forward takes {}", input.name, listed(forward)));
+            }
+        }
+        (Some(_), _) => {}
     }
     let required = forward.iter().filter(|argument| !argument.is_optional).count();
     let is_prefix = named.as_ref().is_none_or(|_| numbers.is_some())
@@ -188,6 +205,11 @@ mod tests {
             check(&[("x", Fp32), ("sr", Fp32)], Some(&forward)),
             Err("input 'sr' of FP32 can't be forward's argument sr: int".into())
         );
+        let two = [("a", Kind::Tensor, false), ("b", Kind::Tensor, false)];
+        assert_eq!(
+            check(&[("b", Fp32), ("x", Fp32)], Some(&two)),
+            Err("input 'b' is declared as number 0, but forward takes a: Tensor, b: Tensor".into())
+        );
         assert_eq!(check(&[("p", Fp32), ("q", Fp32)], Some(&[("all", Kind::Tensors, false)])), Ok(Call::List(vec![0, 1])));
         assert_eq!(check(&[("p", Fp32)], Some(&[("all", Kind::NamedTensors, false)])), Ok(Call::Dictionary));
     }
@@ -201,6 +223,15 @@ mod tests {
             place(&options, None).unwrap_err().to_string(),
             "input 'x': libtorch has no BYTES, expected one of BOOL, UINT8, INT8, INT16, INT32, INT64, FP16, FP32, FP64, BF16"
         );
+        let both = |batch_axis| {
+            let inputs = vec![TensorSpec::new("n", DataType::Int64, [-1])];
+            Signature { inputs, outputs: vec![TensorSpec::new("y", DataType::Fp32, [-1])], batch_axis }
+        };
+        let scalar = [Argument { name: "n".into(), kind: Kind::Int, is_optional: false }];
+        let joined = LoadOptions { declared: Some(both(Some(0))), ..LoadOptions::default() };
+        let said = place(&joined, Some(&scalar)).unwrap_err().to_string();
+        assert_eq!(said, "input 'n' is forward's int: requests can't be joined, set max_batch_size = 0");
+        assert!(place(&LoadOptions { declared: Some(both(None)), ..LoadOptions::default() }, Some(&scalar)).is_ok());
         let nothing = LoadOptions { entrypoint: "model.pt".into(), ..LoadOptions::default() };
         let forward = [Argument { name: "x".into(), kind: Kind::Tensor, is_optional: false }];
         let said = place(&nothing, Some(&forward)).unwrap_err().to_string();

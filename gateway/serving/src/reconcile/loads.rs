@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bascule_registry::VersionNumber;
 
+use super::Reconciler;
 use super::bring::FetchProgress;
 use super::event::{Drained, Effect, Files, Now, ResidencyId};
 use super::model::{ModelState, Residency};
-use super::{Job, Reconciler};
 use crate::loader::{LoadFailure, LoadJob, Loaded, Verified, VerifyJob};
 use crate::memory::Trim;
 use crate::meters;
@@ -25,6 +25,10 @@ const KEPT_RECEIPTS: usize = 256;
 const KEPT_UNLOADED: usize = 16;
 /// After its timeout a drain stops its runs; this long it may take for that to show.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
+/// Verifications at a time. Most only read files; a trial waits for those before it.
+pub(super) const MAX_VERIFYING: usize = 16;
+/// After a trial that did not end well, the next one is not sooner.
+const TRIAL_RETRY: Duration = Duration::from_secs(600);
 /// A retry never comes at once, whatever the settings say.
 const MIN_RETRY: Duration = Duration::from_millis(1);
 
@@ -99,7 +103,7 @@ impl Reconciler {
                 Ok(files) => {
                     residency.files = Some(files);
                     residency.go(VersionState::Verifying);
-                    this.jobs.push_back(Job::Verify(id));
+                    this.verifications.push_back(id);
                 }
                 Err(cause) => this.fail(model, id, LoadFailure::new(FailedStep::Fetching, cause), now),
             }
@@ -107,7 +111,7 @@ impl Reconciler {
     }
 
     pub(super) fn verified(&mut self, id: ResidencyId, result: Result<Verified, LoadFailure>, now: Now) {
-        self.loading -= 1;
+        self.verifying -= 1;
         self.with(id, |this, model| {
             let Some(residency) = model.residencies.get_mut(&id).filter(|residency| residency.stage() == Stage::Verifying) else {
                 return;
@@ -128,21 +132,28 @@ impl Reconciler {
         residency.go(VersionState::Loading);
         residency.reserved_bytes = bytes;
         self.budget.reserved = self.budget.reserved.saturating_add(bytes);
-        self.jobs.push_back(Job::Load(id));
+        self.loads.push_back(id);
     }
 
-    /// Gives waiting work to loader threads that are free.
+    /// Gives waiting work to threads that are free. Verifications have their own: one whose trial hangs must hold up no load.
     pub(super) fn hand_out_jobs(&mut self) {
-        while self.loading < self.rules.live.loader_threads.max(1) {
-            let Some(job) = self.jobs.pop_front() else { return };
-            let (Job::Verify(id) | Job::Load(id)) = job;
-            let Some(residency) = self.homes.get(&id).and_then(|home| self.models.get_mut(home)?.residencies.get_mut(&id)) else {
-                continue;
-            };
-            let Some(effect) = effect_of(job, residency) else { continue };
-            self.loading += 1;
-            self.effects.push(effect);
+        while self.verifying < MAX_VERIFYING {
+            let Some(id) = self.verifications.pop_front() else { break };
+            self.verifying += usize::from(self.hand_out(id, verification));
         }
+        while self.loading < self.rules.live.loader_threads.max(1) {
+            let Some(id) = self.loads.pop_front() else { break };
+            self.loading += usize::from(self.hand_out(id, load));
+        }
+    }
+
+    /// Hands out one piece of work, unless nobody wants it any more.
+    fn hand_out(&mut self, id: ResidencyId, work: fn(&mut Residency) -> Option<Effect>) -> bool {
+        let residency = self.homes.get(&id).and_then(|home| self.models.get_mut(home)?.residencies.get_mut(&id));
+        let effect = residency.and_then(work);
+        let is_wanted = effect.is_some();
+        self.effects.extend(effect);
+        is_wanted
     }
 
     pub(super) fn warming(&mut self, id: ResidencyId) {
@@ -186,8 +197,10 @@ impl Reconciler {
     pub(super) fn fail(&mut self, model: &mut ModelState, id: ResidencyId, failure: LoadFailure, now: Now) {
         let Some(residency) = model.residencies.get_mut(&id) else { return };
         residency.attempts = residency.attempts.saturating_add(1);
-        let retry_at = now.at.saturating_add(self.rules.retry.delay(residency.attempts).max(MIN_RETRY));
         let LoadFailure { step, cause } = failure;
+        // The same files fail the same trial, and each costs as much.
+        let least = if step == FailedStep::Trial { TRIAL_RETRY } else { MIN_RETRY };
+        let retry_at = now.at.saturating_add(self.rules.retry.delay(residency.attempts).max(least));
         let (version, attempts) = (residency.version(), residency.attempts);
         tracing::warn!(model = %model.name, version, step = step.name(), cause, attempts, "a load failed");
         meters::load_ended(false, now.at.saturating_sub(residency.begun_at));
@@ -371,19 +384,17 @@ impl Reconciler {
     }
 }
 
-/// What a loader thread is to do; `None` where nobody wants it any more.
-fn effect_of(job: Job, residency: &mut Residency) -> Option<Effect> {
+/// What verifies a version; `None` where nobody wants it any more.
+fn verification(residency: &mut Residency) -> Option<Effect> {
+    let files = residency.files.clone().filter(|_| residency.stage() == Stage::Verifying)?;
     let (generation, settings) = (Arc::clone(&residency.generation), Arc::clone(&residency.settings));
-    let files = residency.files.clone()?;
-    let id = residency.id;
-    match job {
-        Job::Verify(_) if residency.stage() == Stage::Verifying => {
-            Some(Effect::Verify { id, job: Box::new(VerifyJob { generation, settings, files }) })
-        }
-        Job::Load(_) if residency.stage() == Stage::Loading => {
-            let verified = residency.verified.take()?;
-            Some(Effect::Load { id, job: Box::new(LoadJob { generation, settings, files, verified }) })
-        }
-        _ => None,
-    }
+    Some(Effect::Verify { id: residency.id, job: Box::new(VerifyJob { generation, settings, files }) })
+}
+
+/// What loads a version; `None` where nobody wants it any more.
+fn load(residency: &mut Residency) -> Option<Effect> {
+    let files = residency.files.clone().filter(|_| residency.stage() == Stage::Loading)?;
+    let verified = residency.verified.take()?;
+    let (generation, settings) = (Arc::clone(&residency.generation), Arc::clone(&residency.settings));
+    Some(Effect::Load { id: residency.id, job: Box::new(LoadJob { generation, settings, files, verified }) })
 }

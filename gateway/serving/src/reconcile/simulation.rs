@@ -382,7 +382,8 @@ impl Simulation {
     /// One load at a time a model, and as many of all as the rules say.
     fn check_turns(&self) {
         let reconciler = &self.bench.reconciler;
-        assert!(reconciler.fetching <= MAX_FETCHES && reconciler.loading <= self.bench.rules.live.loader_threads);
+        assert!(reconciler.fetching <= MAX_FETCHES && reconciler.verifying <= loads::MAX_VERIFYING);
+        assert!(reconciler.loading <= self.bench.rules.live.loader_threads);
         let fetching = reconciler.models.values().flat_map(|model| model.residencies.values());
         assert_eq!(fetching.filter(|residency| residency.stage() == Stage::Fetching).count(), reconciler.fetching);
         for model in reconciler.models.values() {

@@ -7,6 +7,7 @@ use bascule_registry::Rollout;
 use bascule_runtime_fake::FakeModel;
 
 use super::bench::{Bench, at_minute, rules};
+use super::loads::MAX_VERIFYING;
 use super::*;
 use crate::testing::{constant, listing, name};
 use crate::{Absent, CommandError, TransitionPolicy};
@@ -328,15 +329,39 @@ fn fetches_and_loads_are_bounded_and_all_get_their_turn() {
     }
     bench.look();
     let fetching = |bench: &Bench| bench.work.iter().filter(|work| matches!(work, Effect::Fetch { .. })).count();
-    let loading =
-        |bench: &Bench| bench.work.iter().filter(|work| matches!(work, Effect::Verify { .. } | Effect::Load { .. })).count();
+    let verifying = |bench: &Bench| bench.work.iter().filter(|work| matches!(work, Effect::Verify { .. })).count();
+    let loading = |bench: &Bench| bench.work.iter().filter(|work| matches!(work, Effect::Load { .. })).count();
     assert_eq!(fetching(&bench), MAX_FETCHES);
     while !bench.work.is_empty() {
         let effect = bench.work.remove(0);
         bench.perform(effect);
-        assert!(fetching(&bench) <= MAX_FETCHES && loading(&bench) <= 2);
+        assert!(fetching(&bench) <= MAX_FETCHES && verifying(&bench) <= MAX_VERIFYING && loading(&bench) <= 2);
     }
     assert_eq!(bench.live_sessions(), 30);
+}
+
+#[test]
+fn verifications_that_hang_hold_up_no_load() {
+    let mut bench = bench();
+    bench.publish("ready", 1, &constant(1.0));
+    bench.look();
+    while !matches!(bench.work.as_slice(), [Effect::Load { .. }]) {
+        let effect = bench.work.remove(0);
+        bench.perform(effect);
+    }
+    // Its trial is over; those of others do not end.
+    let load = bench.work.remove(0);
+    for model in 0..2 * MAX_VERIFYING {
+        bench.publish(&format!("m{model}"), 1, &constant(1.0));
+    }
+    bench.look();
+    while let Some(at) = bench.work.iter().position(|work| matches!(work, Effect::Fetch { .. })) {
+        let effect = bench.work.remove(at);
+        bench.perform(effect);
+    }
+    assert!(bench.work.len() == MAX_VERIFYING && bench.work.iter().all(|work| matches!(work, Effect::Verify { .. })));
+    bench.perform(load);
+    assert_eq!(bench.live_sessions(), 1);
 }
 
 #[test]

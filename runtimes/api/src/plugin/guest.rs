@@ -72,7 +72,7 @@ unsafe extern "C" fn about(runtime: *mut c_void, about: *mut Given) {
     // SAFETY: made by `open`, and a place for the result.
     unsafe {
         let runtime = &*runtime.cast::<OwnRuntime>();
-        about.write(json(&About { name: runtime.name().to_owned(), format: runtime.format().to_owned() }));
+        quietly(|| about.write(json(&About { name: runtime.name().to_owned(), format: runtime.format().to_owned() })));
     }
 }
 
@@ -140,8 +140,14 @@ unsafe extern "C" fn run(
         let deadline = Some(call.deadline_ns).filter(|left| *left != u64::MAX);
         let deadline = deadline.and_then(|left| Instant::now().checked_add(Duration::from_nanos(left)));
         let given = session.run(&inputs, &RunContext { deadline, cancelled: call.cancelled.as_ref() })?;
-        let given = given.into_iter().map(|output| give(own(output, &inputs)));
-        let given = given.collect::<Result<Vec<GivenTensor>, RunError>>()?;
+        let outputs_of_run: Vec<Result<GivenTensor, RunError>> =
+            given.into_iter().map(|output| give(own(output, &inputs))).collect();
+        let (given, failed): (Vec<_>, Vec<_>) = outputs_of_run.into_iter().partition(Result::is_ok);
+        let given: Vec<GivenTensor> = given.into_iter().flatten().collect();
+        if let Some(Err(error)) = failed.into_iter().next() {
+            given.into_iter().for_each(release);
+            return Err(error);
+        }
         if given.len() != output_count {
             let message = format!("the run gave {} outputs, expected {output_count}", given.len());
             given.into_iter().for_each(release);
