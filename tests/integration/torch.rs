@@ -158,6 +158,24 @@ fn both_runtimes_answer_while_versions_of_both_are_swapped() {
     assert!(answered.iter().all(|count| count.load(Ordering::Relaxed) > 0), "{answered:?}");
 }
 
+#[test]
+fn a_signature_that_is_published_with_a_model_is_that_of_its_versions() {
+    let Some(sandbox) = sandbox() else { return };
+    let Some(script) = model_or_skip("silero-vad-5.1.2", "silero_vad.jit") else { return };
+    let (file, settings) = (sandbox.path("model.pt"), sandbox.path("model.toml"));
+    std::fs::write(&file, &script.bytes).unwrap();
+    std::fs::write(&settings, SIGNATURE).unwrap();
+    let [file, settings, registry] = [file, settings, sandbox.registry()].map(|path| path.display().to_string());
+    sandbox.succeed(&["publish", "vad_torch", &file, "--signature", &settings, "--registry", &registry]);
+    let gateway = sandbox.serve().ready();
+    gateway.wait_version("vad_torch", 1);
+    assert!((0.0..=1.0).contains(&by_torch(&gateway, 0)));
+    std::fs::write(&settings, "instances = 2\n").unwrap();
+    let refused = sandbox.run(&["publish", "vad_torch", &file, "--signature", &settings, "--registry", &registry]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("it has no [signature]"), "{said}");
+}
+
 /// The cause of a model's failed version.
 fn cause(gateway: &Gateway, model: &str) -> String {
     let of = |status: &Value| {

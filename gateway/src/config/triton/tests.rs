@@ -214,3 +214,22 @@ fn what_can_not_be_served_is_an_error_that_names_the_field() {
     assert!(problem(hostile).starts_with("config.pbtxt: `model_warmup[0].inputs[\"x\"].dims`: expected a shape"));
     assert_eq!(read("name: \"a\" backend: \"b\"").problems.len(), 2, "all problems at once");
 }
+
+#[test]
+fn runtimes_go_by_triton_s_names_and_parameters_by_their_runtime() {
+    let given = Circumstances { name: "m", backends: &["onnxruntime", "torch"], files: &BTreeMap::new(), stateless: false };
+    let parameter = "parameters { key: \"INFERENCE_MODE\" value { string_value: \"true\" } } optimization { graph { level: 1 } }";
+    for (named, runtime, honoured) in [
+        ("backend: \"pytorch\"", Some("torch"), true),
+        ("platform: \"pytorch_libtorch\"", Some("torch"), true),
+        ("backend: \"onnxruntime\"", Some("onnxruntime"), false),
+        ("", None, false),
+    ] {
+        let reading = super::read(&format!("{named} {parameter}"), &given, ModelSettings::default());
+        assert_eq!((reading.settings.runtime.as_deref(), reading.problems.len()), (runtime, 0), "{named}");
+        assert_eq!(reading.settings.runtime_options.contains_key("INFERENCE_MODE"), honoured, "{named}");
+        assert_eq!(reading.settings.runtime_options.contains_key("graph_optimization_level"), !honoured, "{named}");
+    }
+    let wrong = super::read("backend: \"tensorrt\"", &given, ModelSettings::default());
+    assert_eq!(wrong.problems, ["config.pbtxt: `backend`: expected one of onnxruntime, pytorch, got \"tensorrt\""]);
+}
