@@ -71,7 +71,10 @@ fn a_version_that_does_not_end_is_killed_and_reported() {
     let sandbox = sandbox.set("trial.timeout=2s");
     let gateway = serving(&sandbox);
     sandbox.plain("m", 2, &looping());
-    assert_eq!(failure(&gateway, 2), ("trial".into(), "it did not end within 2s and was killed".into()));
+    assert_eq!(
+        failure(&gateway, 2),
+        ("trial".into(), "it did not end within 2s and was killed; trial.timeout says how long it may take".into())
+    );
 }
 
 #[test]
@@ -82,7 +85,10 @@ fn a_version_that_takes_ever_more_memory_is_killed_and_reported() {
     let before = gateway.rss();
     sandbox.plain("m", 2, &growing());
     let (step, cause) = failure(&gateway, 2);
-    assert!(step == "trial" && cause.ends_with("of memory, more than its limit of 400.0 MiB, and was killed"), "{step}: {cause}");
+    assert!(
+        step == "trial" && cause.contains("of memory, more than its limit of 400.0 MiB, and was killed; trial.memory_limit"),
+        "{step}: {cause}"
+    );
     assert!(gateway.rss() < before + (200 << 20), "the gateway itself has grown");
 }
 

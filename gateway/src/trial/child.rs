@@ -125,12 +125,17 @@ fn watch(child: &Child, answered: &Receiver<String>, limits: Limits) -> Result<S
         }
         let timeout = limits.timeout;
         if started.elapsed() > timeout {
-            return Err(failed(format!("it did not end within {} and was killed", humantime::format_duration(timeout))));
+            return Err(failed(format!(
+                "it did not end within {} and was killed; trial.timeout says how long it may take",
+                humantime::format_duration(timeout)
+            )));
         }
         if let Some(bytes) = resident_bytes(child.id()).filter(|bytes| *bytes > limits.memory_bytes) {
             let shown = |bytes: u64| bytesize::ByteSize(bytes).display().iec().to_string();
             let (has, limit) = (shown(bytes), shown(limits.memory_bytes));
-            return Err(failed(format!("it had {has} of memory, more than its limit of {limit}, and was killed")));
+            return Err(failed(format!(
+                "it had {has} of memory, more than its limit of {limit}, and was killed; trial.memory_limit sets another"
+            )));
         }
     }
 }

@@ -43,7 +43,8 @@ pub(crate) fn check(dir: &Path, entrypoint: &Path) -> Result<Found, LoadError> {
     if let Some(message) = not_an_archive(&mut file, metadata.len()).map_err(unreadable)? {
         return Err(invalid(message));
     }
-    let mut archive = ZipArchive::new(file).map_err(|error| invalid(format!("a damaged archive: {error}")))?;
+    let mut archive = ZipArchive::new(file)
+        .map_err(|error| invalid(format!("a damaged archive ({error}): the file is not as it was written")))?;
     // Names begin with a folder that is called as the file once was.
     let names: Vec<_> = archive.file_names().filter_map(Result::ok).collect();
     let has = |is_it: fn(&str) -> bool| names.iter().filter_map(|name| name.split_once('/')).any(|(_, member)| is_it(member));
@@ -74,7 +75,7 @@ fn not_an_archive(file: &mut File, length: u64) -> io::Result<Option<String>> {
     }
     Ok(Some(match start {
         [] => "an empty file".to_owned(),
-        [b'P', b'K', 3, 4, ..] => "an archive that breaks off before its end: the file is not complete".to_owned(),
+        [b'P', b'K', 3, 4, ..] => "an archive that breaks off before its end: the file is not complete, copy it again".to_owned(),
         [0x80, 2..=5, ..] => format!("pickled Python objects: reading them may run any code, so they are not served; {HINT}"),
         [b'<', ..] => "text that begins with '<', such as an error page, and no model".to_owned(),
         _ => format!("not a TorchScript file, which is a zip archive; {HINT}"),
