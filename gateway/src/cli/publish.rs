@@ -177,7 +177,7 @@ impl Publish {
     /// Has it tried under the settings beside it.
     fn verify(&self, config: &Config, chosen: &Chosen, declared: Option<&Signature>) -> Outcome {
         let (name, settings) = (self.model.clone(), settings_of(&self.path));
-        let subject = Subject { name, settings, golden: self.golden.as_deref(), declared };
+        let subject = Subject { name, settings, named: false, golden: self.golden.as_deref(), declared };
         let report = try_files(config, &self.path, chosen, &subject)?;
         note(format!(
             "passed its trial: {}, loaded in {:.0} ms, {} of memory",

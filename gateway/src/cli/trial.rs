@@ -78,6 +78,7 @@ impl TryVersion {
         let subject = Subject {
             name: name_of(&path),
             settings: self.settings.clone().or_else(|| settings_of(&path)),
+            named: self.settings.is_some(),
             golden: self.golden.as_deref(),
             declared: None,
         };
@@ -101,6 +102,8 @@ pub(super) struct Subject<'a> {
     pub(super) name: ModelName,
     /// A model.toml or config.pbtxt; what lies beside it belongs to it.
     pub(super) settings: Option<PathBuf>,
+    /// Whether that file was named: then no other settings count.
+    pub(super) named: bool,
     /// The file of golden samples.
     pub(super) golden: Option<&'a str>,
     /// What the model takes and gives.
@@ -114,7 +117,7 @@ pub(super) struct Subject<'a> {
 pub(super) fn try_files(config: &Config, path: &Path, chosen: &Chosen, subject: &Subject<'_>) -> Result<TrialReport, Failure> {
     let staged = chosen.staged(path).with_context(|| format!("can't put {} aside", path.display()))?;
     let generation = Arc::new(generation(chosen, subject)?);
-    let settings = read_settings(config, &generation, subject.settings.as_deref())?;
+    let settings = read_settings(config, &generation, subject)?;
     let job = TrialJob { measure: MEASURE, ..TrialJob::new(generation, Arc::new(settings), staged.dir()) };
     let memory_bytes = config.trial.memory_limit.map_or(DEFAULT_MEMORY_BYTES, |ByteCount(bytes)| bytes);
     let limits = Limits { timeout: config.trial.timeout, memory_bytes };
@@ -188,10 +191,11 @@ fn small_files(folder: &Path) -> BTreeMap<String, Arc<[u8]>> {
     in_folder(folder.to_owned(), "").chain(in_folder(folder.join("warmup"), "warmup/")).collect()
 }
 
-fn read_settings(config: &Config, generation: &Arc<Generation>, file: Option<&Path>) -> Result<ModelSettings, Failure> {
+fn read_settings(config: &Config, generation: &Arc<Generation>, subject: &Subject<'_>) -> Result<ModelSettings, Failure> {
     let mut settings = BTreeMap::new();
-    if let Some(file) = file {
+    if let Some(file) = &subject.settings {
         settings = small_files(file.parent().unwrap_or(Path::new(".")));
+        settings.retain(|name, _| !subject.named || !SETTINGS.contains(&name.as_str()));
         let content = std::fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
         let is_pbtxt = file.extension().is_some_and(|extension| extension == "pbtxt");
         settings.insert(SETTINGS[usize::from(is_pbtxt)].to_owned(), Arc::from(content));

@@ -50,19 +50,19 @@ pub(super) fn run(told: &Told, limits: Limits) -> Result<TrialReport, TrialFailu
     // A group of its own: what it starts ends with it, and a signal from a terminal is not meant for it.
     command.process_group(0);
     let not_started = |error| failed(format!("the trial's process can't be started: {error}; trial.mode = \"off\" goes without"));
-    let mut child = Running(command.spawn().map_err(not_started)?);
-    let answered = in_background(child.0.stdout.take(), |from| {
+    let mut child = Running { child: command.spawn().map_err(not_started)?, is_reaped: false };
+    let answered = in_background(child.child.stdout.take(), |from| {
         let mut all = Vec::new();
         // What came before an error counts as well.
         drop(from.take(ANSWER_BYTES).read_to_end(&mut all));
         String::from_utf8_lossy(&all).into_owned()
     });
-    let said = in_background(child.0.stderr.take(), |mut from| last_of(&mut from));
-    if let Some(mut stdin) = child.0.stdin.take() {
+    let said = in_background(child.child.stderr.take(), |mut from| last_of(&mut from));
+    if let Some(mut stdin) = child.child.stdin.take() {
         // Where it does not read, it has ended or is ended: then so does this thread.
         std::thread::spawn(move || drop(stdin.write_all(&text)));
     }
-    let answer = watch(&child.0, &answered, limits)?;
+    let answer = watch(&child.child, &answered, limits)?;
     match serde_json::from_str(&answer) {
         Ok(Answer::Passed(report)) => return Ok(report),
         Ok(Answer::Failed(failure)) => return Err(failure),
@@ -74,7 +74,10 @@ pub(super) fn run(told: &Told, limits: Limits) -> Result<TrialReport, TrialFailu
 }
 
 /// A process that is ended where nobody waits for it any more.
-struct Running(Child);
+struct Running {
+    child: Child,
+    is_reaped: bool,
+}
 
 impl Running {
     /// How it ended. One that has let go of its output and not ended is given a moment, and then ended.
@@ -82,19 +85,21 @@ impl Running {
         let started = Instant::now();
         let (_nobody, never) = sync_channel::<()>(0);
         while started.elapsed() < END_PATIENCE {
-            if let Some(status) = self.0.try_wait()? {
+            if let Some(status) = self.child.try_wait()? {
+                self.is_reaped = true;
                 return Ok(status);
             }
             // Only the time passes.
             let _timed_out = never.recv_timeout(LOOK_INTERVAL);
         }
         self.kill();
-        self.0.wait()
+        self.is_reaped = true;
+        self.child.wait()
     }
 
     /// Ends it, and all that it has started.
     fn kill(&mut self) {
-        if let Ok(group) = i32::try_from(self.0.id()) {
+        if let Ok(group) = i32::try_from(self.child.id()) {
             // SAFETY: a signal to the group that this process made, whose leader has not been waited for.
             #[expect(unsafe_code, reason = "the standard library ends single processes only")]
             unsafe {
@@ -106,10 +111,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has mostly ended by itself.
-        if !matches!(self.0.try_wait(), Ok(Some(_))) {
+        // Until it is waited for, its group is its own, even where it has ended.
+        if !self.is_reaped {
             self.kill();
-            drop(self.0.wait());
+            drop(self.child.wait());
         }
     }
 }

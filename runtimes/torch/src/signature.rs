@@ -54,12 +54,6 @@ pub(crate) fn place(options: &LoadOptions, forward: Option<&[Argument]>) -> Resu
         }
     }
     let call = call(&signature.inputs, forward).map_err(unsupported)?;
-    if let (Call::Each(arguments), Some(_)) = (&call, signature.batch_axis)
-        && let Some((input, kind)) = arguments.iter().find(|(_, kind)| *kind != Kind::Tensor)
-    {
-        let name = &signature.inputs[*input].name;
-        return Err(unsupported(format!("input '{name}' is forward's {kind}: requests can't be joined, set max_batch_size = 0")));
-    }
     let places =
         numbers("output", &signature.outputs).map_err(unsupported)?.unwrap_or_else(|| (0..signature.outputs.len()).collect());
     Ok(Placed { signature, call, places })
@@ -223,15 +217,6 @@ mod tests {
             place(&options, None).unwrap_err().to_string(),
             "input 'x': libtorch has no BYTES, expected one of BOOL, UINT8, INT8, INT16, INT32, INT64, FP16, FP32, FP64, BF16"
         );
-        let both = |batch_axis| {
-            let inputs = vec![TensorSpec::new("n", DataType::Int64, [-1])];
-            Signature { inputs, outputs: vec![TensorSpec::new("y", DataType::Fp32, [-1])], batch_axis }
-        };
-        let scalar = [Argument { name: "n".into(), kind: Kind::Int, is_optional: false }];
-        let joined = LoadOptions { declared: Some(both(Some(0))), ..LoadOptions::default() };
-        let said = place(&joined, Some(&scalar)).unwrap_err().to_string();
-        assert_eq!(said, "input 'n' is forward's int: requests can't be joined, set max_batch_size = 0");
-        assert!(place(&LoadOptions { declared: Some(both(None)), ..LoadOptions::default() }, Some(&scalar)).is_ok());
         let nothing = LoadOptions { entrypoint: "model.pt".into(), ..LoadOptions::default() };
         let forward = [Argument { name: "x".into(), kind: Kind::Tensor, is_optional: false }];
         let said = place(&nothing, Some(&forward)).unwrap_err().to_string();
