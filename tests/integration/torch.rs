@@ -8,9 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
-#[path = "../../runtimes/torch/tests/torch/archive.rs"]
-mod archive;
-
 use crate::http::{call, get, post};
 use crate::real_models::model_or_skip;
 use crate::sandbox::{Gateway, Sandbox, skip};
@@ -177,17 +174,6 @@ fn a_signature_that_is_published_with_a_model_is_that_of_its_versions() {
     let refused = sandbox.run(&["publish", "vad_torch", &file, "--signature", &settings, "--registry", &registry]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("it has no [signature]"), "{said}");
-}
-
-#[test]
-fn what_a_model_prints_is_not_taken_for_the_answer_of_its_trial() {
-    let Some(sandbox) = sandbox() else { return };
-    let forward = "x: Tensor,\n    sr: int) -> Tensor:\n    print(\"{}\")\n    return torch.slice(x, 1, 0, 1)";
-    sandbox.write("prints/1/model.pt", archive::write(&archive::Script { forward, weight: &[] }));
-    sandbox.write("prints/model.toml", SIGNATURE);
-    let gateway = sandbox.serve().ready();
-    gateway.wait_version("prints", 1);
-    assert!(gateway.log().contains("passed its trial"), "{}", gateway.log());
 }
 
 /// The cause of a model's failed version.
