@@ -29,7 +29,7 @@ impl InProcess {
     pub(crate) fn new(cores: Cores) -> InProcess {
         let library = std::env::var_os("BASCULE_ONNXRUNTIME_LIBRARY").map(PathBuf::from);
         let search = vec![PathBuf::from(".deps/onnxruntime/lib")];
-        InProcess { runtime: OnnxRuntime::new(OnnxConfig { library, search, shared_threads: 0 }), core: cores.server }
+        InProcess { runtime: OnnxRuntime::new(OnnxConfig { library, search, ..OnnxConfig::default() }), core: cores.server }
     }
 
     /// Loads the model in a version's folder, with one thread.

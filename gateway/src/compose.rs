@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
-use bascule_runtime_api::Runtime;
+use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
-use bascule_serving::{EngineOptions, JournalStore, LiveOptions, SettingsReader, Trial};
+use bascule_serving::{EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader, Trial};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Place, TorchConfig, TrialMode, model_settings};
+use crate::config::{Config, ModelFormat, Place, TorchConfig, TrialMode, model_settings};
+use crate::forbidden::Forbidden;
+use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;
 use crate::trial::Trials;
 use journals::Journals;
@@ -75,25 +77,45 @@ pub struct Libraries {
     program: PathBuf,
     onnxruntime: Option<PathBuf>,
     onnxruntime_threads: u32,
+    onnxruntime_operators: Vec<PathBuf>,
     torch: TorchConfig,
+    formats: Vec<ModelFormat>,
 }
 
 impl Libraries {
     /// Those of a configuration.
     pub fn of(config: &Config) -> Libraries {
         let (onnxruntime, onnxruntime_threads) = (config.onnxruntime_library.clone(), config.onnxruntime_threads);
-        Libraries { program: program_folder(), onnxruntime, onnxruntime_threads, torch: config.torch.clone() }
+        Libraries {
+            program: program_folder(),
+            onnxruntime,
+            onnxruntime_threads,
+            onnxruntime_operators: config.onnxruntime_operators.clone(),
+            torch: config.torch.clone(),
+            formats: config.load.formats.clone(),
+        }
     }
 }
 
 /// The same as [`runtimes`], and with the same demand.
 pub fn open_runtimes(libraries: &Libraries) -> Vec<Arc<dyn Runtime>> {
+    gpus::count_by_slot();
     let onnx = OnnxConfig {
         library: libraries.onnxruntime.clone(),
         search: beside(&libraries.program, &LIBRARY_FOLDERS),
         shared_threads: libraries.onnxruntime_threads as usize,
+        operator_libraries: libraries.onnxruntime_operators.clone(),
     };
-    vec![Arc::new(OnnxRuntime::new(onnx)), Arc::new(PluginRuntime::new(torch(&libraries.program, &libraries.torch)))]
+    let torch = torch(&libraries.program, &libraries.torch);
+    let all: [(ModelFormat, Arc<dyn Runtime>); 2] =
+        [(ModelFormat::Onnx, Arc::new(OnnxRuntime::new(onnx))), (ModelFormat::TorchScript, Arc::new(PluginRuntime::new(torch)))];
+    let allowed = |(format, runtime): (ModelFormat, Arc<dyn Runtime>)| -> Arc<dyn Runtime> {
+        if libraries.formats.contains(&format) {
+            return runtime;
+        }
+        Arc::new(Forbidden { name: runtime.name(), format: runtime.format() })
+    };
+    all.into_iter().map(allowed).collect()
 }
 
 /// libtorch, behind a plugin that is opened with the first model that needs it.
@@ -192,6 +214,11 @@ pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
     open(&place.0).with_context(|| format!("can't open registry {}", place.0))
 }
 
+/// Looks at this machine's GPUs.
+pub fn gpus() -> Arc<dyn Gpus> {
+    Arc::new(NvidiaGpus::default())
+}
+
 /// Everything that the engine needs. Blocks.
 ///
 /// # Errors
@@ -203,6 +230,7 @@ pub fn engine_options(
     state: &StateDir,
     on_retired: impl Fn(&VersionKey) + Send + Sync + 'static,
 ) -> Result<EngineOptions> {
+    let gpus = gpus();
     let cache = Cache::open(state.cache_dir())?;
     let own = state.of_registry(&identity(&config.registry.url)?)?;
     let journal = journal(config, &own)?;
@@ -219,7 +247,9 @@ pub fn engine_options(
         runtimes,
         load_mode: config.load.mode,
         explicit_models: config.load.models.clone(),
-        live: live_options(config),
+        live: live_options(config, gpus.as_ref()),
+        crowded_trial: config.trial.crowded,
+        gpus,
         drain_timeout: config.server.drain_timeout,
         cache_max_bytes: config.cache_max_bytes.0,
         on_retired: Arc::new(on_retired),
@@ -230,7 +260,11 @@ pub fn engine_options(
 }
 
 /// What of the engine's options may change while it runs: the settings that say so.
-pub fn live_options(config: &Config) -> LiveOptions {
+pub fn live_options(config: &Config, gpus: &dyn Gpus) -> LiveOptions {
+    let on_gpus = config.load.gpu_memory_budget.as_ref();
+    let on_gpus = on_gpus.map(|budgets| budgets.limits(gpus.list().iter().map(|gpu| gpu.ordinal))).unwrap_or_default();
+    let main = config.load.memory_budget.map(|budget| (Device::Cpu, budget.0));
+    let memory_budgets = on_gpus.into_iter().chain(main).collect();
     LiveOptions {
         explicit_follow: config.load.explicit_follow,
         resurrect: config.load.resurrect,
@@ -238,7 +272,7 @@ pub fn live_options(config: &Config) -> LiveOptions {
         absent: config.registry.absent,
         poll_interval: config.registry.poll_interval,
         strict_ready: config.strict_ready,
-        memory_budget_bytes: config.load.memory_budget.map(|budget| budget.0),
+        memory_budgets,
         on_demand_wait: config.load.on_demand_wait,
         loader_threads: config.load.loader_threads as usize,
     }

@@ -3,10 +3,12 @@
 //! Flag > environment > file > default. A value is checked where it is read, so nothing that [`Config`] holds is checked again.
 //! Secrets are not here: no setting of today holds one.
 
+mod devices;
 pub mod env;
 mod fields;
 mod key;
 mod layers;
+mod lists;
 pub mod model_settings;
 mod model_toml;
 mod raw;
@@ -20,7 +22,9 @@ mod warmup;
 
 use std::path::PathBuf;
 
+pub use devices::GpuBudgets;
 pub use layers::{ConfigError, Entry, Origin, Problem};
+pub use lists::ModelFormat;
 pub use model_toml::declared_signature;
 pub use reload::{Change, Changes, changes};
 pub use schema::schema;

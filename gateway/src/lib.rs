@@ -9,6 +9,8 @@ mod allocator;
 pub mod cli;
 pub mod compose;
 pub mod config;
+mod forbidden;
+mod gpus;
 pub mod npy;
 pub mod server;
 pub mod state_dir;

@@ -11,7 +11,7 @@ use bascule_frontend::http::HttpSettings;
 use bascule_frontend::metrics::Metrics;
 use bascule_frontend::{admin, grpc, http};
 use bascule_runtime_api::Runtime;
-use bascule_serving::{Engine, EngineOptions, LoadMode, Serving};
+use bascule_serving::{Engine, EngineOptions, Gpus, LoadMode, Serving};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -45,6 +45,7 @@ pub struct Server {
     shutdown_delay: Duration,
     drain_timeout: Duration,
     shown: watch::Sender<Arc<serde_json::Value>>,
+    gpus: Arc<dyn Gpus>,
     _background: Background,
     _state: StateDir,
 }
@@ -123,6 +124,7 @@ impl Server {
         // A model that is loaded on demand has requests waiting for its fetch.
         let is_waited_for = effective.config.load.mode == LoadMode::OnDemand;
         let fetching = background.handle().filter(|_| !is_waited_for);
+        let gpus = Arc::clone(&options.gpus);
         let serving = Engine::start(EngineOptions { background: fetching, ..options }).await?;
         let (mut data, mut of_admin) = (Tasks::default(), Tasks::default());
         let shutdown = data.shutdown.clone();
@@ -146,6 +148,7 @@ impl Server {
             shutdown_delay,
             drain_timeout,
             shown,
+            gpus,
             _background: background,
             _state: state,
         })
@@ -156,7 +159,7 @@ impl Server {
     /// # Errors
     /// The engine is on its way out.
     pub async fn change(&self, effective: &Effective) -> Result<()> {
-        self.serving.change(compose::live_options(&effective.config)).await?;
+        self.serving.change(compose::live_options(&effective.config, self.gpus.as_ref())).await?;
         self.shown.send_replace(Arc::new(shown(effective, self.addresses)));
         Ok(())
     }

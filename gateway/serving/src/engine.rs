@@ -1,11 +1,12 @@
 //! Starting an engine: what it needs, and the tasks that it consists of.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_registry::{Cache, Clock, ListedModel, ModelName, SystemClock, VersionKey, VersionNumber, VersionSource};
-use bascule_runtime_api::Runtime;
+use bascule_runtime_api::{Device, Runtime};
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -17,7 +18,7 @@ use crate::persist::{self, Persisted, Writer, Written};
 use crate::reconcile::{self, Looks, Reconciler, Rules, Stock};
 use crate::serving::Shared;
 use crate::trial::Trial;
-use crate::{LoadMode, ModelSettings, Router, Serving, TransitionPolicy};
+use crate::{CrowdedTrial, Gpus, LoadMode, ModelSettings, NoGpus, Router, Serving, TransitionPolicy};
 
 /// Events that may wait for the reconciler. Whoever posts one more waits.
 const MAILBOX_CAPACITY: usize = 1024;
@@ -86,8 +87,9 @@ pub struct LiveOptions {
     pub poll_interval: Duration,
     /// Not ready while any model is not.
     pub strict_ready: bool,
-    /// Main memory that all versions may take together. One that is made smaller takes nothing away from what is loaded.
-    pub memory_budget_bytes: Option<u64>,
+    /// Bytes of each device that all versions may take together; main memory is that of the processor, and a device that is not named has
+    /// no limit. One that is made smaller takes nothing away from what is loaded.
+    pub memory_budgets: BTreeMap<Device, u64>,
     /// How long a request waits for a model that is loaded on demand.
     pub on_demand_wait: Duration,
     /// Loads at a time; 0 counts as 1.
@@ -103,7 +105,7 @@ impl Default for LiveOptions {
             absent: Absent::default(),
             poll_interval: Duration::from_secs(5),
             strict_ready: false,
-            memory_budget_bytes: None,
+            memory_budgets: BTreeMap::new(),
             on_demand_wait: Duration::from_secs(10),
             loader_threads: 2,
         }
@@ -145,6 +147,10 @@ pub struct EngineOptions {
     pub on_trim: Arc<dyn Fn() + Send + Sync>,
     /// Tries versions out before they are loaded; without it they are loaded at once.
     pub trial: Option<Arc<dyn Trial>>,
+    /// Where a version is tried whose GPU has no room for a second copy.
+    pub crowded_trial: CrowdedTrial,
+    /// Looks at this machine's GPUs.
+    pub gpus: Arc<dyn Gpus>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Where versions are looked for and fetched, which takes disk and processor; without it, on the runtime that [`Engine::start`] is
@@ -172,6 +178,8 @@ impl EngineOptions {
             on_retired: Arc::new(|_| {}),
             on_trim: Arc::new(|| {}),
             trial: None,
+            crowded_trial: CrowdedTrial::default(),
+            gpus: Arc::new(NoGpus),
             clock: Arc::new(SystemClock::default()),
             background: None,
         }
@@ -217,6 +225,7 @@ impl Engine {
         let (written, written_now) = watch::channel(Written::default());
         let looks = Arc::new(Looks::default());
         let (live, live_now) = watch::channel(options.live.clone());
+        let gpus = Arc::clone(&options.gpus);
         let wanted = Arc::default();
         let writer = Writer::new(options.state_dir.clone());
         tokio::spawn(persist::keep(Arc::clone(&writer), written));
@@ -228,7 +237,7 @@ impl Engine {
         options.background.clone().unwrap_or_else(Handle::current).spawn(seer.run());
         let (stopping, _) = watch::channel(false);
         let (written, journal) = (written_now, options.journal);
-        Ok(Serving::new(Shared { router, mailbox, snapshots, written, looks, journal, wanted, live, stopping }))
+        Ok(Serving::new(Shared { router, mailbox, snapshots, written, looks, journal, wanted, live, gpus, stopping }))
     }
 }
 

@@ -11,8 +11,10 @@
 mod aspire;
 mod assign;
 mod batch;
+mod budget;
 mod check;
 mod cost;
+mod devices;
 mod drain;
 mod engine;
 mod error;
@@ -41,6 +43,7 @@ mod trial;
 mod watchdog;
 
 pub use assign::{BASIS_POINTS, bucket, rollout_seed};
+pub use devices::{CrowdedTrial, Devices, Gpu, Gpus, NoGpus};
 pub use engine::{Absent, Engine, EngineOptions, LiveOptions, RetryPolicy, SettingsError, SettingsReader, StartError};
 pub use error::{ErrorCode, InferError};
 pub use infer::{Routed, Router};
@@ -57,6 +60,8 @@ pub use settings::{
 };
 pub use state::{FailedStep, Failure, IllegalTransition, Outward, Stage, VersionState};
 pub use stats::{BatchStats, Phase, Snapshot, Stats};
-pub use status::{CandidateStatus, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryStatus, Status, VersionStatus};
+pub use status::{
+    CandidateStatus, DeviceMemory, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryStatus, Status, VersionStatus,
+};
 pub use table::{Candidate, Publisher, Route, ServingTable, Split, Standing};
 pub use trial::{Latency, Trial, TrialFailure, TrialJob, TrialReport, examine};

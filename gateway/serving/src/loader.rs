@@ -9,6 +9,7 @@
 
 mod golden;
 mod reshape;
+mod verify;
 pub(crate) mod warmup;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,17 +21,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bascule_registry::{FORMAT_UNKNOWN, Generation, Manifest, format_of};
-use bascule_runtime_api::{Footprint, LoadError, LoadOptions, Runtime, Session, Signature};
+use bascule_runtime_api::{Device, Footprint, LoadError, LoadOptions, Runtime, Session};
 use chrono::{DateTime, Utc};
 
-use self::golden::Golden;
+pub(crate) use self::verify::{Surroundings, Verified, VerifyJob, verify};
+use crate::budget::{Budget, DeviceBytes};
 use crate::error::{panicked, with_causes};
 use crate::instance::Interrupters;
 use crate::reconcile::Files;
 use crate::servable::Batching;
 use crate::state::FailedStep;
-use crate::trial::{Trial, TrialJob, TrialReport};
-use crate::{ModelSettings, Servable, ServableSpec, memory};
+use crate::{CrowdedTrial, Gpus, ModelSettings, Servable, ServableSpec, memory};
 
 /// How long the warm-up runs and golden samples of a version may take together. A model that needs longer for them would hold up
 /// every other load.
@@ -108,55 +109,6 @@ impl Runtimes {
     }
 }
 
-/// What is to be verified.
-#[derive(Debug)]
-pub(crate) struct VerifyJob {
-    pub(crate) generation: Arc<Generation>,
-    pub(crate) settings: Arc<ModelSettings>,
-    pub(crate) files: Files,
-}
-
-/// A version that may be loaded once its memory is there.
-pub(crate) struct Verified {
-    runtime: Arc<dyn Runtime>,
-    runtime_version: String,
-    options: LoadOptions,
-    golden: Option<Golden>,
-    /// Memory of all sessions together, while they are loaded.
-    pub(crate) estimate: Footprint,
-    /// The same once they are, where a trial has measured it.
-    measured: Option<Footprint>,
-}
-
-impl Verified {
-    /// The runtime, and the version of its library.
-    pub(crate) fn runtime_name(&self) -> String {
-        format!("{} {}", self.runtime.name(), self.runtime_version)
-    }
-
-    /// Whether there are golden samples.
-    pub(crate) fn has_golden(&self) -> bool {
-        self.golden.is_some()
-    }
-
-    /// Goes by what a trial has measured of one session.
-    fn take(&mut self, report: &TrialReport, instances: u64) {
-        let (Some(memory), Some(peak)) = (report.memory_bytes, report.peak_bytes) else { return };
-        // Memory of a device was not measured.
-        let (device_bytes, measured) = (self.estimate.device_bytes, self.estimate.device_bytes == 0);
-        let of = |host_bytes: u64| Footprint { host_bytes, device_bytes, measured };
-        let all = memory.saturating_mul(instances);
-        self.measured = Some(of(all));
-        self.estimate = of(all.saturating_add(peak.saturating_sub(memory)));
-    }
-}
-
-impl std::fmt::Debug for Verified {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Verified").field("runtime", &self.runtime.name()).field("estimate", &self.estimate).finish_non_exhaustive()
-    }
-}
-
 /// What is to be loaded.
 #[derive(Debug)]
 pub(crate) struct LoadJob {
@@ -170,6 +122,8 @@ pub(crate) struct LoadJob {
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) servable: Arc<Servable>,
+    /// Memory of all its sessions.
+    pub(crate) takes: DeviceBytes,
     /// What went wrong without stopping the load.
     pub(crate) warnings: Vec<String>,
 }
@@ -178,37 +132,6 @@ pub(crate) struct Loaded {
 struct Warm {
     sessions: Vec<Box<dyn Session>>,
     warnings: Vec<String>,
-}
-
-/// Reads everything that can be known without making a session here, and has the version tried where there is a trial.
-pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob, trial: Option<&dyn Trial>) -> Result<Verified, LoadFailure> {
-    guarded(FailedStep::Verifying, || {
-        let failure = |cause: String| LoadFailure::new(FailedStep::Verifying, cause);
-        let manifest = &job.generation.manifest;
-        let (runtime, runtime_version) = runtimes.find(manifest, &job.settings)?;
-        let options = options(&job.generation, &job.settings)?;
-        let golden = match &manifest.golden {
-            Some(path) => {
-                Some(Golden::read(&job.files.dir().join(path)).map_err(|error| failure(format!("golden file {path}: {error}")))?)
-            }
-            None => None,
-        };
-        let one = runtime.estimate(job.files.dir(), &options).map_err(|error| failure(described(&error)))?;
-        let instances = u64::from(job.settings.instances.max(1));
-        let estimate = Footprint {
-            host_bytes: one.host_bytes.saturating_mul(instances),
-            device_bytes: one.device_bytes.saturating_mul(instances),
-            measured: one.measured,
-        };
-        let mut verified = Verified { runtime, runtime_version, options, golden, estimate, measured: None };
-        if let Some(trial) = trial {
-            let job = TrialJob::new(Arc::clone(&job.generation), Arc::clone(&job.settings), job.files.dir());
-            if let Some(report) = trial.try_out(&job, &verified.runtime_name(), one.host_bytes)? {
-                verified.take(&report, instances);
-            }
-        }
-        Ok(verified)
-    })
 }
 
 /// A session that is warm, and when it was loaded.
@@ -229,6 +152,7 @@ pub(crate) fn warm_one(verified: Verified, settings: ModelSettings, files: Files
         }
     };
     let settings = ModelSettings { instances: 1, ..settings };
+    let verified = Verified { devices: vec![verified.options.device], ..verified };
     let mut warm = aside(WARM_UP_LIMIT, move |limit| warm(&verified, &settings, &files, limit, on_warming))?;
     let session = warm.sessions.pop().ok_or_else(|| LoadFailure::new(FailedStep::Loading, "no session was made"))?;
     let loaded_after = loaded.get().copied().unwrap_or_else(Instant::now);
@@ -245,44 +169,21 @@ pub fn try_load(
     generation: &Arc<Generation>,
     settings: &ModelSettings,
     dir: &Path,
+    gpus: &dyn Gpus,
 ) -> Result<(), String> {
     let runtimes = Runtimes::open(runtimes.to_vec());
     let settings = Arc::new(settings.clone());
-    let job = VerifyJob { generation: Arc::clone(generation), settings: Arc::clone(&settings), files: Files::at(dir) };
-    let tried = verify(&runtimes, &job, None).and_then(|verified| {
-        guarded(FailedStep::Loading, || {
-            let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
-            let session = verified.runtime.load(dir, &verified.options).map_err(|error| failure(described(&error)))?;
-            reshape::view(session, &settings.reshapes).map(drop).map_err(failure)
-        })
-    });
+    let (generation, files) = (Arc::clone(generation), Files::at(dir));
+    let job = VerifyJob { generation, settings: Arc::clone(&settings), files, budget: Budget::default() };
+    let tried =
+        verify(&runtimes, &job, &Surroundings { trial: None, crowded: CrowdedTrial::default(), gpus }).and_then(|verified| {
+            guarded(FailedStep::Loading, || {
+                let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
+                let session = verified.runtime.load(dir, &verified.options).map_err(|error| failure(described(&error)))?;
+                reshape::view(session, &settings.reshapes).map(drop).map_err(failure)
+            })
+        });
     tried.map_err(|failure| format!("{}: {}", failure.step.name(), failure.cause))
-}
-
-/// The manifest's signature goes before that of the settings; the runtime compares it with the file. The model file is one of those that
-/// the version's digest stands for.
-fn options(generation: &Generation, settings: &ModelSettings) -> Result<LoadOptions, LoadFailure> {
-    let manifest = &generation.manifest;
-    let entrypoint = settings.entrypoint.as_deref().unwrap_or(&manifest.entrypoint);
-    if !manifest.files.iter().any(|file| file.path == entrypoint) {
-        let cause = format!("the settings name the model file {entrypoint:?}, which is not among the version's files");
-        return Err(LoadFailure::new(FailedStep::Verifying, cause));
-    }
-    let declared = match &manifest.signature {
-        Some(signature) => {
-            let read = serde_json::from_value::<Signature>(signature.clone());
-            Some(read.map_err(|error| LoadFailure::new(FailedStep::Verifying, format!("manifest field `signature`: {error}")))?)
-        }
-        None => settings.declared.clone(),
-    };
-    Ok(LoadOptions {
-        entrypoint: entrypoint.into(),
-        device: settings.device,
-        intra_op_threads: settings.intra_op_threads,
-        inter_op_threads: 1,
-        declared,
-        options: settings.runtime_options.clone(),
-    })
 }
 
 /// Makes a session for each instance, warms them up, compares the golden samples and starts the instances. `on_warming` is called
@@ -303,15 +204,21 @@ fn load_within(
 ) -> Result<Loaded, LoadFailure> {
     let LoadJob { generation, settings, files, verified } = job;
     let (runtime, runtime_version, measured) = (verified.runtime.name(), verified.runtime_version.clone(), verified.measured);
+    let mut warnings = verified.warnings.clone();
     let warm = {
         let (settings, files) = (Arc::clone(&settings), files.clone());
         aside(warm_up_limit, move |limit| warm(&verified, &settings, &files, limit, on_warming))?
     };
-    let footprint = measured.unwrap_or_else(|| total(&warm.sessions));
+    let (mut footprint, mut takes) = total(&warm.sessions);
+    if let Some(bytes) = measured {
+        takes.set(Device::Cpu, bytes);
+        footprint = Footprint { host_bytes: bytes, measured: footprint.device_bytes == 0, ..footprint };
+    }
+    warnings.extend(warm.warnings);
     let spec = ServableSpec { generation, settings, runtime, runtime_version, footprint, loaded_at: at() };
     let servable = Servable::start(spec, warm.sessions)
         .map_err(|error| LoadFailure::new(FailedStep::Loading, format!("cannot start an instance's thread: {error}")))?;
-    Ok(Loaded { servable, warnings: warm.warnings })
+    Ok(Loaded { servable, takes, warnings })
 }
 
 /// The warm-up of a version as the thread that limits it sees it.
@@ -387,11 +294,14 @@ fn warm(
         memory::lower_priority();
     }
     let mut sessions = guarded(FailedStep::Loading, || {
-        let load = || {
-            let session = verified.runtime.load(files.dir(), &verified.options).map_err(|error| described(&error))?;
+        let load = |device: Device| {
+            let options = LoadOptions { device, ..verified.options.clone() };
+            let session = verified.runtime.load(files.dir(), &options).map_err(|error| described(&error))?;
             reshape::view(session, &settings.reshapes)
         };
-        let sessions: Result<Vec<_>, _> = (0..settings.instances.max(1)).map(|_| load()).collect();
+        // One after the other on each device in turn, so that callers who come first find them spread.
+        let each = (0..settings.instances.max(1)).flat_map(|_| verified.devices.iter());
+        let sessions: Result<Vec<_>, _> = each.map(|device| load(*device)).collect();
         sessions.map_err(|cause| LoadFailure::new(FailedStep::Loading, cause))
     })?;
     for session in &sessions {
@@ -402,12 +312,14 @@ fn warm(
     }
     on_warming();
     limited.begin(&sessions);
-    let mut warnings = Vec::new();
+    // Every session of a version warns alike.
+    let mut warnings = sessions.first().map(|session| session.warnings()).unwrap_or_default();
+    let mut warned_of_warm_up = false;
     for session in &mut sessions {
         let warned =
             limited.guarded(FailedStep::Warming, || warmup::warm_up(session.as_mut(), &settings.warmup, limited.is_over()))?;
-        // Every session of a version warns alike.
-        if warnings.is_empty() {
+        if !warned_of_warm_up {
+            warned_of_warm_up = warned.is_some();
             warnings.extend(warned);
         }
     }
@@ -419,14 +331,19 @@ fn warm(
     Ok(Warm { sessions, warnings })
 }
 
-fn total(sessions: &[Box<dyn Session>]) -> Footprint {
-    let each = sessions.iter().map(|session| session.footprint());
-    each.reduce(|a, b| Footprint {
+/// What all sessions take, and of which devices.
+fn total(sessions: &[Box<dyn Session>]) -> (Footprint, DeviceBytes) {
+    let mut takes = DeviceBytes::default();
+    let each = sessions.iter().map(|session| {
+        takes.add_all(&DeviceBytes::of(session.footprint(), session.device()));
+        session.footprint()
+    });
+    let sum = each.reduce(|a, b| Footprint {
         host_bytes: a.host_bytes.saturating_add(b.host_bytes),
         device_bytes: a.device_bytes.saturating_add(b.device_bytes),
         measured: a.measured && b.measured,
-    })
-    .unwrap_or_default()
+    });
+    (sum.unwrap_or_default(), takes)
 }
 
 /// The error with its causes, and what the operator can do where the runtime knows.

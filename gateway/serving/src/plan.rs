@@ -13,20 +13,22 @@ mod choice;
 use std::time::Duration;
 
 use bascule_registry::{ModelName, VersionNumber};
+use bascule_runtime_api::Device;
 
 pub(crate) use self::choice::{Choice, choose};
 use crate::TransitionPolicy;
 use crate::aspire::Aspired;
+use crate::budget::{Budget, DeviceBytes};
 use crate::reconcile::ResidencyId;
 
 /// How far a residency is, as far as it matters here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
     Pending,
     Fetching,
-    /// `needs` is known once the files were looked at: it then waits for so many bytes.
+    /// `needs` is known once the files were looked at: it then waits for so much memory.
     Verifying {
-        needs: Option<u64>,
+        needs: Option<DeviceBytes>,
     },
     /// Sessions are made or warmed up; it can't be stopped.
     Loading,
@@ -41,7 +43,7 @@ pub(crate) enum Phase {
 }
 
 /// One residency of the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ResidencyView {
     pub(crate) id: ResidencyId,
     pub(crate) version: VersionNumber,
@@ -50,7 +52,7 @@ pub(crate) struct ResidencyView {
     /// It served before a restart: it is loaded even if something else is aspired by now, unless something is ready.
     pub(crate) restored: bool,
     pub(crate) phase: Phase,
-    pub(crate) reserved_bytes: u64,
+    pub(crate) reserved: DeviceBytes,
 }
 
 /// Everything about one model that decides what is done next.
@@ -62,21 +64,10 @@ pub(crate) struct ModelView<'a> {
     pub(crate) residencies: &'a [ResidencyView],
 }
 
-/// Memory that versions may take, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Budget {
-    /// `None` for no limit.
-    pub(crate) limit: Option<u64>,
-    /// Taken, or promised to loads.
-    pub(crate) reserved: u64,
-    /// The part of `reserved` that drains will give back.
-    pub(crate) freeing: u64,
-}
-
 /// What many models share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Means {
-    pub(crate) budget: Budget,
+pub(crate) struct Means<'a> {
+    pub(crate) budget: &'a Budget,
     /// Fetches that may still be begun.
     pub(crate) fetch_slots: usize,
 }
@@ -87,7 +78,7 @@ pub(crate) struct Idle {
     pub(crate) model: ModelName,
     /// See [`crate::table::LastUse::millis`].
     pub(crate) last_use: u64,
-    pub(crate) reserved_bytes: u64,
+    pub(crate) reserved: DeviceBytes,
 }
 
 /// Models that were loaded on demand and hold memory.
@@ -96,7 +87,7 @@ pub(crate) struct Yielding {
     /// Those that nobody uses now.
     pub(crate) idle: Vec<Idle>,
     /// What the others hold, which are in use or on their way.
-    pub(crate) busy_bytes: u64,
+    pub(crate) busy: DeviceBytes,
 }
 
 /// One thing to do.
@@ -106,8 +97,8 @@ pub(crate) enum Action {
     Begin { version: VersionNumber },
     /// It is pending, or failed long enough ago: its turn has come.
     Fetch { id: ResidencyId },
-    /// So many bytes are free for it.
-    Load { id: ResidencyId, bytes: u64 },
+    /// So much memory is free for it.
+    Load { id: ResidencyId, bytes: DeviceBytes },
     /// They are not, and won't be.
     Refuse { id: ResidencyId, cause: String },
     /// It has left the table.
@@ -134,14 +125,14 @@ pub(crate) struct Plan {
 const BUSY_RECHECK: Duration = Duration::from_millis(50);
 
 /// What to do next. `yielding` is asked only where memory is short.
-pub(crate) fn plan(view: &ModelView<'_>, means: &Means, yielding: impl FnOnce() -> Yielding, now: Duration) -> Plan {
+pub(crate) fn plan(view: &ModelView<'_>, means: &Means<'_>, yielding: impl FnOnce() -> Yielding, now: Duration) -> Plan {
     let mut plan = Plan::default();
     let abandoned = abandon(view, &mut plan);
     let left: Vec<ResidencyView> =
-        view.residencies.iter().filter(|residency| !abandoned.contains(&residency.id)).copied().collect();
+        view.residencies.iter().filter(|residency| !abandoned.contains(&residency.id)).cloned().collect();
     begin(view, &left, &mut plan);
     let freed = unload(view, &left, now, &mut plan);
-    reserve(&left, freed, means, yielding, now, &mut plan);
+    reserve(&left, &freed, means, yielding, now, &mut plan);
     // A residency that was begun just now is pending from the next plan on.
     start(view, &left, means, now, &mut plan);
     plan
@@ -170,8 +161,8 @@ fn begin(view: &ModelView<'_>, left: &[ResidencyView], plan: &mut Plan) {
     plan.actions.extend(missing.map(|version| Action::Begin { version }));
 }
 
-/// Unloads what answers nobody; the bytes that this will free.
-fn unload(view: &ModelView<'_>, left: &[ResidencyView], now: Duration, plan: &mut Plan) -> u64 {
+/// Unloads what answers nobody; the memory that this will free.
+fn unload(view: &ModelView<'_>, left: &[ResidencyView], now: Duration, plan: &mut Plan) -> DeviceBytes {
     let choice = choose(view.aspired, view.transition, left);
     let mut leaving: Vec<&ResidencyView> =
         left.iter().filter(|residency| residency.phase == Phase::Ready && !choice.names(residency.id)).collect();
@@ -181,7 +172,9 @@ fn unload(view: &ModelView<'_>, left: &[ResidencyView], now: Duration, plan: &mu
         leaving.truncate(usize::from(!draining));
     }
     plan.actions.extend(leaving.iter().map(|residency| Action::Unload { id: residency.id }));
-    leaving.iter().map(|residency| residency.reserved_bytes).sum()
+    let mut freed = DeviceBytes::default();
+    leaving.iter().for_each(|residency| freed.add_all(&residency.reserved));
+    freed
 }
 
 /// Whether it is on its way out and within its time.
@@ -190,67 +183,85 @@ fn drains(residency: &ResidencyView, now: Duration) -> bool {
 }
 
 /// Decides on the load that waits for memory, where there is one.
-fn reserve(left: &[ResidencyView], freed: u64, means: &Means, yielding: impl FnOnce() -> Yielding, now: Duration, plan: &mut Plan) {
-    let waiting = left.iter().find_map(|residency| match residency.phase {
+fn reserve(
+    left: &[ResidencyView],
+    freed: &DeviceBytes,
+    means: &Means<'_>,
+    yielding: impl FnOnce() -> Yielding,
+    now: Duration,
+    plan: &mut Plan,
+) {
+    let waiting = left.iter().find_map(|residency| match &residency.phase {
         Phase::Verifying { needs: Some(needs) } => Some((residency.id, needs)),
         _ => None,
     });
-    let Some((id, bytes)) = waiting else { return };
+    let Some((id, needs)) = waiting else { return };
     let budget = means.budget;
-    let Some(limit) = budget.limit else {
-        plan.actions.push(Action::Load { id, bytes });
-        return;
-    };
-    let free = limit.saturating_sub(budget.reserved);
-    if bytes <= free {
-        plan.actions.push(Action::Load { id, bytes });
+    let free = |device: Device| budget.on(device).free().unwrap_or(u64::MAX);
+    let soon = |device: Device| free(device).saturating_add(budget.on(device).freeing).saturating_add(freed.on(device));
+    if needs.beyond(free).is_empty() {
+        plan.actions.push(Action::Load { id, bytes: needs.clone() });
         return;
     }
-    let soon = free.saturating_add(budget.freeing).saturating_add(freed);
-    if bytes <= limit && bytes <= soon {
+    let fits = needs.beyond(|device| budget.on(device).limit.unwrap_or(u64::MAX)).is_empty();
+    let missing = needs.beyond(soon);
+    if fits && missing.is_empty() {
         plan.waits_for_memory = true;
         return;
     }
-    let Yielding { idle, busy_bytes } = if bytes <= limit { yielding() } else { Yielding::default() };
-    let idle_bytes = idle.iter().fold(0u64, |sum, idle| sum.saturating_add(idle.reserved_bytes));
-    let enough_later = bytes <= soon.saturating_add(idle_bytes).saturating_add(busy_bytes);
-    match evict(bytes.saturating_sub(soon), idle) {
-        Some(models) if bytes <= limit => {
+    let Yielding { idle, busy } = if fits { yielding() } else { Yielding::default() };
+    let mut later = busy;
+    idle.iter().for_each(|idle| later.add_all(&idle.reserved));
+    let enough_later = missing.beyond(|device| later.on(device)).is_empty();
+    match evict(missing, idle) {
+        Some(models) if fits => {
             plan.actions.extend(models.into_iter().map(|model| Action::Evict { model }));
             plan.waits_for_memory = true;
         }
         // Nobody gives way before there is enough, and those who wait for the load wait on.
-        _ if bytes <= limit && enough_later => {
+        _ if fits && enough_later => {
             plan.waits_for_memory = true;
             plan.wake_at = Some(now.saturating_add(BUSY_RECHECK));
         }
-        _ => {
-            let reserved = budget.reserved;
-            let cause = format!(
-                "it needs {bytes} bytes by estimate, and of the memory budget of {limit} bytes {reserved} are reserved: {free} are left"
-            );
-            plan.actions.push(Action::Refuse { id, cause });
-        }
+        _ => plan.actions.push(Action::Refuse { id, cause: shortage(needs, budget) }),
     }
 }
 
-/// The least recently used models that give up so many bytes together; `None` where all of them have less.
-fn evict(bytes: u64, mut idle: Vec<Idle>) -> Option<Vec<ModelName>> {
+/// The arithmetic of each device on which there is too little.
+fn shortage(needs: &DeviceBytes, budget: &Budget) -> String {
+    let short = needs.iter().filter_map(|(device, bytes)| {
+        let ledger = budget.on(device);
+        let (limit, free) = (ledger.limit?, ledger.free()?);
+        if bytes <= free {
+            return None;
+        }
+        let (of, reserved) = (if device == Device::Cpu { String::new() } else { format!(" for {device}") }, ledger.reserved);
+        Some(format!(
+            "it needs {bytes} bytes by estimate, and of the memory budget of {limit} bytes{of} {reserved} are reserved: {free} are left"
+        ))
+    });
+    short.collect::<Vec<String>>().join("; ")
+}
+
+/// The least recently used models that give up what is missing together; `None` where all of them have less.
+fn evict(mut missing: DeviceBytes, mut idle: Vec<Idle>) -> Option<Vec<ModelName>> {
     idle.sort_by(|a, b| (a.last_use, &a.model).cmp(&(b.last_use, &b.model)));
-    let mut freed: u64 = 0;
     let mut models = Vec::new();
     for candidate in idle {
-        if freed >= bytes {
+        if missing.is_empty() {
             break;
         }
-        freed = freed.saturating_add(candidate.reserved_bytes);
-        models.push(candidate.model);
+        // One whose memory is elsewhere would go for nothing.
+        if missing.iter().any(|(device, _)| candidate.reserved.on(device) > 0) {
+            missing = missing.beyond(|device| candidate.reserved.on(device));
+            models.push(candidate.model);
+        }
     }
-    (freed >= bytes).then_some(models)
+    missing.is_empty().then_some(models)
 }
 
 /// Begins the next load, where nothing of the model is on its way in or out.
-fn start(view: &ModelView<'_>, left: &[ResidencyView], means: &Means, now: Duration, plan: &mut Plan) {
+fn start(view: &ModelView<'_>, left: &[ResidencyView], means: &Means<'_>, now: Duration, plan: &mut Plan) {
     let retries = left.iter().filter_map(|residency| match residency.phase {
         Phase::Failed { retry_at } if residency.current && retry_at > now => Some(retry_at),
         _ => None,

@@ -35,9 +35,10 @@ use self::model::{ModelState, Residency};
 pub(crate) use self::shell::Shell;
 use crate::LoadMode;
 use crate::aspire::{Circumstances, Demand, aspire};
+use crate::budget::{Budget, DeviceBytes};
 use crate::engine::{EngineOptions, LiveOptions, RetryPolicy, SettingsReader};
 use crate::persist::{Operator, Persisted, Write};
-use crate::plan::{Action, Budget, Idle, Means, ModelView, Yielding, choose, plan};
+use crate::plan::{Action, Idle, Means, ModelView, Yielding, choose, plan};
 use crate::state::Stage;
 use crate::status::{DrainReceipt, ModelStatus, Readiness, Status};
 use crate::table::Publisher;
@@ -125,7 +126,8 @@ impl Reconciler {
                 operator.entry(model.clone()).or_insert(Operator::On);
             }
         }
-        let budget = Budget { limit: rules.live.memory_budget_bytes, ..Budget::default() };
+        let mut budget = Budget::default();
+        budget.limit(&rules.live.memory_budgets);
         let models: BTreeMap<ModelName, ModelState> =
             served.into_iter().map(|(name, served)| (name.clone(), ModelState::restored(name, served))).collect();
         let names: BTreeSet<ModelName> = models.keys().cloned().collect();
@@ -218,7 +220,7 @@ impl Reconciler {
 
     /// Goes by other rules from now on. What serves is not touched by that alone.
     fn change(&mut self, live: LiveOptions) {
-        self.budget.limit = live.memory_budget_bytes;
+        self.budget.limit(&live.memory_budgets);
         self.rules.live = live;
         self.dirty.extend(self.models.keys().cloned());
         self.retry_for_memory();
@@ -250,7 +252,7 @@ impl Reconciler {
             self.aspire(&mut model, now);
             let views = model.views();
             let view = ModelView { aspired: &model.aspired, transition: self.rules.live.transition, residencies: &views };
-            let means = Means { budget: self.budget, fetch_slots: MAX_FETCHES.saturating_sub(self.fetching) };
+            let means = Means { budget: &self.budget, fetch_slots: MAX_FETCHES.saturating_sub(self.fetching) };
             let plan = plan(&view, &means, || self.yielding_models(), now.at);
             let until =
                 model.aspired.until.and_then(|until| (until - now.utc).to_std().ok()).map(|left| now.at.saturating_add(left));
@@ -326,12 +328,13 @@ impl Reconciler {
         for model in self.models.values().filter(|model| model.wanted) {
             // What drains is counted as freeing already.
             let held = model.residencies.values().filter(|residency| residency.stage() != Stage::Draining);
-            let reserved_bytes = held.map(|residency| residency.reserved_bytes).sum();
-            if reserved_bytes > 0 && model.is_idle() {
+            let mut reserved = DeviceBytes::default();
+            held.for_each(|residency| reserved.add_all(&residency.reserved));
+            if !reserved.is_empty() && model.is_idle() {
                 let last_use = model.last_use.millis();
-                yielding.idle.push(Idle { model: model.name.clone(), last_use, reserved_bytes });
+                yielding.idle.push(Idle { model: model.name.clone(), last_use, reserved });
             } else {
-                yielding.busy_bytes = yielding.busy_bytes.saturating_add(reserved_bytes);
+                yielding.busy.add_all(&reserved);
             }
         }
         yielding

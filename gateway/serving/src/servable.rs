@@ -59,7 +59,7 @@ pub struct Servable {
     spec: ServableSpec,
     shown: Shown,
     signature: Signature,
-    device: Device,
+    devices: Vec<Device>,
     batching: Batching,
     pool: Pool<Box<dyn Session>, WaitingRequests>,
     context: Arc<Context>,
@@ -131,7 +131,9 @@ impl Servable {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "a version needs one session at the least"));
         };
         let signature = first.signature().clone();
-        let device = first.device();
+        let mut devices: Vec<Device> = sessions.iter().map(|session| session.device()).collect();
+        devices.sort_unstable();
+        devices.dedup();
         let batching = Batching::new(&signature, &spec.settings)
             .map_err(|contradiction| std::io::Error::new(std::io::ErrorKind::InvalidInput, contradiction))?;
         let interrupters = Interrupters::of(&sessions);
@@ -158,7 +160,7 @@ impl Servable {
         };
         let Generation { key, digest, .. } = spec.generation.as_ref();
         let shown = Shown { version: key.version.to_string().into(), digest: digest.to_string().into() };
-        Ok(Arc::new(Servable { spec, shown, signature, device, batching, pool, context, closed }))
+        Ok(Arc::new(Servable { spec, shown, signature, devices, batching, pool, context, closed }))
     }
 
     /// The version's number.
@@ -191,9 +193,14 @@ impl Servable {
         &self.signature
     }
 
-    /// The device that really runs.
-    pub fn device(&self) -> Device {
-        self.device
+    /// The devices that really run it, ascending. Each has as many sessions.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// The same as text: `cuda:0, cuda:1`.
+    pub fn devices_shown(&self) -> String {
+        self.devices.iter().map(Device::to_string).collect::<Vec<String>>().join(", ")
     }
 
     /// Whether shapes have a leading axis of independent rows.

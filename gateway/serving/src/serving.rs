@@ -19,7 +19,7 @@ use crate::reconcile::{Event, Looks, ResidencyId, Snapshot};
 use crate::state::Stage;
 use crate::status::{DrainReceipt, ModelStatus, Readiness, Status};
 use crate::table::RETRY_AFTER;
-use crate::{InferError, InferRequest, InferResponse, Routed, Router, Standing};
+use crate::{Gpus, InferError, InferRequest, InferResponse, Routed, Router, Standing};
 
 /// How long [`Serving::apply`] waits for the look that shows its effect. The entry is written either way.
 const APPLY_LOOK_WAIT: Duration = Duration::from_secs(5);
@@ -121,6 +121,7 @@ pub(crate) struct Shared {
     /// Models whose wish is in the mailbox, so that many requests post one.
     pub(crate) wanted: Arc<Mutex<HashSet<ModelName>>>,
     pub(crate) live: watch::Sender<LiveOptions>,
+    pub(crate) gpus: Arc<dyn Gpus>,
     /// Whether a stop was announced; before the engine itself knows of it.
     pub(crate) stopping: watch::Sender<bool>,
 }
@@ -300,6 +301,11 @@ impl Serving {
         self.shared.live.send_replace(live);
         self.shared.looks.ask();
         Ok(())
+    }
+
+    /// The status with counters and GPUs as they are now.
+    pub fn live_status(&self) -> Status {
+        self.status().with_live(self.shared.gpus.as_ref())
     }
 
     /// The last snapshot. Its counters are 0: [`Status::with_live`] reads them.

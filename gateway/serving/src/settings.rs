@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_registry::VersionNumber;
-use bascule_runtime_api::{DataType, Device, Signature};
+use bascule_runtime_api::{DataType, Signature};
 use serde::{Deserialize, Serialize};
+
+use crate::devices::Devices;
 
 /// Which of the versions that exist are wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,7 +163,7 @@ pub struct ModelSettings {
     pub preferred_batch_sizes: Vec<u32>,
     /// Whether requests may be joined at all.
     pub dynamic_batching: bool,
-    /// Sessions that run side by side.
+    /// Sessions that run side by side, on each device.
     pub instances: u32,
     /// Number of priorities; 0 and 1 are the same.
     pub priority_levels: u32,
@@ -172,7 +174,7 @@ pub struct ModelSettings {
     /// How long a request may wait before it is refused.
     pub queue_timeout: Option<Duration>,
     /// Where sessions run.
-    pub device: Device,
+    pub devices: Devices,
     /// Threads of one operator.
     pub intra_op_threads: usize,
     /// Whether requests may run on the thread that brought them.
@@ -215,7 +217,7 @@ impl Default for ModelSettings {
             default_priority: 1,
             queue_capacity: 1024,
             queue_timeout: None,
-            device: Device::Cpu,
+            devices: Devices::default(),
             intra_op_threads: 1,
             inline: Inline::Auto,
             version_policy: VersionPolicy::default(),

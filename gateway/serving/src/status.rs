@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bascule_runtime_api::Device;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::reconcile::FetchProgress;
-use crate::{Servable, memory};
+use crate::{Gpu, Gpus, Servable, memory};
 
 /// Everything that the engine knows of its models, at one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -43,7 +44,7 @@ pub struct RegistryStatus {
 }
 
 /// Main memory, in bytes.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct MemoryStatus {
     /// What all versions together may take; absent where there is no limit.
     pub budget_bytes: Option<u64>,
@@ -51,6 +52,29 @@ pub struct MemoryStatus {
     pub reserved_bytes: u64,
     /// Of the whole process, as the operating system counts it; absent where it does not tell.
     pub rss_bytes: Option<u64>,
+    /// The same of each GPU.
+    #[serde(default)]
+    pub devices: Vec<DeviceMemory>,
+}
+
+/// A GPU's memory, in bytes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct DeviceMemory {
+    /// `cuda:0`.
+    pub device: String,
+    /// Its model, for people.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// What all versions together may take of it; absent where there is no limit.
+    pub budget_bytes: Option<u64>,
+    /// What loaded versions take by estimate, and those that load will.
+    pub reserved_bytes: u64,
+    /// All that it has.
+    #[serde(default)]
+    pub total_bytes: Option<u64>,
+    /// What nobody uses, other processes included.
+    #[serde(default)]
+    pub free_bytes: Option<u64>,
 }
 
 /// One model.
@@ -123,7 +147,7 @@ pub struct VersionStatus {
     pub role: Option<String>,
     /// Its share of unversioned traffic, in basis points.
     pub traffic_bp: u32,
-    /// The device that runs it.
+    /// The device that runs it, or several with commas between.
     pub device: Option<String>,
     /// Name and version of its runtime.
     pub runtime: Option<String>,
@@ -172,8 +196,11 @@ pub struct DrainReceipt {
     pub model: String,
     /// The version.
     pub version: u64,
-    /// What was reserved for it.
+    /// Main memory that was reserved for it.
     pub reserved_bytes: u64,
+    /// Memory of GPUs that was.
+    #[serde(default)]
+    pub device_bytes: u64,
     /// Memory of the process before the drain; includes whatever else ran.
     pub rss_before: Option<u64>,
     /// Memory of the process after it, and after the trim where there was one.
@@ -211,12 +238,29 @@ impl Readiness {
     }
 }
 
+impl MemoryStatus {
+    /// Says of each GPU what it is, also of those of which nothing is reserved.
+    fn add_gpus(&mut self, gpus: &[Gpu]) {
+        for gpu in gpus {
+            let device = Device::Cuda(gpu.ordinal).to_string();
+            let at = self.devices.iter().position(|known| known.device == device).unwrap_or_else(|| {
+                self.devices.push(DeviceMemory { device, ..DeviceMemory::default() });
+                self.devices.len() - 1
+            });
+            let known = &mut self.devices[at];
+            known.name = Some(gpu.name.clone());
+            (known.total_bytes, known.free_bytes) = (Some(gpu.total_bytes), Some(gpu.free_bytes));
+        }
+    }
+}
+
 impl Status {
     /// The status with counters as they are now: the snapshot itself holds none.
     #[must_use]
-    pub fn with_live(&self) -> Status {
+    pub fn with_live(&self, gpus: &dyn Gpus) -> Status {
         let mut status = self.clone();
         status.memory.rss_bytes = memory::rss_bytes();
+        status.memory.add_gpus(&gpus.list());
         for version in status.models.iter_mut().flat_map(|model| &mut Arc::make_mut(model).versions) {
             version.read_live();
         }
@@ -276,6 +320,7 @@ mod tests {
             model: "m".to_owned(),
             version: 3,
             reserved_bytes: 7,
+            device_bytes: 0,
             rss_before: Some(9),
             rss_after: None,
             trimmed: true,

@@ -11,10 +11,11 @@ use bascule_registry::Generation;
 use bascule_runtime_api::{RunContext, Runtime, Session, Signature};
 use serde::{Deserialize, Serialize};
 
-use crate::loader::{self, LoadFailure, Runtimes, VerifyJob, warmup};
+use crate::budget::Budget;
+use crate::loader::{self, LoadFailure, Runtimes, Surroundings, VerifyJob, warmup};
 use crate::reconcile::Files;
 use crate::state::FailedStep;
-use crate::{ModelSettings, memory};
+use crate::{CrowdedTrial, Gpus, ModelSettings, memory};
 
 /// Batch sizes whose latency is measured.
 const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
@@ -109,11 +110,13 @@ pub trait Trial: Send + Sync {
 ///
 /// # Errors
 /// The step that failed, and why.
-pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob) -> Result<TrialReport, TrialFailure> {
+pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob, gpus: &dyn Gpus) -> Result<TrialReport, TrialFailure> {
     let runtimes = Runtimes::open(runtimes.to_vec());
     let files = Files::at(&job.dir);
-    let verify = VerifyJob { generation: Arc::clone(&job.generation), settings: Arc::clone(&job.settings), files: files.clone() };
-    let verified = loader::verify(&runtimes, &verify, None)?;
+    let (generation, settings) = (Arc::clone(&job.generation), Arc::clone(&job.settings));
+    let verify = VerifyJob { generation, settings, files: files.clone(), budget: Budget::default() };
+    let around = Surroundings { trial: None, crowded: CrowdedTrial::default(), gpus };
+    let verified = loader::verify(&runtimes, &verify, &around)?;
     let (has_golden, runtime) = (verified.has_golden(), verified.runtime_name());
     let (before, started) = (memory::own_bytes(), Instant::now());
     // One session is enough: the others are its like.

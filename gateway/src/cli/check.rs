@@ -147,7 +147,7 @@ async fn try_version(
 ) -> Result<(), String> {
     let dir = tempfile::tempdir().map_err(|error| format!("a temporary folder can't be made: {error}"))?;
     source.fetch(generation, dir.path(), &NoProgress).await.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
-    runtimes.map_or(Ok(()), |runtimes| try_load(runtimes, generation, settings, dir.path()))
+    runtimes.map_or(Ok(()), |runtimes| try_load(runtimes, generation, settings, dir.path(), compose::gpus().as_ref()))
 }
 
 impl Found {

@@ -1,7 +1,7 @@
 //! `bascule status`: what a gateway serves.
 
 use bascule_registry::Weight;
-use bascule_serving::{ModelStatus, Status, VersionStatus};
+use bascule_serving::{DeviceMemory, ModelStatus, Status, VersionStatus};
 use chrono::Utc;
 use clap::Args;
 use comfy_table::Table;
@@ -41,6 +41,19 @@ impl ShowStatus {
     }
 }
 
+/// A GPU, and what of it is whose.
+fn device(gpu: &DeviceMemory) -> String {
+    let mut text = format!("{} {}", gpu.device, gpu.name.as_deref().unwrap_or_default()).trim_end().to_owned();
+    if let (Some(free), Some(total)) = (gpu.free_bytes, gpu.total_bytes) {
+        text += &format!(", {} of {} free", bytes(free), bytes(total));
+    }
+    text += &format!(", ~{} reserved", bytes(gpu.reserved_bytes));
+    if let Some(budget) = gpu.budget_bytes {
+        text += &format!(" of {}", bytes(budget));
+    }
+    text
+}
+
 /// The status for people.
 fn shown(status: &Status) -> String {
     let mut text = format!("{}, {}", status.registry.describe, if status.ready { "ready" } else { "not ready" });
@@ -49,6 +62,9 @@ fn shown(status: &Status) -> String {
     }
     if let Some(budget) = status.memory.budget_bytes {
         text += &format!(", {} of {} reserved", bytes(status.memory.reserved_bytes), bytes(budget));
+    }
+    for gpu in &status.memory.devices {
+        text += &format!("\n{}", device(gpu));
     }
     if status.models.is_empty() {
         text += "\nno models";

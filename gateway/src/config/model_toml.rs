@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bascule_registry::{VersionNumber, check_file_path, parse_version};
-use bascule_runtime_api::{DataType, Device, Signature, TensorSpec};
-use bascule_serving::{Inline, ModelSettings, RolloutStrategy, VersionPolicy, WarmupInput, WarmupSample};
+use bascule_runtime_api::{DataType, Signature, TensorSpec};
+use bascule_serving::{Devices, Inline, ModelSettings, RolloutStrategy, VersionPolicy, WarmupInput, WarmupSample};
 
 use super::fields::Fields;
 use super::raw::{Raw, Table, parse_toml};
@@ -45,7 +45,7 @@ struct Overrides {
     default_priority: Option<u32>,
     queue_capacity: Option<u32>,
     queue_timeout: Option<Option<Duration>>,
-    device: Option<Device>,
+    devices: Option<Devices>,
     intra_op_threads: Option<u32>,
     inline: Option<Inline>,
     version_policy: Option<VersionPolicy>,
@@ -126,7 +126,7 @@ impl Overrides {
             default_priority: fields.take("default_priority"),
             queue_capacity: fields.take("queue_capacity"),
             queue_timeout: fields.take("queue_timeout"),
-            device: fields.take("device"),
+            devices: fields.take("device"),
             intra_op_threads: fields.take("intra_op_threads"),
             inline: fields.take("inline"),
             version_policy: None,
@@ -163,7 +163,7 @@ impl Overrides {
         set(&mut settings.default_priority, self.default_priority);
         set(&mut settings.queue_capacity, self.queue_capacity.and_then(|capacity| usize::try_from(capacity).ok()));
         set(&mut settings.queue_timeout, self.queue_timeout);
-        set(&mut settings.device, self.device);
+        set(&mut settings.devices, self.devices);
         set(&mut settings.intra_op_threads, self.intra_op_threads.and_then(|threads| usize::try_from(threads).ok()));
         set(&mut settings.inline, self.inline);
         set(&mut settings.version_policy, self.version_policy);

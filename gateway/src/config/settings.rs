@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use bascule_frontend::codec::NanStyle;
 use bascule_registry::ModelName;
-use bascule_serving::{Absent, LoadMode, TransitionPolicy};
+use bascule_serving::{Absent, CrowdedTrial, LoadMode, TransitionPolicy};
 
+use super::devices::GpuBudgets;
 use super::key::{AnyKey, Key};
 use super::layers::Layers;
+use super::lists::ModelFormat;
 use super::value::{ByteCount, Place, words};
 
 const MIB: u64 = 1 << 20;
@@ -99,6 +101,11 @@ const JOURNAL: Key<Option<Place>> = Key::new(
     "a directory for the rollout journals of plain models, which several replicas share; unset for one of this gateway's own",
 );
 const LOAD_MODE: Key<LoadMode> = Key::new("load.mode", || LoadMode::Watch, "what makes models load");
+const LOAD_FORMATS: Key<Vec<ModelFormat>> = Key::new(
+    "load.formats",
+    || vec![ModelFormat::Onnx, ModelFormat::TorchScript],
+    "the formats of models that are allowed; TorchScript models are programs",
+);
 const LOAD_MODELS: Key<Vec<ModelName>> = Key::new("load.models", Vec::new, "models that explicit mode loads at the start");
 const EXPLICIT_FOLLOW: Key<bool> =
     Key::new("load.explicit_follow", || false, "explicit mode follows new versions without a load command").live();
@@ -113,12 +120,23 @@ const TRANSITION: Key<TransitionPolicy> = Key::new(
 const ON_DEMAND_WAIT: Key<Duration> =
     Key::new("load.on_demand_wait", || Duration::from_secs(10), "how long a request waits for the model that it makes load").live();
 const MEMORY_BUDGET: Key<Option<ByteCount>> =
-    Key::new("load.memory_budget", || None, "memory that all loaded versions may take together; unset for no limit").live();
+    Key::new("load.memory_budget", || None, "main memory that all loaded versions may take together; unset for no limit").live();
+const GPU_MEMORY_BUDGET: Key<Option<GpuBudgets>> = Key::new(
+    "load.gpu_memory_budget",
+    || None,
+    "memory of each GPU that all loaded versions may take together, or a list such as [\"cuda:0=20GiB\"]; unset for no limit",
+)
+.live();
 const LOADER_THREADS: Key<u32> =
     Key::new("load.loader_threads", || 2, "versions that load side by side").live().checked(at_least_one);
 const STRICT: Key<bool> = Key::new("ready.strict", || false, "a failed model makes the server unready").live();
 const LIBRARY: Key<Option<PathBuf>> = Key::new("onnxruntime.library", || None, "your own libonnxruntime.so");
 const THREADS: Key<u32> = Key::new("onnxruntime.threads", || 0, "threads that sessions without their own share; 0 for none");
+const OPERATORS: Key<Vec<PathBuf>> = Key::new(
+    "onnxruntime.operator_libraries",
+    Vec::new,
+    "libraries with operators of your own that ONNX models may use; their code runs in the gateway",
+);
 const TORCH_LIBRARY: Key<Option<PathBuf>> = Key::new("torch.library", || None, "the folder of your own libtorch_cpu.so");
 const TORCH_PLUGIN: Key<Option<PathBuf>> = Key::new("torch.plugin", || None, "your own libbascule_torch.so");
 const TORCH_THREADS: Key<u32> =
@@ -131,6 +149,11 @@ const TRIAL_MEMORY: Key<Option<ByteCount>> = Key::new(
     "trial.memory_limit",
     || None,
     "main memory that a trial may take; unset for four times what the version is thought to take, and 1 GiB",
+);
+const TRIAL_DEVICE: Key<CrowdedTrial> = Key::new(
+    "trial.device",
+    || CrowdedTrial::Cpu,
+    "what is done with the trial of a version whose GPU has no room for a second copy: tried on the \"cpu\", \"skip\", or \"fail\"",
 );
 const FORMAT: Key<LogFormat> = Key::new("log.format", || LogFormat::Text, "how log lines look");
 const LEVEL: Key<String> = Key::new(
@@ -173,22 +196,26 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &ABSENT,
     &JOURNAL,
     &LOAD_MODE,
+    &LOAD_FORMATS,
     &LOAD_MODELS,
     &EXPLICIT_FOLLOW,
     &RESURRECT,
     &TRANSITION,
     &ON_DEMAND_WAIT,
     &MEMORY_BUDGET,
+    &GPU_MEMORY_BUDGET,
     &LOADER_THREADS,
     &STRICT,
     &LIBRARY,
     &THREADS,
+    &OPERATORS,
     &TORCH_LIBRARY,
     &TORCH_PLUGIN,
     &TORCH_THREADS,
     &TRIAL_MODE,
     &TRIAL_TIMEOUT,
     &TRIAL_MEMORY,
+    &TRIAL_DEVICE,
     &FORMAT,
     &LEVEL,
     &STATE_DIR,
@@ -239,6 +266,8 @@ pub struct Config {
     pub onnxruntime_library: Option<PathBuf>,
     /// `onnxruntime.threads`.
     pub onnxruntime_threads: u32,
+    /// `onnxruntime.operator_libraries`.
+    pub onnxruntime_operators: Vec<PathBuf>,
     /// `[torch]`.
     pub torch: TorchConfig,
     /// `[trial]`.
@@ -306,6 +335,8 @@ pub struct TrialConfig {
     pub timeout: Duration,
     /// `trial.memory_limit`.
     pub memory_limit: Option<ByteCount>,
+    /// `trial.device`.
+    pub crowded: CrowdedTrial,
 }
 
 /// libtorch.
@@ -324,12 +355,14 @@ pub struct TorchConfig {
 #[expect(missing_docs, reason = "each field is the setting of the same name, which has its help text above")]
 pub struct LoadConfig {
     pub mode: LoadMode,
+    pub formats: Vec<ModelFormat>,
     pub models: Vec<ModelName>,
     pub explicit_follow: bool,
     pub resurrect: bool,
     pub transition: TransitionPolicy,
     pub on_demand_wait: Duration,
     pub memory_budget: Option<ByteCount>,
+    pub gpu_memory_budget: Option<GpuBudgets>,
     pub loader_threads: u32,
 }
 
@@ -363,17 +396,20 @@ impl Config {
             journal: layers.take(&JOURNAL),
             load: LoadConfig {
                 mode: layers.take(&LOAD_MODE),
+                formats: layers.take(&LOAD_FORMATS),
                 models: layers.take(&LOAD_MODELS),
                 explicit_follow: layers.take(&EXPLICIT_FOLLOW),
                 resurrect: layers.take(&RESURRECT),
                 transition: layers.take(&TRANSITION),
                 on_demand_wait: layers.take(&ON_DEMAND_WAIT),
                 memory_budget: layers.take(&MEMORY_BUDGET),
+                gpu_memory_budget: layers.take(&GPU_MEMORY_BUDGET),
                 loader_threads: layers.take(&LOADER_THREADS),
             },
             strict_ready: layers.take(&STRICT),
             onnxruntime_library: layers.take(&LIBRARY),
             onnxruntime_threads: layers.take(&THREADS),
+            onnxruntime_operators: layers.take(&OPERATORS),
             torch: TorchConfig {
                 library: layers.take(&TORCH_LIBRARY),
                 plugin: layers.take(&TORCH_PLUGIN),
@@ -383,6 +419,7 @@ impl Config {
                 mode: layers.take(&TRIAL_MODE),
                 timeout: layers.take(&TRIAL_TIMEOUT),
                 memory_limit: layers.take(&TRIAL_MEMORY),
+                crowded: layers.take(&TRIAL_DEVICE),
             },
             log_format: layers.take(&FORMAT),
             log_level: layers.take(&LEVEL),

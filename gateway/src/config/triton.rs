@@ -3,13 +3,15 @@
 //! A field that means something here is honoured, a field that can't be served is an error, and every other field that the file sets is
 //! named in a warning: nothing is left out in silence. The file's syntax and schema are `bascule_proto`'s.
 
+mod accelerators;
+mod instances;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_proto::datatype::protocol_name;
 use bascule_proto::inference::model_config::SchedulingChoice;
-use bascule_proto::inference::model_instance_group::Kind;
 use bascule_proto::inference::model_queue_policy::TimeoutAction;
 use bascule_proto::inference::model_version_policy::PolicyChoice;
 use bascule_proto::inference::model_warmup::input::InputDataType;
@@ -19,7 +21,7 @@ use bascule_proto::inference::{
 };
 use bascule_proto::model_config::{parse_model_config, set_fields};
 use bascule_registry::check_file_path;
-use bascule_runtime_api::{DataType, Device, Signature, TensorSpec};
+use bascule_runtime_api::{DataType, Signature, TensorSpec};
 use bascule_serving::{ModelSettings, Reshape, VersionPolicy, WarmupContent, WarmupSample};
 
 use super::warmup;
@@ -60,7 +62,7 @@ const BACKENDS: [Backend; 2] = [
 ];
 
 /// Fields that are honoured. A field below one that is named here counts too where the name ends with a point.
-const HONOURED: [&str; 34] = [
+const HONOURED: [&str; 36] = [
     "name",
     "platform",
     "backend",
@@ -82,6 +84,9 @@ const HONOURED: [&str; 34] = [
     "instance_group.gpus",
     "default_model_filename",
     "optimization.graph.level",
+    // Their own words where they are not honoured.
+    "optimization.execution_accelerators.",
+    "optimization.execution_accelerators",
     "dynamic_batching",
     "dynamic_batching.preferred_batch_size",
     "dynamic_batching.max_queue_delay_microseconds",
@@ -300,33 +305,11 @@ impl Reading {
     }
 
     fn take_instances(&mut self, groups: &[ModelInstanceGroup]) {
-        let Some(first) = groups.first() else { return };
-        self.settings.device = match first.kind() {
-            Kind::Gpu => Device::Cuda(first.gpus.first().and_then(|gpu| u32::try_from(*gpu).ok()).unwrap_or(0)),
-            Kind::Auto | Kind::Cpu | Kind::Model => Device::Cpu,
-        };
-        let device = self.settings.device;
-        let mut instances = 0u32;
-        for (at, group) in groups.iter().enumerate() {
-            match u32::try_from(group.count) {
-                // Triton's own default.
-                Ok(0) => instances = instances.saturating_add(1),
-                Ok(count) => instances = instances.saturating_add(count),
-                Err(_) => self.refuse(format_args!("`instance_group[{at}].count`: expected 0 or more, got {}", group.count)),
-            }
-            if group.kind() == Kind::Model {
-                self.warn(format_args!("`instance_group[{at}].kind`: KIND_MODEL is served as KIND_CPU"));
-            }
-            if group.kind() == Kind::Auto && !group.gpus.is_empty() {
-                self.warn(format_args!("`instance_group[{at}].gpus`: KIND_AUTO is served as KIND_CPU; KIND_GPU asks for a GPU"));
-            }
-            let other_device = (group.kind() == Kind::Gpu) != (first.kind() == Kind::Gpu)
-                || group.gpus.iter().any(|gpu| Some(gpu) != first.gpus.first());
-            if other_device {
-                self.warn(format_args!("`instance_group[{at}]`: all instances run on {device}, that of the first group"));
-            }
-        }
-        self.settings.instances = instances;
+        let Some(read) = instances::read(groups) else { return };
+        read.problems.into_iter().for_each(|problem| self.refuse(format_args!("{problem}")));
+        read.warnings.into_iter().for_each(|warning| self.warn(format_args!("{warning}")));
+        self.settings.devices = read.devices;
+        self.settings.instances = read.count;
     }
 
     fn take_version_policy(&mut self, policy: Option<&ModelVersionPolicy>) {
@@ -387,6 +370,16 @@ impl Reading {
                 self.warn(format_args!("`parameters[{name:?}]` is shown and has no effect"));
             }
             self.settings.parameters.insert(name.clone(), value);
+        }
+        let accelerators = config.optimization.as_ref().and_then(|optimization| optimization.execution_accelerators.as_ref());
+        if accelerators.is_some() && !has_graph_levels {
+            self.warn(format_args!("`optimization.execution_accelerators` is not honoured"));
+        }
+        if let Some(accelerators) = accelerators.filter(|_| has_graph_levels) {
+            let read = accelerators::read(accelerators);
+            read.problems.into_iter().for_each(|problem| self.refuse(format_args!("{problem}")));
+            read.warnings.into_iter().for_each(|warning| self.warn(format_args!("{warning}")));
+            self.settings.runtime_options.extend(read.options);
         }
         let level = config.optimization.as_ref().and_then(|optimization| optimization.graph.as_ref()).map(|graph| graph.level);
         if let Some(level) = level.filter(|level| *level != 0 && has_graph_levels) {

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use bascule_registry::ModelName;
-use bascule_runtime_api::{DataType, Device};
+use bascule_runtime_api::DataType;
 use bytesize::ByteSize;
 use serde_json::{Value as Json, json};
 
@@ -30,11 +29,11 @@ pub(crate) trait Value: Sized {
     fn read(raw: &Raw) -> Result<Self, String>;
 }
 
-fn expected<T>(what: &str, raw: &Raw) -> Result<T, String> {
+pub(super) fn expected<T>(what: &str, raw: &Raw) -> Result<T, String> {
     Err(format!("expected {what}, got {raw}"))
 }
 
-fn text(raw: &Raw) -> Option<&str> {
+pub(super) fn text(raw: &Raw) -> Option<&str> {
     match raw {
         Raw::Word(text) | Raw::Text(text) => Some(text.trim()),
         _ => None,
@@ -209,28 +208,6 @@ impl Value for Place {
     }
 }
 
-impl Value for Vec<ModelName> {
-    fn schema() -> Json {
-        json!({ "type": "array", "items": { "type": "string" }, "description": "model names" })
-    }
-
-    fn show(&self) -> String {
-        self.iter().map(ModelName::as_str).collect::<Vec<_>>().join(",")
-    }
-
-    fn read(raw: &Raw) -> Result<Self, String> {
-        let names: Vec<&str> = match raw {
-            Raw::Word(word) => word.split(',').map(str::trim).filter(|name| !name.is_empty()).collect(),
-            Raw::List(items) => {
-                let names = items.iter().map(|item| text(&item.raw));
-                names.collect::<Option<_>>().ok_or("expected a list of model names, got something else in it")?
-            }
-            _ => return expected("a list of model names", raw),
-        };
-        names.into_iter().map(|name| ModelName::new(name).map_err(|error| error.to_string())).collect()
-    }
-}
-
 impl Value for Vec<u32> {
     fn schema() -> Json {
         json!({ "type": "array", "items": u32::schema() })
@@ -270,25 +247,6 @@ impl Value for Vec<i64> {
             }
             _ => expected("a list of sizes, with -1 for an open one", raw),
         }
-    }
-}
-
-impl Value for Device {
-    fn schema() -> Json {
-        json!({ "type": "string", "description": "\"cpu\" or a GPU such as \"cuda:0\"" })
-    }
-
-    fn show(&self) -> String {
-        self.to_string()
-    }
-
-    fn read(raw: &Raw) -> Result<Self, String> {
-        let device = |text: &str| match text {
-            "cpu" => Some(Device::Cpu),
-            "cuda" => Some(Device::Cuda(0)),
-            _ => text.strip_prefix("cuda:")?.parse().ok().map(Device::Cuda),
-        };
-        text(raw).and_then(device).map_or_else(|| expected("\"cpu\" or a GPU such as \"cuda:0\"", raw), Ok)
     }
 }
 
@@ -384,7 +342,6 @@ mod tests {
         for word in ["0s", "250ms", "1m 30s", "1500ms"] {
             round_trip::<Duration>(word);
         }
-        round_trip::<Vec<ModelName>>("a, b,c");
         round_trip::<Option<ByteCount>>("");
         round_trip::<SocketAddr>("[::1]:0");
     }
@@ -403,7 +360,6 @@ mod tests {
             word(&Raw::Word("manuel".into()), &[("immediate", 1), ("manual", 2)]),
             Err("expected one of immediate, manual, got \"manuel\", did you mean `manual`?".into())
         );
-        assert!(check::<Vec<ModelName>>("a,../b").unwrap_err().contains("../b"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub fn run() -> Result<()> {
     let told: Told = serde_json::from_slice(&text).context("what to try is not understood")?;
     confine(told.cpu_seconds);
     let runtimes = compose::open_runtimes(&told.libraries);
-    let answer = match examine(&runtimes, &told.job) {
+    let answer = match examine(&runtimes, &told.job, compose::gpus().as_ref()) {
         Ok(report) => Answer::Passed(report),
         Err(failure) => Answer::Failed(failure),
     };

@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 pub use self::wire::{About, Described, LoadFault};
 
 /// The version of the table and of all that it passes.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The exported function: `extern "C" fn() -> *const Plugin`.
 pub const ENTRY: &CStr = c"bascule_runtime_plugin";
@@ -113,6 +113,8 @@ pub struct Plugin {
     pub about: unsafe extern "C" fn(runtime: *mut c_void, about: *mut Given),
     /// Gives the library's version.
     pub version: unsafe extern "C" fn(runtime: *mut c_void, version: *mut Given, error: *mut Given) -> i32,
+    /// Says whether the runtime can compute on a [`crate::Device`].
+    pub check_device: unsafe extern "C" fn(runtime: *mut c_void, device: Lent, error: *mut Given) -> i32,
     /// Gives a [`crate::Footprint`]. `options` is a [`crate::LoadOptions`].
     pub estimate:
         unsafe extern "C" fn(runtime: *mut c_void, dir: Lent, options: Lent, footprint: *mut Given, error: *mut Given) -> i32,

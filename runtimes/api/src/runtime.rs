@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -20,6 +21,24 @@ pub enum Device {
     Cpu,
     /// An NVIDIA GPU, by its ordinal.
     Cuda(u32),
+}
+
+/// Text that names no device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected \"cpu\" or a GPU such as \"cuda:0\"")]
+pub struct UnknownDevice;
+
+impl FromStr for Device {
+    type Err = UnknownDevice;
+
+    /// `cpu`, `cuda` for the first GPU, or `cuda:N`.
+    fn from_str(text: &str) -> Result<Device, UnknownDevice> {
+        match text {
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => text.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()).map(Device::Cuda).ok_or(UnknownDevice),
+        }
+    }
 }
 
 impl fmt::Display for Device {
@@ -181,6 +200,11 @@ pub trait Session: Send {
 
     /// The device that really runs.
     fn device(&self) -> Device;
+
+    /// What an operator should know of this session although it works, for example that a part of it runs elsewhere.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A library that executes models of one format. Calls block.
@@ -197,6 +221,20 @@ pub trait Runtime: Send + Sync {
     /// Whether a gateway is complete without the library: what it lacks is then told when a model needs it, and not before.
     fn is_optional(&self) -> bool {
         false
+    }
+
+    /// Whether this runtime can compute on a device: its library has the part for it, and the device is there. Whether it can run a certain
+    /// model there is found when that is loaded.
+    ///
+    /// # Errors
+    /// [`LoadError::Device`] says what is missing, [`LoadError::Unavailable`] that the library itself is.
+    fn check_device(&self, device: Device) -> Result<(), LoadError> {
+        match device {
+            Device::Cpu => Ok(()),
+            Device::Cuda(_) => {
+                Err(LoadError::Device { device, message: format!("the runtime {} has only the processor", self.name()) })
+            }
+        }
     }
 
     /// Memory that [`Runtime::load`] will take, without loading.

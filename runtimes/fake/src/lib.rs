@@ -27,12 +27,18 @@ use self::session::FakeSession;
 #[derive(Debug, Clone, Default)]
 pub struct FakeRuntime {
     log: Arc<FakeLog>,
+    gpus: u32,
 }
 
 impl FakeRuntime {
     /// A runtime with a log of its own.
     pub fn new() -> FakeRuntime {
         FakeRuntime::default()
+    }
+
+    /// The same with so many GPUs, which are as real as everything else here: a session on one takes its memory there, and says so.
+    pub fn with_gpus(gpus: u32) -> FakeRuntime {
+        FakeRuntime { gpus, ..FakeRuntime::default() }
     }
 
     /// What was done to this runtime, and the gate of its blocking models.
@@ -54,9 +60,19 @@ impl Runtime for FakeRuntime {
         Ok(env!("CARGO_PKG_VERSION").to_owned())
     }
 
+    fn check_device(&self, device: Device) -> Result<(), LoadError> {
+        match device {
+            Device::Cuda(ordinal) if ordinal >= self.gpus => {
+                Err(LoadError::Device { device, message: format!("the fake runtime has {} of them", self.gpus) })
+            }
+            Device::Cpu | Device::Cuda(_) => Ok(()),
+        }
+    }
+
     fn estimate(&self, dir: &Path, options: &LoadOptions) -> Result<Footprint, LoadError> {
         let (model, file_bytes) = read(dir, options)?;
-        Ok(Footprint { host_bytes: model.bytes.saturating_add(file_bytes), device_bytes: 0, measured: false })
+        let footprint = model.footprint(options.device);
+        Ok(Footprint { host_bytes: footprint.host_bytes.saturating_add(file_bytes), measured: false, ..footprint })
     }
 
     fn load(&self, dir: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, LoadError> {
@@ -64,10 +80,7 @@ impl Runtime for FakeRuntime {
             let message = "the fake runtime has no settings".to_owned();
             return Err(LoadError::Option { key: key.clone(), message });
         }
-        if options.device != Device::Cpu {
-            let message = "the fake runtime has only the processor".to_owned();
-            return Err(LoadError::Device { device: options.device, message });
-        }
+        self.check_device(options.device)?;
         let (model, _) = read(dir, options)?;
         let invalid = |message| LoadError::InvalidModel { entrypoint: options.entrypoint.clone(), message };
         if let Some(message) = &model.fail_load {
@@ -80,7 +93,7 @@ impl Runtime for FakeRuntime {
                 .narrowed_by(declared)
                 .map_err(|source| LoadError::Signature { entrypoint: options.entrypoint.clone(), source })?,
         };
-        let session = FakeSession::new(model, signature, Arc::clone(&self.log)).map_err(invalid)?;
+        let session = FakeSession::new(model, signature, options.device, Arc::clone(&self.log)).map_err(invalid)?;
         Ok(Box::new(session))
     }
 }

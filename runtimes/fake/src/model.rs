@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bascule_runtime_api::{DataType, Signature, TensorSpec};
+use bascule_runtime_api::{DataType, Device, Footprint, Signature, TensorSpec};
 use serde::{Deserialize, Serialize};
 
 /// What a model computes.
@@ -58,6 +58,14 @@ pub struct FakeModel {
 }
 
 impl FakeModel {
+    /// What a session takes: its bytes are on its device.
+    pub(crate) fn footprint(&self, device: Device) -> Footprint {
+        match device {
+            Device::Cpu => Footprint { host_bytes: self.bytes, device_bytes: 0, measured: true },
+            Device::Cuda(_) => Footprint { host_bytes: 0, device_bytes: self.bytes, measured: true },
+        }
+    }
+
     /// A model that does nothing beside its operation.
     pub fn new(op: FakeOp, inputs: Vec<TensorSpec>, outputs: Vec<TensorSpec>) -> FakeModel {
         FakeModel {

@@ -13,21 +13,23 @@ pub(crate) struct FakeSession {
     model: FakeModel,
     signature: Signature,
     runs: u64,
-    memory: Vec<u8>,
+    /// Of main memory. What it takes of a device is not taken in earnest.
+    _memory: Vec<u8>,
+    device: Device,
     number: u64,
     log: Arc<FakeLog>,
 }
 
 impl FakeSession {
-    /// Takes the model's memory, every page of it.
-    pub(crate) fn new(model: FakeModel, signature: Signature, log: Arc<FakeLog>) -> Result<FakeSession, String> {
+    /// Takes the model's main memory, every page of it.
+    pub(crate) fn new(model: FakeModel, signature: Signature, device: Device, log: Arc<FakeLog>) -> Result<FakeSession, String> {
         let mut memory = Vec::new();
-        let length = usize::try_from(model.bytes).unwrap_or(usize::MAX);
+        let length = usize::try_from(model.footprint(device).host_bytes).unwrap_or(usize::MAX);
         memory.try_reserve_exact(length).map_err(|error| format!("'bytes' is {length}: {error}"))?;
         // Not 0: a page of zeroes may take no memory.
         memory.resize(length, 1);
         let number = log.loaded(&model.tag);
-        Ok(FakeSession { model, signature, runs: 0, memory, number, log })
+        Ok(FakeSession { model, signature, runs: 0, _memory: memory, device, number, log })
     }
 
     fn answer(&self, inputs: &[Tensor], record: &RunRecord<'_>) -> Result<Vec<Tensor>, RunError> {
@@ -67,11 +69,11 @@ impl Session for FakeSession {
     }
 
     fn footprint(&self) -> Footprint {
-        Footprint { host_bytes: self.memory.len() as u64, device_bytes: 0, measured: true }
+        self.model.footprint(self.device)
     }
 
     fn device(&self) -> Device {
-        Device::Cpu
+        self.device
     }
 }
 

@@ -5,7 +5,9 @@
 //! by default with one thread and no pool. Inputs are lent to the library where they are aligned; outputs are copied into buffers of
 //! ours, so that nothing of a session lives on after a run.
 //!
-//! Deliberately absent: GPU providers (a session for one is refused), models in memory, custom operator libraries.
+//! What was asked for is what runs: a provider that is not there, or a node that would run elsewhere, fails the load.
+//!
+//! Deliberately absent: models in memory, custom operator libraries.
 
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
@@ -13,6 +15,7 @@
 mod files;
 mod library;
 mod message;
+mod providers;
 mod runtime;
 mod session;
 mod settings;

@@ -8,11 +8,13 @@ use std::sync::{Arc, Once, OnceLock};
 use bascule_runtime_api::{Device, Footprint, LoadError, LoadOptions, Runtime, Session};
 use ort::ErrorCode;
 use ort::session::Session as OrtSession;
+use ort::session::builder::SessionBuilder;
 
 use crate::library::{self, Library};
-use crate::session::OnnxSession;
+use crate::providers::Assigned;
+use crate::session::{About, OnnxSession};
 use crate::settings::Settings;
-use crate::{files, message, signature};
+use crate::{files, message, providers, signature};
 
 /// Turns the library's own telemetry off, in the versions that have it. Without it they open a database below the user's cache folder
 /// when the environment is made, before any call could forbid it.
@@ -38,6 +40,8 @@ pub struct OnnxConfig {
     /// Threads that all sessions share which do not ask for threads of their own; 0 for none: such a session then has one thread,
     /// the caller's. The first runtime of a process settles it.
     pub shared_threads: usize,
+    /// Libraries with custom operators, which every session may use. Their code runs in this process.
+    pub operator_libraries: Vec<PathBuf>,
 }
 
 /// Executes models of the format `onnx`.
@@ -77,6 +81,46 @@ impl OnnxRuntime {
         let library = library::open(&candidates, self.config.shared_threads)?;
         Ok(self.library.get_or_init(|| library))
     }
+
+    /// Has the library read the file.
+    fn commit(&self, library: &Library, settings: &Settings, dir: &Path, options: &LoadOptions) -> Result<OrtSession, LoadError> {
+        let entrypoint = &options.entrypoint;
+        let device_fault = |said: String| LoadError::Device { device: options.device, message: message::without_paths(&said, dir) };
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            let said = |error: ort::Error| invalid(entrypoint, dir, error.message());
+            let builder = OrtSession::builder(&library.environment).map_err(said)?;
+            let builder = settings.apply(builder, library.has_shared_threads).map_err(|error| said(error.into()))?;
+            let builder = self.with_operators(builder)?;
+            let mut builder = match options.device {
+                Device::Cpu => builder,
+                Device::Cuda(ordinal) => settings.providers.apply(builder, ordinal).map_err(device_fault)?,
+            };
+            Ok::<_, LoadError>(builder.commit_from_file(dir.join(entrypoint)))
+        }));
+        match made {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(Ok(session))) => Ok(session),
+            Ok(Ok(Err(error))) if error.code() == ErrorCode::NotImplemented => {
+                Err(LoadError::Unsupported { message: message::without_paths(error.message(), dir) })
+            }
+            Ok(Ok(Err(error))) => Err(invalid(entrypoint, dir, error.message())),
+            // `ort` panics where the library tells a type that it has no name for.
+            Err(_) => Err(LoadError::Unsupported {
+                message: "an input or output of the model has a type that can't be served, expected tensors".to_owned(),
+            }),
+        }
+    }
+
+    /// Adds the custom operators.
+    fn with_operators(&self, mut builder: SessionBuilder) -> Result<SessionBuilder, LoadError> {
+        for path in &self.config.operator_libraries {
+            builder = builder.with_operator_library(path).map_err(|error| LoadError::Unavailable {
+                message: format!("the operator library {} can't be used: {}", path.display(), error.message()),
+                hint: "onnxruntime.operator_libraries names it".to_owned(),
+            })?;
+        }
+        Ok(builder)
+    }
 }
 
 #[expect(unsafe_code, reason = "the library has no other switch that works before it is loaded")]
@@ -103,22 +147,33 @@ impl Runtime for OnnxRuntime {
         Ok(self.library()?.version.clone())
     }
 
+    fn check_device(&self, device: Device) -> Result<(), LoadError> {
+        let library = self.library()?;
+        if device == Device::Cpu || providers::has_cuda() {
+            return Ok(());
+        }
+        let message = format!(
+            "onnx runtime {} at {} was built without CUDA; onnxruntime.library sets another one",
+            library.version,
+            library.path.display()
+        );
+        Err(LoadError::Device { device, message })
+    }
+
     /// What loading takes at its peak: twice the files that the model reads, its external weights among them, and 1 MiB. A loaded
     /// session's own footprint counts them once.
     fn estimate(&self, dir: &Path, options: &LoadOptions) -> Result<Footprint, LoadError> {
         let file_bytes = files::total_bytes(dir, &options.entrypoint)?;
-        Ok(footprint(file_bytes, LOADING_BYTES_PER_FILE_BYTE))
+        Ok(footprint(file_bytes, LOADING_BYTES_PER_FILE_BYTE, options.device))
     }
 
     fn load(&self, dir: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, LoadError> {
         let settings = Settings::new(options)?;
-        if let Device::Cuda(_) = options.device {
-            let message = "this build of bascule has no CUDA provider for onnx runtime".to_owned();
-            return Err(LoadError::Device { device: options.device, message });
-        }
+        self.check_device(options.device)?;
         let file_bytes = files::total_bytes(dir, &options.entrypoint)?;
         let library = self.library()?;
-        let session = commit(library, &settings, dir, &options.entrypoint)?;
+        let session = self.commit(library, &settings, dir, options)?;
+        let warning = judged(&session, &settings, options.device)?;
         let model = signature::read(&session, options.declared.as_ref())?;
         let signature = match &options.declared {
             None => model,
@@ -126,35 +181,32 @@ impl Runtime for OnnxRuntime {
                 .narrowed_by(declared)
                 .map_err(|source| LoadError::Signature { entrypoint: options.entrypoint.clone(), source })?,
         };
-        let footprint = footprint(file_bytes, LOADED_BYTES_PER_FILE_BYTE);
-        let session = OnnxSession::new(session, signature, footprint, &settings)
-            .map_err(|error| invalid(&options.entrypoint, dir, error.message()))?;
+        let footprint = footprint(file_bytes, LOADED_BYTES_PER_FILE_BYTE, options.device);
+        let about = About { signature, footprint, device: options.device, warning };
+        let session =
+            OnnxSession::new(session, about, &settings).map_err(|error| invalid(&options.entrypoint, dir, error.message()))?;
         Ok(Box::new(session))
     }
 }
 
-/// Has the library read the file.
-fn commit(library: &Library, settings: &Settings, dir: &Path, entrypoint: &Path) -> Result<OrtSession, LoadError> {
-    let made = catch_unwind(AssertUnwindSafe(|| {
-        let builder = OrtSession::builder(&library.environment)?;
-        settings.apply(builder, library.has_shared_threads)?.commit_from_file(dir.join(entrypoint))
-    }));
-    match made {
-        Ok(Ok(session)) => Ok(session),
-        Ok(Err(error)) if error.code() == ErrorCode::NotImplemented => {
-            Err(LoadError::Unsupported { message: message::without_paths(error.message(), dir) })
-        }
-        Ok(Err(error)) => Err(invalid(entrypoint, dir, error.message())),
-        // `ort` panics where the library tells a type that it has no name for.
-        Err(_) => Err(LoadError::Unsupported {
-            message: "an input or output of the model has a type that can't be served, expected tensors".to_owned(),
-        }),
+/// What is to be said of the nodes that did not go to the device, where that is allowed.
+fn judged(session: &OrtSession, settings: &Settings, device: Device) -> Result<Option<String>, LoadError> {
+    if device == Device::Cpu {
+        return Ok(None);
     }
+    let assigned = Assigned::of(session).map_err(|error| error.message().to_owned());
+    let judged = assigned.and_then(|assigned| settings.providers.judge(&assigned));
+    judged.map_err(|message| LoadError::Device { device, message })
 }
 
-fn footprint(file_bytes: u64, factor: u64) -> Footprint {
+fn footprint(file_bytes: u64, factor: u64, device: Device) -> Footprint {
     let host_bytes = file_bytes.saturating_mul(factor).saturating_add(BYTES_PER_SESSION);
-    Footprint { host_bytes, device_bytes: 0, measured: false }
+    let device_bytes = match device {
+        Device::Cpu => 0,
+        // The weights go there from main memory.
+        Device::Cuda(_) => file_bytes.saturating_add(BYTES_PER_SESSION),
+    };
+    Footprint { host_bytes, device_bytes, measured: false }
 }
 
 fn invalid(entrypoint: &Path, dir: &Path, said: &str) -> LoadError {

@@ -24,20 +24,23 @@ const SIZES_DIFFER: [&str; 7] = [
 /// A session of the library, and what its runs share with interrupters.
 pub(crate) struct OnnxSession {
     session: OrtSession,
-    signature: Signature,
-    footprint: Footprint,
+    about: About,
     runs: Arc<Runs>,
 }
 
+/// What is known of a session when it is made.
+pub(crate) struct About {
+    pub(crate) signature: Signature,
+    pub(crate) footprint: Footprint,
+    /// The device that really runs it: nodes that it does not run are a warning, or there is no session.
+    pub(crate) device: Device,
+    pub(crate) warning: Option<String>,
+}
+
 impl OnnxSession {
-    pub(crate) fn new(
-        session: OrtSession,
-        signature: Signature,
-        footprint: Footprint,
-        settings: &Settings,
-    ) -> ort::Result<OnnxSession> {
+    pub(crate) fn new(session: OrtSession, about: About, settings: &Settings) -> ort::Result<OnnxSession> {
         let runs = Arc::new(Runs { options: settings.run_options()?, state: Mutex::new(RunState::Idle) });
-        Ok(OnnxSession { session, signature, footprint, runs })
+        Ok(OnnxSession { session, about, runs })
     }
 }
 
@@ -56,12 +59,12 @@ fn fault(error: &ort::Error, signature: &Signature) -> RunError {
 
 impl Session for OnnxSession {
     fn signature(&self) -> &Signature {
-        &self.signature
+        &self.about.signature
     }
 
     fn run(&mut self, inputs: &[Tensor], context: &RunContext<'_>) -> Result<Vec<Tensor>, RunError> {
-        self.signature.check_inputs(inputs)?;
-        let values = self.signature.inputs.iter().zip(inputs).map(|(spec, tensor)| lend(spec, tensor));
+        self.about.signature.check_inputs(inputs)?;
+        let values = self.about.signature.inputs.iter().zip(inputs).map(|(spec, tensor)| lend(spec, tensor));
         let values = values.collect::<Result<Vec<SessionInputValue<'_>>, RunError>>()?;
         let under_way = self.runs.begin();
         // From here on interrupts reach the run.
@@ -71,9 +74,9 @@ impl Session for OnnxSession {
         let result = self.session.run_with_options(values.as_slice(), &self.runs.options);
         let interrupted = under_way.end();
         match result {
-            Ok(outputs) => self.signature.outputs.iter().map(|spec| take(spec, &outputs)).collect(),
+            Ok(outputs) => self.about.signature.outputs.iter().map(|spec| take(spec, &outputs)).collect(),
             Err(_) if interrupted => Err(RunError::Interrupted),
-            Err(error) => Err(fault(&error, &self.signature)),
+            Err(error) => Err(fault(&error, &self.about.signature)),
         }
     }
 
@@ -83,11 +86,15 @@ impl Session for OnnxSession {
     }
 
     fn footprint(&self) -> Footprint {
-        self.footprint
+        self.about.footprint
     }
 
     fn device(&self) -> Device {
-        Device::Cpu
+        self.about.device
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.about.warning.iter().cloned().collect()
     }
 }
 

@@ -8,6 +8,8 @@ use ort::logging::LogLevel;
 use ort::session::RunOptions;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
+use crate::providers::Providers;
+
 /// More threads than any machine has; a mistyped number must not exhaust the process.
 const MAX_THREADS: usize = 1024;
 
@@ -23,6 +25,7 @@ pub(crate) struct Settings {
     memory_pattern: bool,
     device_allocator_for_initializers: bool,
     arena_shrinkage: Option<String>,
+    pub(crate) providers: Providers,
 }
 
 impl Settings {
@@ -40,6 +43,7 @@ impl Settings {
             memory_pattern: true,
             device_allocator_for_initializers: false,
             arena_shrinkage: None,
+            providers: Providers::default(),
         };
         for (key, value) in &options.options {
             match key.as_str() {
@@ -53,7 +57,8 @@ impl Settings {
                     settings.device_allocator_for_initializers = switch(key, value)?;
                 }
                 "memory.enable_memory_arena_shrinkage" => settings.arena_shrinkage = Some(value.clone()),
-                _ => return Err(option(key, format!("unknown, expected one of {}", KEYS.join(", ")))),
+                _ if settings.providers.take(key, value)? => {}
+                _ => return Err(option(key, format!("unknown, expected one of {}, cuda.* or tensorrt.*", KEYS.join(", ")))),
             }
         }
         for (key, threads) in [("intra_op_thread_count", settings.intra_threads), ("inter_op_thread_count", settings.inter_threads)]
@@ -62,6 +67,7 @@ impl Settings {
                 return Err(option(key, format!("expected at most {MAX_THREADS}, got {threads}")));
             }
         }
+        settings.providers.check(options)?;
         Ok(settings)
     }
 
@@ -97,7 +103,7 @@ impl Settings {
     }
 }
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 11] = [
     "intra_op_thread_count",
     "inter_op_thread_count",
     "execution_mode",
@@ -107,9 +113,11 @@ const KEYS: [&str; 9] = [
     "enable_mem_pattern",
     "session.use_device_allocator_for_initializers",
     "memory.enable_memory_arena_shrinkage",
+    "providers",
+    "cpu_fallback",
 ];
 
-fn option(key: &str, message: String) -> LoadError {
+pub(crate) fn option(key: &str, message: String) -> LoadError {
     LoadError::Option { key: key.to_owned(), message }
 }
 
@@ -150,7 +158,8 @@ mod tests {
     #[test]
     fn every_key_is_known_and_checked() {
         let default = Settings::new(&LoadOptions::default()).unwrap();
-        for key in KEYS {
+        // Those of providers have tests of their own.
+        for key in KEYS.into_iter().filter(|key| !["providers", "cpu_fallback"].contains(key)) {
             let value = if key.starts_with("memory.") { "cpu:0" } else { "2" };
             let refused = key.contains("enable_mem_") || key.starts_with("session.") || key == "execution_mode";
             assert_eq!(check(key, value).is_err(), refused, "{key}");

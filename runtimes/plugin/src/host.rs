@@ -75,6 +75,17 @@ impl Host {
         Ok(String::from_utf8_lossy(&taken(version)).into_owned())
     }
 
+    /// See [`bascule_runtime_api::Runtime::check_device`].
+    ///
+    /// # Errors
+    /// What the plugin says.
+    pub fn check_device(&self, device: Device) -> Result<(), LoadError> {
+        let (device, mut error) = (json(&device)?, Given::NOTHING);
+        // SAFETY: see above.
+        let status = unsafe { (self.table.check_device)(self.runtime, Lent::of(&device), &raw mut error) };
+        loaded(status, error)
+    }
+
     /// See [`bascule_runtime_api::Runtime::estimate`].
     ///
     /// # Errors
@@ -105,8 +116,7 @@ impl Host {
         };
         loaded(status, error)?;
         let session = Owned { host: Arc::clone(self), session };
-        let Described { signature, footprint, device } = read(&taken(described))?;
-        Ok(Box::new(HostedSession { owned: session, signature, footprint, device }))
+        Ok(Box::new(HostedSession { owned: session, described: read(&taken(described))? }))
     }
 }
 
@@ -130,25 +140,23 @@ impl Drop for Owned {
 
 struct HostedSession {
     owned: Owned,
-    signature: Signature,
-    footprint: Footprint,
-    device: Device,
+    described: Described,
 }
 
 impl Session for HostedSession {
     fn signature(&self) -> &Signature {
-        &self.signature
+        &self.described.signature
     }
 
     fn run(&mut self, inputs: &[Tensor], context: &RunContext<'_>) -> Result<Vec<Tensor>, RunError> {
-        self.signature.check_inputs(inputs)?;
+        self.described.signature.check_inputs(inputs)?;
         let lent: Vec<LentTensor> = inputs.iter().map(lend).collect();
         let deadline = context.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_nanos());
         let call = Call {
             cancelled: context.cancelled.map_or(ptr::null(), ptr::from_ref),
             deadline_ns: deadline.and_then(|left| u64::try_from(left).ok()).unwrap_or(u64::MAX),
         };
-        let outputs = &self.signature.outputs;
+        let outputs = &self.described.signature.outputs;
         let mut given: Vec<GivenTensor> = outputs.iter().map(|_| nothing()).collect();
         let mut error = Given::NOTHING;
         let Owned { host, session } = &self.owned;
@@ -183,11 +191,15 @@ impl Session for HostedSession {
     }
 
     fn footprint(&self) -> Footprint {
-        self.footprint
+        self.described.footprint
     }
 
     fn device(&self) -> Device {
-        self.device
+        self.described.device
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.described.warnings.clone()
     }
 }
 

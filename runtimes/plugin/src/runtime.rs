@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use bascule_runtime_api::{Footprint, LoadError, LoadOptions, Runtime, Session};
+use bascule_runtime_api::{Device, Footprint, LoadError, LoadOptions, Runtime, Session};
 
 use crate::host::Host;
 use crate::library;
@@ -138,6 +138,14 @@ impl Runtime for PluginRuntime {
 
     fn is_optional(&self) -> bool {
         true
+    }
+
+    fn check_device(&self, device: Device) -> Result<(), LoadError> {
+        match device {
+            // It can: nothing is to be opened for that.
+            Device::Cpu => Ok(()),
+            Device::Cuda(_) => self.host()?.check_device(device),
+        }
     }
 
     fn estimate(&self, dir: &Path, options: &LoadOptions) -> Result<Footprint, LoadError> {

@@ -54,6 +54,10 @@ impl Runtime for TorchRuntime {
         Ok(VERSION.to_owned())
     }
 
+    fn check_device(&self, device: Device) -> Result<(), LoadError> {
+        check_device(device)
+    }
+
     fn estimate(&self, dir: &Path, options: &LoadOptions) -> Result<Footprint, LoadError> {
         archive::check(dir, &options.entrypoint).map(|found| footprint(found.bytes, options.device))
     }
@@ -62,7 +66,7 @@ impl Runtime for TorchRuntime {
         let settings = Settings::new(options)?;
         let found = archive::check(dir, &options.entrypoint)?;
         let placed = signature::place(options, found.forward.as_deref())?;
-        check_device(options.device)?;
+        self.check_device(options.device)?;
         let invalid = |said: String| LoadError::InvalidModel {
             entrypoint: options.entrypoint.clone(),
             message: first_line(&said).replace(&format!("{}/", dir.display()), ""),

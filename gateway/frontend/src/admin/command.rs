@@ -52,7 +52,7 @@ pub(crate) async fn metrics(State(port): Shared) -> Result<Response, Refusal> {
 }
 
 fn live_status(port: &Port) -> Status {
-    port.sources.serving.status().with_live()
+    port.sources.serving.live_status()
 }
 
 pub(crate) async fn status(State(port): Shared) -> Json<Status> {

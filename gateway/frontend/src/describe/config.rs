@@ -33,7 +33,7 @@ pub fn model_config(servable: &Servable) -> ModelConfig {
             ..ModelOptimizationPolicy::default()
         }),
         scheduling_choice: (settings.dynamic_batching && rows > 0).then(|| dynamic_batching(settings, rows)),
-        instance_group: vec![instance_group(servable)],
+        instance_group: instance_groups(servable),
         default_model_filename: settings.entrypoint.clone().unwrap_or_else(|| default_filename(runtime).to_owned()),
         parameters: settings
             .parameters
@@ -139,18 +139,25 @@ fn micros(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn instance_group(servable: &Servable) -> ModelInstanceGroup {
-    let (kind, gpus) = match servable.device() {
-        Device::Cpu => (Kind::Cpu, Vec::new()),
-        Device::Cuda(ordinal) => (Kind::Gpu, vec![clamped(ordinal)]),
-    };
-    ModelInstanceGroup {
-        name: format!("{}_0", servable.model()),
+/// One for the processor and one for all GPUs: each device has as many sessions.
+fn instance_groups(servable: &Servable) -> Vec<ModelInstanceGroup> {
+    let devices = servable.devices();
+    let each = servable.instances() / devices.len().max(1);
+    let gpus = devices.iter().filter_map(|device| match device {
+        Device::Cpu => None,
+        Device::Cuda(ordinal) => Some(clamped(*ordinal)),
+    });
+    let gpus: Vec<i32> = gpus.collect();
+    let on_cpu = devices.contains(&Device::Cpu).then_some((Kind::Cpu, Vec::new()));
+    let on_gpus = (!gpus.is_empty()).then_some((Kind::Gpu, gpus));
+    let group = |(at, (kind, gpus)): (usize, (Kind, Vec<i32>))| ModelInstanceGroup {
+        name: format!("{}_{at}", servable.model()),
         kind: kind.into(),
-        count: i32::try_from(servable.instances()).unwrap_or(i32::MAX),
+        count: i32::try_from(each).unwrap_or(i32::MAX),
         gpus,
         ..ModelInstanceGroup::default()
-    }
+    };
+    on_cpu.into_iter().chain(on_gpus).enumerate().map(group).collect()
 }
 
 fn warmup(servable: &Servable, sample: &WarmupSample) -> ModelWarmup {

@@ -13,6 +13,7 @@ const BASIS_POINTS: f64 = 10_000.0;
 /// The gauges of a status whose counters are live.
 pub fn families(status: &Status, now: DateTime<Utc>) -> Vec<Family> {
     let mut families = program(status, now);
+    families.extend(devices(status));
     families.extend(versions(status));
     families
 }
@@ -50,13 +51,34 @@ fn program(status: &Status, now: DateTime<Utc>) -> Vec<Family> {
     families
 }
 
-fn versions(status: &Status) -> [Family; 4] {
+/// Of each GPU that is there or has a limit.
+fn devices(status: &Status) -> Vec<Family> {
+    let mut reserved = Family::gauge(
+        "bascule_device_memory_reserved_bytes",
+        "Memory of a GPU that loaded and loading versions take, by estimate.",
+    );
+    let mut budget = Family::gauge("bascule_device_memory_budget_bytes", "Memory of a GPU that all versions together may take.");
+    let mut free = Family::gauge("bascule_device_memory_free_bytes", "Memory of a GPU that no process uses.");
+    for gpu in &status.memory.devices {
+        let labels = [("device", gpu.device.as_str())];
+        reserved.add(&labels, gpu.reserved_bytes as f64);
+        for (family, bytes) in [(&mut budget, gpu.budget_bytes), (&mut free, gpu.free_bytes)] {
+            if let Some(bytes) = bytes {
+                family.add(&labels, bytes as f64);
+            }
+        }
+    }
+    if status.memory.devices.is_empty() { Vec::new() } else { vec![reserved, budget, free] }
+}
+
+fn versions(status: &Status) -> [Family; 5] {
     let mut states = Family::gauge("bascule_version_state", "1 for the state that a version is in, 0 for the others.");
     let mut memory = Family::gauge(
         "bascule_version_memory_bytes",
         "Main memory of a version's sessions; the label says whether it is an estimate.",
     );
     let mut queued = Family::gauge("bascule_queue_depth", "Requests that wait for an instance.");
+    let mut devices = Family::gauge("bascule_version_device", "1 for each device that really runs a version's sessions.");
     let mut traffic = Family::gauge("bascule_version_traffic_ratio", "A version's share of the unversioned traffic, from 0 to 1.");
     let latest = status.models.iter().flat_map(|model| latest(model).into_iter().map(move |version| (model, version)));
     // What was unloaded stays in the status; its series would only ever grow in number.
@@ -70,12 +92,15 @@ fn versions(status: &Status) -> [Family; 4] {
         if let Some((bytes, measured)) = memory_of(model, version) {
             memory.add(&with("estimate", if measured { "false" } else { "true" }), bytes as f64);
         }
+        for device in version.device.iter().flat_map(|devices| devices.split(", ")) {
+            devices.add(&with("device", device), 1.0);
+        }
         if version.role.is_some() {
             queued.add(&labels, version.queued as f64);
             traffic.add(&labels, f64::from(version.traffic_bp) / BASIS_POINTS);
         }
     }
-    [states, memory, queued, traffic]
+    [states, memory, devices, queued, traffic]
 }
 
 /// Memory of every life of a version: while its content changes, both are there.

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bascule_serving::{ErrorCode, ModelSettings, ModelStatus, Status, VersionStatus};
+use bascule_serving::{DeviceMemory, ErrorCode, ModelSettings, ModelStatus, Status, VersionStatus};
 use chrono::{DateTime, TimeDelta};
 use metrics::with_local_recorder;
 
@@ -231,6 +231,7 @@ fn status() -> Status {
     serving.traffic_bp = 9_000;
     serving.queued = 3;
     serving.memory_bytes = Some(1000);
+    serving.device = Some("cuda:0, cuda:1".to_owned());
     // Its content changes: the same number is there twice.
     let mut changing = version(2, "loading", "LOADING");
     changing.memory_bytes = Some(200);
@@ -243,6 +244,8 @@ fn status() -> Status {
     };
     status.registry.last_good_look = Some(DateTime::UNIX_EPOCH);
     status.memory.budget_bytes = Some(1 << 30);
+    status.memory.devices =
+        vec![DeviceMemory { device: "cuda:0".to_owned(), reserved_bytes: 10, free_bytes: Some(20), ..DeviceMemory::default() }];
     status
 }
 
@@ -256,6 +259,9 @@ fn gauges_are_read_from_the_status() {
         "bascule_memory_budget_bytes 1073741824",
         "bascule_registry_look_age_seconds 2.5",
         "bascule_registry_healthy 1",
+        "bascule_device_memory_reserved_bytes{device=\"cuda:0\"} 10",
+        "bascule_device_memory_free_bytes{device=\"cuda:0\"} 20",
+        "bascule_version_device{model=\"m\",version=\"2\",device=\"cuda:1\"} 1",
         "bascule_queue_depth{model=\"m\",version=\"2\"} 3",
         "bascule_version_traffic_ratio{model=\"m\",version=\"2\"} 0.9",
         "bascule_version_memory_bytes{model=\"m\",version=\"2\",estimate=\"true\"} 1200",

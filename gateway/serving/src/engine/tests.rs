@@ -292,7 +292,7 @@ async fn a_status_reads_live_counters() {
         ask(&serving, "m", 1).await.unwrap();
     }
     let before = serving.status();
-    let live = before.with_live();
+    let live = before.with_live(&NoGpus);
     let version = |status: &crate::Status| status.model("m").unwrap().version(1).unwrap().clone();
     assert_eq!((version(&before).requests, version(&live).requests, version(&live).errors), (0, 3, 0));
     assert!(version(&live).p50_us.is_some() && live.memory.rss_bytes > Some(0));
@@ -316,8 +316,9 @@ async fn options_change_while_the_engine_runs() {
     let world = World::new();
     let content = FakeModel { bytes: 10_000, ..constant(1.0) };
     world.source.publish("a", 1, &content);
-    let options = with(world.options(), |live| live.memory_budget_bytes = Some(15_000));
-    let changed = LiveOptions { memory_budget_bytes: None, absent: Absent::Unload, strict_ready: true, ..options.live.clone() };
+    let options = with(world.options(), |live| live.memory_budgets = [(Device::Cpu, 15_000)].into());
+    let changed =
+        LiveOptions { memory_budgets: BTreeMap::new(), absent: Absent::Unload, strict_ready: true, ..options.live.clone() };
     let serving = Engine::start(options).await.unwrap();
     serving.wait_ready().await;
     world.source.publish("b", 1, &content);

@@ -1,3 +1,5 @@
+mod placement;
+
 use std::sync::Mutex;
 
 use bascule_registry::Manifest;
@@ -7,7 +9,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::testing::{constant, folder, generation, minute, name};
+use crate::trial::{Trial, TrialJob, TrialReport};
+use crate::{Devices, Gpu};
 use crate::{WarmupContent, WarmupInput, WarmupSample};
+use bascule_runtime_api::Signature;
 
 /// A version on disk, ready to be verified.
 struct Fixture {
@@ -15,6 +20,9 @@ struct Fixture {
     dir: TempDir,
     generation: Generation,
     settings: ModelSettings,
+    gpus: Vec<Gpu>,
+    crowded: CrowdedTrial,
+    trial: Option<Arc<dyn Trial>>,
 }
 
 fn fixture(model: &FakeModel) -> Fixture {
@@ -23,6 +31,15 @@ fn fixture(model: &FakeModel) -> Fixture {
         dir: folder(model),
         generation: generation(&name("m"), 1, ""),
         settings: ModelSettings::default(),
+        gpus: Vec::new(),
+        crowded: CrowdedTrial::default(),
+        trial: None,
+    }
+}
+
+impl Gpus for Vec<Gpu> {
+    fn list(&self) -> Vec<Gpu> {
+        self.clone()
     }
 }
 
@@ -37,8 +54,9 @@ impl Fixture {
             generation: Arc::new(self.generation.clone()),
             settings: Arc::new(self.settings.clone()),
             files: Files::at(self.dir.path()),
+            budget: Budget::default(),
         };
-        verify(&runtimes, &job, None)
+        verify(&runtimes, &job, &Surroundings { trial: self.trial.as_deref(), crowded: self.crowded, gpus: &self.gpus })
     }
 
     fn load(&self) -> Result<Loaded, LoadFailure> {
@@ -67,7 +85,7 @@ impl Fixture {
 fn each_instance_has_a_session_and_the_estimate_counts_them() {
     let mut fixture = fixture(&FakeModel { bytes: 1000, ..constant(1.0) });
     fixture.settings.instances = 3;
-    let estimate = fixture.verify().unwrap().estimate;
+    let estimate = fixture.verify().unwrap().footprint();
     assert!(estimate.host_bytes > 3000 && !estimate.measured, "{estimate:?}");
     let loaded = fixture.load().unwrap();
     assert_eq!((loaded.servable.instances(), loaded.warnings), (3, Vec::<String>::new()));

@@ -5,6 +5,7 @@ use crate::testing::{generation, name};
 
 const NOW: Duration = Duration::from_secs(100);
 const DRAIN_UNTIL: Duration = Duration::from_secs(9999);
+const GPU: Device = Device::Cuda(0);
 
 /// Residencies as text: number, then `=` for current, `!` for not, then the phase: `p`ending, `f`etching, `v`erifying, `v300` waiting for
 /// 300 bytes, `l`oading, `r`eady, `d`raining, `x` failed and due, `x150` failed until second 150. A leading `*` says restored. Ids
@@ -18,7 +19,7 @@ fn residencies(text: &str) -> Vec<ResidencyView> {
         let phase = match phase {
             "p" => Phase::Pending,
             "f" => Phase::Fetching,
-            "v" => Phase::Verifying { needs: number.parse().ok() },
+            "v" => Phase::Verifying { needs: needs(number) },
             "l" => Phase::Loading,
             "r" => Phase::Ready,
             "d" => Phase::Draining { until: DRAIN_UNTIL },
@@ -31,11 +32,19 @@ fn residencies(text: &str) -> Vec<ResidencyView> {
             version: text[..at].parse().unwrap(),
             current: text.as_bytes()[at] == b'=',
             restored,
+            reserved: DeviceBytes::main(if matches!(phase, Phase::Ready | Phase::Draining { .. }) { 100 } else { 0 }),
             phase,
-            reserved_bytes: if matches!(phase, Phase::Ready | Phase::Draining { .. }) { 100 } else { 0 },
         }
     };
     text.split_whitespace().enumerate().map(one).collect()
+}
+
+/// `300` of main memory, or `300+20` with 20 of a GPU.
+fn needs(text: &str) -> Option<DeviceBytes> {
+    let (main, gpu) = text.split_once('+').unwrap_or((text, "0"));
+    let mut needs = DeviceBytes::main(main.parse().ok()?);
+    needs.add(GPU, gpu.parse().ok()?);
+    Some(needs)
 }
 
 /// What should be, as text: resident versions, then `s`, `n`, `c`, `f` and a number for stable, next, candidate, fallback.
@@ -60,7 +69,7 @@ fn shown(plan: &Plan) -> String {
     let action = |action: &Action| match action {
         Action::Begin { version } => format!("begin v{version}"),
         Action::Fetch { id } => format!("fetch {}", id.0),
-        Action::Load { id, bytes } => format!("load {} of {bytes}", id.0),
+        Action::Load { id, bytes } => format!("load {} of {}", id.0, bytes.to_string().replace(" bytes", "")),
         Action::Refuse { id, .. } => format!("refuse {}", id.0),
         Action::Unload { id } => format!("unload {}", id.0),
         Action::Abandon { id } => format!("abandon {}", id.0),
@@ -75,25 +84,27 @@ fn shown(plan: &Plan) -> String {
 
 struct World {
     transition: TransitionPolicy,
-    means: Means,
+    budget: Budget,
+    fetch_slots: usize,
     idle: Vec<Idle>,
-    busy_bytes: u64,
+    busy: DeviceBytes,
 }
 
 fn world() -> World {
-    let budget = Budget::default();
     World {
         transition: TransitionPolicy::AvailabilityPreserving,
-        means: Means { budget, fetch_slots: 1 },
+        budget: Budget::default(),
+        fetch_slots: 1,
         idle: Vec::new(),
-        busy_bytes: 0,
+        busy: DeviceBytes::default(),
     }
 }
 
 fn check_in(world: &World, what: &str, aspire: &str, text: &str, expected: &str) {
     let (aspired, residencies) = (aspired(aspire), residencies(text));
     let view = ModelView { aspired: &aspired, transition: world.transition, residencies: &residencies };
-    let plan = plan(&view, &world.means, || Yielding { idle: world.idle.clone(), busy_bytes: world.busy_bytes }, NOW);
+    let means = Means { budget: &world.budget, fetch_slots: world.fetch_slots };
+    let plan = plan(&view, &means, || Yielding { idle: world.idle.clone(), busy: world.busy.clone() }, NOW);
     assert_eq!(shown(&plan), expected, "{what}");
 }
 
@@ -169,18 +180,32 @@ fn after_a_restart_what_served_comes_first() {
 
 #[test]
 fn fetches_wait_for_their_slot() {
-    let world = World { means: Means { fetch_slots: 0, ..world().means }, ..world() };
+    let world = World { fetch_slots: 0, ..world() };
     check_in(&world, "none is free", "1 n1", "1=p", "wait for a slot");
     check_in(&world, "none is needed", "1 n1 s1", "1=r", "");
 }
 
+fn budget(devices: &[(Device, u64, u64, u64)]) -> Budget {
+    let mut budget = Budget::default();
+    budget.limit(&devices.iter().map(|(device, limit, _, _)| (*device, *limit)).collect());
+    let bytes = |device, bytes| {
+        let mut all = DeviceBytes::default();
+        all.add(device, bytes);
+        all
+    };
+    for (device, _, reserved, freeing) in devices {
+        budget.reserve(&bytes(*device, *reserved));
+        budget.expect_back(&bytes(*device, *freeing));
+    }
+    budget
+}
+
 fn with_budget(limit: u64, reserved: u64, freeing: u64) -> World {
-    let budget = Budget { limit: Some(limit), reserved, freeing };
-    World { means: Means { budget, fetch_slots: 1 }, ..world() }
+    World { budget: budget(&[(Device::Cpu, limit, reserved, freeing)]), ..world() }
 }
 
 fn idle(model: &str, last_use: u64, reserved_bytes: u64) -> Idle {
-    Idle { model: name(model), last_use, reserved_bytes }
+    Idle { model: name(model), last_use, reserved: DeviceBytes::main(reserved_bytes) }
 }
 
 #[test]
@@ -207,13 +232,37 @@ fn idle_models_give_way_least_recently_used_first() {
 
 #[test]
 fn what_others_use_now_is_waited_for() {
-    let world = |busy_bytes| World { busy_bytes, idle: vec![idle("a", 9, 100)], ..with_budget(300, 300, 0) };
+    let world = |busy| World { busy: DeviceBytes::main(busy), idle: vec![idle("a", 9, 100)], ..with_budget(300, 300, 0) };
     let waits = "wait for memory, wake at 100";
     check_in(&world(200), "all of it is enough", "1 n1", "1=v300", waits);
     check_in(&world(200), "nobody goes before there is enough", "1 n1", "1=v200", waits);
     check_in(&world(200), "unless it is enough", "1 n1", "1=v100", "evict a, wait for memory");
     check_in(&world(150), "and what is never enough is refused", "1 n1", "1=v300", "refuse 1");
     check_in(&world(500), "as is what exceeds the budget", "1 n1", "1=v301", "refuse 1");
+}
+
+#[test]
+fn every_device_has_a_budget_of_its_own() {
+    let world = |main, gpu| World { budget: budget(&[(Device::Cpu, 300, main, 0), (GPU, 50, gpu, 0)]), ..world() };
+    check_in(&world(0, 0), "both have room", "1 n1", "1=v300+50", "load 1 of 300 and 50 of cuda:0");
+    check_in(&world(0, 1), "the gpu has none", "1 n1", "1=v300+50", "refuse 1");
+    check_in(&world(1, 0), "main memory has none", "1 n1", "1=v300+50", "refuse 1");
+    check_in(&world(0, 50), "a full gpu is nothing to who does not use it", "1 n1", "1=v300", "load 1 of 300");
+    let on_gpu = |model: &str, last_use| {
+        let mut idle = idle(model, last_use, 10);
+        idle.reserved.add(GPU, 30);
+        idle
+    };
+    let crowded = World { idle: vec![idle("a", 1, 200), on_gpu("b", 2), on_gpu("c", 3)], ..world(0, 50) };
+    check_in(&crowded, "only who has memory there gives way", "1 n1", "1=v10+20", "evict b, wait for memory");
+    check_in(&crowded, "as many as it takes", "1 n1", "1=v10+40", "evict b, evict c, wait for memory");
+    let (aspired, residencies) = (aspired("1 n1"), residencies("1=v10+20"));
+    let view = ModelView { aspired: &aspired, transition: TransitionPolicy::AvailabilityPreserving, residencies: &residencies };
+    let budget = world(0, 45).budget;
+    let plan = plan(&view, &Means { budget: &budget, fetch_slots: 1 }, Yielding::default, NOW);
+    let [Action::Refuse { cause, .. }] = plan.actions.as_slice() else { panic!("{plan:?}") };
+    let expected = "it needs 20 bytes by estimate, and of the memory budget of 50 bytes for cuda:0 45 are reserved: 5 are left";
+    assert_eq!(cause, expected);
 }
 
 #[test]
@@ -227,7 +276,8 @@ fn a_drain_that_does_not_end_holds_up_nothing() {
 fn a_refusal_shows_its_arithmetic() {
     let (aspired, residencies) = (aspired("1 n1"), residencies("1=v300"));
     let view = ModelView { aspired: &aspired, transition: TransitionPolicy::AvailabilityPreserving, residencies: &residencies };
-    let plan = plan(&view, &with_budget(1000, 800, 0).means, Yielding::default, NOW);
+    let means = Means { budget: &with_budget(1000, 800, 0).budget, fetch_slots: 1 };
+    let plan = plan(&view, &means, Yielding::default, NOW);
     let [Action::Refuse { cause, .. }] = plan.actions.as_slice() else { panic!("{plan:?}") };
     assert_eq!(cause, "it needs 300 bytes by estimate, and of the memory budget of 1000 bytes 800 are reserved: 200 are left");
 }

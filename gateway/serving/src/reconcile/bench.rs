@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_registry::{Digest, Generation, ListedModel, Listing, ModelName, VersionKey, VersionNumber};
+use bascule_runtime_api::Device;
 use bascule_runtime_fake::{FakeModel, FakeRuntime};
 use chrono::DateTime;
 use tempfile::TempDir;
@@ -18,9 +19,9 @@ use crate::loader::{self, Runtimes};
 use crate::memory::Trim;
 use crate::status::ModelStatus;
 use crate::testing::{ENTRYPOINT, generation, listed, listing, minute, name};
-use crate::{CommandError, ModelSettings, RolloutStrategy, Router, VersionPolicy};
+use crate::{CommandError, Devices, ModelSettings, RolloutStrategy, Router, VersionPolicy};
 
-/// Settings as words: `latest=2 all manual instances=2 bad`.
+/// Settings as words: `latest=2 all manual instances=2 gpu gpus bad`.
 fn read_settings(text: &str) -> Result<ModelSettings, SettingsError> {
     let mut settings = ModelSettings::default();
     for word in text.split_whitespace() {
@@ -28,6 +29,8 @@ fn read_settings(text: &str) -> Result<ModelSettings, SettingsError> {
             Some(("latest", count)) => settings.version_policy = VersionPolicy::Latest(count.parse().unwrap()),
             Some(("instances", count)) => settings.instances = count.parse().unwrap(),
             _ if word == "all" => settings.version_policy = VersionPolicy::All,
+            _ if word == "gpu" => settings.devices = Devices::These(vec![Device::Cuda(0)]),
+            _ if word == "gpus" => settings.devices = Devices::These(vec![Device::Cuda(0), Device::Cuda(1)]),
             _ if word == "manual" => settings.rollout = RolloutStrategy::Manual,
             _ => return Err(SettingsError { message: format!("'{word}' is no setting") }),
         }
@@ -73,7 +76,8 @@ impl Bench {
     pub(super) fn new(rules: Rules) -> Bench {
         let (router, publisher) = Router::new();
         let mut reconciler = Reconciler::new(rules.clone(), "the bench".to_owned(), Persisted::default(), publisher);
-        let runtime = FakeRuntime::new();
+        // Some models of a simulation run on these.
+        let runtime = FakeRuntime::with_gpus(2);
         Bench {
             snapshot: reconciler.empty_snapshot(),
             rules,
@@ -191,7 +195,8 @@ impl Bench {
                 self.tell(Event::Fetched { id, result: Ok(files) });
             }
             Effect::Verify { id, job } => {
-                let result = loader::verify(&self.runtimes, &job, None);
+                let around = loader::Surroundings { trial: None, crowded: crate::CrowdedTrial::default(), gpus: &crate::NoGpus };
+                let result = loader::verify(&self.runtimes, &job, &around);
                 self.tell(Event::Verified { id, result });
             }
             Effect::Load { id, job } => {

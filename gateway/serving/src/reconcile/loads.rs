@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_registry::VersionNumber;
+use bascule_runtime_api::Device;
 
 use super::Reconciler;
 use super::bring::FetchProgress;
 use super::event::{Drained, Effect, Files, Now, ResidencyId};
 use super::model::{ModelState, Residency};
+use crate::budget::{Budget, DeviceBytes};
 use crate::loader::{LoadFailure, LoadJob, Loaded, Verified, VerifyJob};
 use crate::memory::Trim;
 use crate::meters;
@@ -118,7 +120,7 @@ impl Reconciler {
             };
             match result {
                 Ok(verified) => {
-                    residency.footprint = Some(verified.estimate);
+                    residency.footprint = Some(verified.footprint());
                     residency.verified = Some(verified);
                 }
                 Err(failure) => this.fail(model, id, failure, now),
@@ -127,11 +129,11 @@ impl Reconciler {
     }
 
     /// Its memory is there.
-    pub(super) fn load(&mut self, model: &mut ModelState, id: ResidencyId, bytes: u64) {
+    pub(super) fn load(&mut self, model: &mut ModelState, id: ResidencyId, bytes: DeviceBytes) {
         let Some(residency) = model.residencies.get_mut(&id) else { return };
         residency.go(VersionState::Loading);
-        residency.reserved_bytes = bytes;
-        self.budget.reserved = self.budget.reserved.saturating_add(bytes);
+        self.budget.reserve(&bytes);
+        residency.reserved = bytes;
         self.loads.push_back(id);
     }
 
@@ -148,9 +150,9 @@ impl Reconciler {
     }
 
     /// Hands out one piece of work, unless nobody wants it any more.
-    fn hand_out(&mut self, id: ResidencyId, work: fn(&mut Residency) -> Option<Effect>) -> bool {
+    fn hand_out(&mut self, id: ResidencyId, work: fn(&mut Residency, &Budget) -> Option<Effect>) -> bool {
         let residency = self.homes.get(&id).and_then(|home| self.models.get_mut(home)?.residencies.get_mut(&id));
-        let effect = residency.and_then(work);
+        let effect = residency.and_then(|residency| work(residency, &self.budget));
         let is_wanted = effect.is_some();
         self.effects.extend(effect);
         is_wanted
@@ -168,7 +170,7 @@ impl Reconciler {
         self.loading -= 1;
         self.with(id, |this, model| {
             let Some(residency) = model.residencies.get_mut(&id) else { return };
-            let Loaded { servable, warnings } = match result {
+            let Loaded { servable, takes, warnings } = match result {
                 Ok(loaded) => loaded,
                 Err(failure) => return this.fail(model, id, failure, now),
             };
@@ -178,9 +180,9 @@ impl Reconciler {
             residency.warnings = warnings;
             let footprint = servable.spec().footprint;
             residency.footprint = Some(footprint);
-            this.budget.reserved =
-                this.budget.reserved.saturating_sub(residency.reserved_bytes).saturating_add(footprint.host_bytes);
-            residency.reserved_bytes = footprint.host_bytes;
+            this.budget.give_back(&residency.reserved);
+            residency.reserved = takes;
+            this.budget.reserve(&residency.reserved);
             residency.servable = Some(servable);
             let took = now.at.saturating_sub(residency.begun_at);
             let (name, version) = (&residency.generation.key.model, residency.version());
@@ -208,13 +210,13 @@ impl Reconciler {
         residency.files = None;
         residency.verified = None;
         model.restored.remove(&version);
-        let bytes = std::mem::take(&mut residency.reserved_bytes);
-        self.give_back(bytes);
+        let bytes = std::mem::take(&mut residency.reserved);
+        self.give_back(&bytes);
     }
 
-    fn give_back(&mut self, bytes: u64) {
-        self.budget.reserved = self.budget.reserved.saturating_sub(bytes);
-        if bytes > 0 {
+    fn give_back(&mut self, bytes: &DeviceBytes) {
+        self.budget.give_back(bytes);
+        if !bytes.is_empty() {
             self.retry_for_memory();
         }
     }
@@ -250,7 +252,7 @@ impl Reconciler {
         let Some(residency) = model.residencies.get_mut(&id) else { return };
         let Some(servable) = residency.servable.take() else { return };
         residency.go(VersionState::Draining);
-        self.budget.freeing = self.budget.freeing.saturating_add(residency.reserved_bytes);
+        self.budget.expect_back(&residency.reserved);
         self.trims.draining += 1;
         let timeout = self.stopping.unwrap_or(self.rules.drain_timeout);
         residency.drain_until = now.at.saturating_add(timeout).saturating_add(DRAIN_GRACE);
@@ -270,7 +272,7 @@ impl Reconciler {
                     any = true;
                     residency.overdue = true;
                     self.trims.draining -= 1;
-                    self.budget.freeing = self.budget.freeing.saturating_sub(residency.reserved_bytes);
+                    self.budget.expect_no_more(&residency.reserved);
                     tracing::warn!(model = %model.name, version = residency.version(), "a drain does not end: a run can't be stopped");
                     self.dirty.insert(model.name.clone());
                 }
@@ -286,13 +288,13 @@ impl Reconciler {
         self.with(id, |this, model| {
             let Some(mut residency) = model.residencies.remove(&id) else { return };
             residency.go(VersionState::Unloaded);
-            let bytes = residency.reserved_bytes;
+            let bytes = std::mem::take(&mut residency.reserved);
             let version = residency.version();
             if !residency.overdue {
-                this.budget.freeing = this.budget.freeing.saturating_sub(bytes);
+                this.budget.expect_no_more(&bytes);
                 this.trims.draining -= 1;
             }
-            this.give_back(bytes);
+            this.give_back(&bytes);
             model.unloaded.insert(version, residency.generation.digest);
             if model.unloaded.len() > KEPT_UNLOADED {
                 model.unloaded.pop_first();
@@ -302,7 +304,8 @@ impl Reconciler {
             let receipt = DrainReceipt {
                 model: model.name.to_string(),
                 version,
-                reserved_bytes: bytes,
+                reserved_bytes: bytes.on(Device::Cpu),
+                device_bytes: bytes.iter().filter(|(device, _)| *device != Device::Cpu).map(|(_, bytes)| bytes).sum(),
                 rss_before: drained.rss_before,
                 rss_after: drained.rss_after,
                 trimmed: false,
@@ -385,14 +388,14 @@ impl Reconciler {
 }
 
 /// What verifies a version; `None` where nobody wants it any more.
-fn verification(residency: &mut Residency) -> Option<Effect> {
+fn verification(residency: &mut Residency, budget: &Budget) -> Option<Effect> {
     let files = residency.files.clone().filter(|_| residency.stage() == Stage::Verifying)?;
     let (generation, settings) = (Arc::clone(&residency.generation), Arc::clone(&residency.settings));
-    Some(Effect::Verify { id: residency.id, job: Box::new(VerifyJob { generation, settings, files }) })
+    Some(Effect::Verify { id: residency.id, job: Box::new(VerifyJob { generation, settings, files, budget: budget.clone() }) })
 }
 
 /// What loads a version; `None` where nobody wants it any more.
-fn load(residency: &mut Residency) -> Option<Effect> {
+fn load(residency: &mut Residency, _: &Budget) -> Option<Effect> {
     let files = residency.files.clone().filter(|_| residency.stage() == Stage::Loading)?;
     let verified = residency.verified.take()?;
     let (generation, settings) = (Arc::clone(&residency.generation), Arc::clone(&residency.settings));

@@ -11,6 +11,7 @@ use super::bring::FetchProgress;
 use super::event::{Files, ResidencyId};
 use super::settings::SettingsCache;
 use crate::aspire::Aspired;
+use crate::budget::DeviceBytes;
 use crate::loader::Verified;
 use crate::persist::Served;
 use crate::plan::{Choice, Phase, ResidencyView};
@@ -42,7 +43,7 @@ pub(super) struct Residency {
     /// Of all sessions: an estimate first, what the sessions say later.
     pub(super) footprint: Option<Footprint>,
     /// Taken from the budget for it.
-    pub(super) reserved_bytes: u64,
+    pub(super) reserved: DeviceBytes,
     pub(super) servable: Option<Arc<Servable>>,
     /// While it drains: when that should have ended.
     pub(super) drain_until: Duration,
@@ -65,7 +66,7 @@ impl Residency {
             files: None,
             verified: None,
             footprint: None,
-            reserved_bytes: 0,
+            reserved: DeviceBytes::default(),
             servable: None,
             drain_until: Duration::ZERO,
             overdue: false,
@@ -111,9 +112,7 @@ impl Residency {
         match &self.state {
             VersionState::Pending => Phase::Pending,
             VersionState::Fetching => Phase::Fetching,
-            VersionState::Verifying => {
-                Phase::Verifying { needs: self.verified.as_ref().map(|verified| verified.estimate.host_bytes) }
-            }
+            VersionState::Verifying => Phase::Verifying { needs: self.verified.as_ref().map(|verified| verified.needs.clone()) },
             VersionState::Loading | VersionState::Warming => Phase::Loading,
             VersionState::Ready => Phase::Ready,
             // What is unloaded is taken out of the map in the same step.
@@ -213,7 +212,7 @@ impl ModelState {
             current: self.is_current(residency),
             restored: residency.restored,
             phase: residency.phase(),
-            reserved_bytes: residency.reserved_bytes,
+            reserved: residency.reserved.clone(),
         };
         self.residencies.values().map(view).collect()
     }

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use bascule_registry::VersionNumber;
+use bascule_runtime_api::Device;
 
 use super::Reconciler;
 use super::event::Now;
 use super::model::{ModelState, Residency};
+use crate::budget::Budget;
 use crate::persist::Operator;
-use crate::plan::Budget;
 use crate::state::Stage;
-use crate::status::{CandidateStatus, MemoryStatus, ModelStatus, VersionStatus};
+use crate::status::{CandidateStatus, DeviceMemory, MemoryStatus, ModelStatus, VersionStatus};
 use crate::table::{Split, Standing};
 use crate::{BASIS_POINTS, LoadMode, RolloutStrategy, VersionPolicy};
 
@@ -21,7 +22,14 @@ pub(super) const RECEIPTS: usize = 16;
 pub(super) const NOT_READY: &str = "not_ready";
 
 pub(super) fn memory(budget: &Budget) -> MemoryStatus {
-    MemoryStatus { budget_bytes: budget.limit, reserved_bytes: budget.reserved, rss_bytes: None }
+    let main = budget.on(Device::Cpu);
+    let devices = budget.iter().filter(|(device, _)| *device != Device::Cpu).map(|(device, ledger)| DeviceMemory {
+        device: device.to_string(),
+        budget_bytes: ledger.limit,
+        reserved_bytes: ledger.reserved,
+        ..DeviceMemory::default()
+    });
+    MemoryStatus { budget_bytes: main.limit, reserved_bytes: main.reserved, rss_bytes: None, devices: devices.collect() }
 }
 
 impl Reconciler {
@@ -141,7 +149,7 @@ fn version(model: &ModelState, residency: &Residency, now: Now) -> VersionStatus
         attempts: residency.attempts,
         role: model.role(residency.id).map(str::to_owned),
         traffic_bp: traffic(model, residency),
-        device: servable.map(|servable| servable.device().to_string()),
+        device: servable.map(|servable| servable.devices_shown()),
         runtime: servable.map(|servable| format!("{} {}", servable.spec().runtime, servable.spec().runtime_version)),
         instances: servable.map_or(0, |servable| u32::try_from(servable.instances()).unwrap_or(u32::MAX)),
         memory_bytes: residency.footprint.map(|footprint| footprint.host_bytes),

@@ -14,11 +14,12 @@ use super::bring::{FetchProgress, Stock};
 use super::event::{Effect, Event, Now, ResidencyId, Snapshot};
 use crate::drain::drain;
 use crate::engine::EngineOptions;
-use crate::loader::{self, LoadFailure, Runtimes};
+use crate::loader::{self, LoadFailure, Runtimes, Surroundings};
 use crate::memory;
 use crate::persist::Writer;
 use crate::state::FailedStep;
 use crate::trial::Trial;
+use crate::{CrowdedTrial, Gpus};
 
 /// Events that are taken in before the table is published and the snapshot replaced.
 const MAX_EVENTS: usize = 256;
@@ -40,6 +41,8 @@ pub(crate) struct Shell {
     on_retired: Arc<dyn Fn(&VersionKey) + Send + Sync>,
     on_trim: Arc<dyn Fn() + Send + Sync>,
     trial: Option<Arc<dyn Trial>>,
+    crowded_trial: CrowdedTrial,
+    gpus: Arc<dyn Gpus>,
     wanted: Arc<Mutex<HashSet<ModelName>>>,
     fetches: HashMap<ResidencyId, AbortHandle>,
 }
@@ -70,6 +73,8 @@ impl Shell {
             on_retired: Arc::clone(&options.on_retired),
             on_trim: Arc::clone(&options.on_trim),
             trial: options.trial.clone(),
+            crowded_trial: options.crowded_trial,
+            gpus: Arc::clone(&options.gpus),
             wanted,
             fetches: HashMap::new(),
         };
@@ -153,9 +158,10 @@ impl Shell {
             }
             Effect::Verify { id, job } => {
                 let (runtimes, trial) = (Arc::clone(&self.runtimes), self.trial.clone());
-                let work = move |_: &mpsc::WeakSender<Event>| Event::Verified {
-                    id,
-                    result: loader::verify(&runtimes, &job, trial.as_deref()),
+                let (gpus, crowded) = (Arc::clone(&self.gpus), self.crowded_trial);
+                let work = move |_: &mpsc::WeakSender<Event>| {
+                    let around = Surroundings { trial: trial.as_deref(), crowded, gpus: gpus.as_ref() };
+                    Event::Verified { id, result: loader::verify(&runtimes, &job, &around) }
                 };
                 self.on_thread("loader", work, |failure| Event::Verified { id, result: Err(failure) });
             }

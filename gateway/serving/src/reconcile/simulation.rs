@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bascule_registry::{Digest, Entry, Op, VersionNumber};
+use bascule_runtime_api::Device;
 use bascule_runtime_fake::FakeModel;
 use uuid::Uuid;
 
@@ -102,7 +103,12 @@ fn rules_by(chance: &mut Chance) -> Rules {
             ]),
             absent: chance.pick(&[Absent::Keep, Absent::Keep, Absent::Unload]),
             strict_ready: chance.percent(20),
-            memory_budget_bytes: chance.percent(40).then_some(4500),
+            memory_budgets: chance
+                .percent(40)
+                .then(|| [(Device::Cpu, 4500), (Device::Cuda(0), 2500)])
+                .into_iter()
+                .flatten()
+                .collect(),
             loader_threads: 1 + chance.below(2),
             ..LiveOptions::default()
         },
@@ -293,7 +299,17 @@ impl Simulation {
 
     fn configure(&mut self) -> Step {
         let model = self.model();
-        let settings = self.chance.pick(&["", "latest=2", "latest=3 instances=2", "all", "manual", "latest=1 manual", "bad"]);
+        let settings = self.chance.pick(&[
+            "",
+            "latest=2",
+            "latest=3 instances=2",
+            "all",
+            "manual",
+            "latest=1 manual",
+            "gpu",
+            "latest=2 gpus",
+            "bad",
+        ]);
         if self.bench.source.contains_key(model) {
             self.bench.configure(model, settings);
         }
@@ -317,7 +333,7 @@ impl Simulation {
     fn restart(&mut self) -> Step {
         let rules = self.bench.rules.clone();
         let promised = rules.live.transition == TransitionPolicy::AvailabilityPreserving
-            && rules.live.memory_budget_bytes.is_none()
+            && rules.live.memory_budgets.is_empty()
             && rules.load_mode != LoadMode::OnDemand;
         self.bench.restart();
         if self.chance.percent(50) {
@@ -362,7 +378,7 @@ impl Simulation {
                         .is_some_and(|failure| matches!(failure.step, crate::FailedStep::Memory | crate::FailedStep::Settings));
                     refused
                         || self.broken.contains(&residency.generation.digest)
-                        || self.bench.rules.live.memory_budget_bytes.is_some()
+                        || !self.bench.rules.live.memory_budgets.is_empty()
                 });
                 assert!(well || excused, "{}: {}", model.name, self.bench.stages(model.name.as_ref()));
             }
@@ -373,7 +389,7 @@ impl Simulation {
         self.bench.tell(Event::Shutdown { drain_timeout: Duration::from_secs(1) });
         self.bench.run();
         assert!(self.bench.snapshot.stopped, "{:?}", self.bench.snapshot.status.models);
-        assert_eq!(self.bench.reconciler.budget.reserved, 0);
+        assert!(self.bench.reconciler.budget.iter().all(|(_, ledger)| ledger.reserved == 0));
         assert!(self.bench.snapshot.residents.is_empty());
         // Those of reconcilers that were killed are dropped by their own threads, in their own time.
         assert!(self.bench.runtime.log().wait_until(Duration::from_secs(30), |counts| counts.live == 0));

@@ -169,7 +169,10 @@ fn a_tombstone_takes_a_version_away_at_once() {
 
 #[test]
 fn what_does_not_fit_is_refused_with_the_arithmetic_and_comes_when_it_fits() {
-    let mut bench = Bench::new(Rules { live: LiveOptions { memory_budget_bytes: Some(25_000), ..rules().live }, ..rules() });
+    let mut bench = Bench::new(Rules {
+        live: LiveOptions { memory_budgets: [(bascule_runtime_api::Device::Cpu, 25_000)].into(), ..rules().live },
+        ..rules()
+    });
     for model in ["a", "b", "c"] {
         bench.publish(model, 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
     }
@@ -186,8 +189,10 @@ fn what_does_not_fit_is_refused_with_the_arithmetic_and_comes_when_it_fits() {
 #[test]
 fn where_memory_counts_more_the_old_version_leaves_before_the_new_one_comes() {
     let transition = TransitionPolicy::ResourcePreserving;
-    let mut bench =
-        Bench::new(Rules { live: LiveOptions { memory_budget_bytes: Some(15_000), transition, ..rules().live }, ..rules() });
+    let mut bench = Bench::new(Rules {
+        live: LiveOptions { memory_budgets: [(bascule_runtime_api::Device::Cpu, 15_000)].into(), transition, ..rules().live },
+        ..rules()
+    });
     bench.publish("m", 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
     bench.look_and_run();
     bench.publish("m", 2, &FakeModel { bytes: 10_000, ..constant(2.0) });
@@ -412,7 +417,7 @@ fn a_slot_that_is_not_taken_goes_to_the_next() {
 
 #[test]
 fn a_drain_that_does_not_end_holds_up_neither_the_next_version_nor_its_memory() {
-    let budget = LiveOptions { memory_budget_bytes: Some(35_000), ..rules().live };
+    let budget = LiveOptions { memory_budgets: [(bascule_runtime_api::Device::Cpu, 35_000)].into(), ..rules().live };
     let mut bench = Bench::new(Rules { live: budget, ..rules() });
     let content = |value| FakeModel { bytes: 10_000, ..constant(value) };
     bench.publish("m", 1, &content(1.0));
@@ -467,7 +472,7 @@ fn files_that_changed_lately_are_not_gone() {
 
 #[test]
 fn whoever_counts_on_a_drain_that_does_not_end_is_told() {
-    let budget = LiveOptions { memory_budget_bytes: Some(15_000), ..rules().live };
+    let budget = LiveOptions { memory_budgets: [(bascule_runtime_api::Device::Cpu, 15_000)].into(), ..rules().live };
     let mut bench = Bench::new(Rules { live: budget, ..rules() });
     let content = FakeModel { bytes: 10_000, ..constant(1.0) };
     bench.publish("a", 1, &content);

@@ -3,8 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use bascule_serving::Gpu;
+
 use super::super::output::bytes;
 use super::Finding;
+use crate::compose::gpus;
 
 /// Connections, files of models and watches together; the default of many systems is 1024.
 const WANTED_FILES: u64 = 8192;
@@ -14,7 +17,7 @@ const WANTED_MEMORY_BYTES: u64 = 256 << 20;
 const WANTED_WATCHES: u64 = 8192;
 
 pub(super) fn look() -> Vec<Finding> {
-    let mut findings = vec![devices(Path::new("/dev/nvidiactl").exists())];
+    let mut findings = vec![devices(&gpus().list(), Path::new("/dev/nvidiactl").exists())];
     findings.extend(read("/proc/self/limits").and_then(|text| open_files(&text)));
     let limit = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse().ok());
     findings.extend(read("/proc/meminfo").and_then(|text| memory(&text, limit)));
@@ -27,15 +30,15 @@ fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-fn devices(has_gpu: bool) -> Finding {
+fn devices(gpus: &[Gpu], has_driver: bool) -> Finding {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let found = format!("cpu, {processors} processors");
-    if has_gpu {
-        return Finding::warning(
-            "devices",
-            found + "; an NVIDIA driver is there",
-            "this release runs models on the processor only",
-        );
+    let mut found = format!("cpu, {processors} processors");
+    if gpus.is_empty() && has_driver {
+        let hint = "libnvidia-ml.so.1 of the driver is not found, or CUDA_VISIBLE_DEVICES hides every GPU";
+        return Finding::warning("devices", found + "; an NVIDIA driver is there, but no GPU can be seen", hint);
+    }
+    for Gpu { ordinal, name, total_bytes, free_bytes } in gpus {
+        found += &format!("; cuda:{ordinal} {name}, {} of {} free", bytes(*free_bytes), bytes(*total_bytes));
     }
     Finding::ok("devices", found)
 }
@@ -106,6 +109,9 @@ mod tests {
         assert_eq!((limited.health, limited.found.as_str()), (Health::Warning, "4.0 GiB available, limited to 64.0 MiB"));
         assert_eq!(memory("", None), None);
         assert_eq!(file_watches(10).health, Health::Warning);
-        assert_eq!(devices(true).health, Health::Warning);
+        assert_eq!(devices(&[], true).health, Health::Warning);
+        let gpu = Gpu { ordinal: 1, name: "a gpu".to_owned(), total_bytes: 2 << 30, free_bytes: 1 << 30 };
+        let found = devices(&[gpu], true);
+        assert!(found.health == Health::Ok && found.found.ends_with("; cuda:1 a gpu, 1.0 GiB of 2.0 GiB free"), "{found:?}");
     }
 }

@@ -1,3 +1,5 @@
+use bascule_runtime_api::Device;
+
 use super::*;
 
 fn settings(text: &str, version: Option<VersionNumber>) -> ModelSettings {
@@ -18,7 +20,7 @@ priority_levels = 3
 default_priority = 2
 queue_capacity = 10
 queue_timeout = "1s"
-device = "cuda:1"
+device = ["cuda:1", "cpu"]
 intra_op_threads = 4
 inline = "never"
 version_policy = { latest = 2 }
@@ -71,7 +73,7 @@ fn every_key_arrives() {
         default_priority: 2,
         queue_capacity: 10,
         queue_timeout: Some(Duration::from_secs(1)),
-        device: Device::Cuda(1),
+        devices: Devices::These(vec![Device::Cuda(1), Device::Cpu]),
         intra_op_threads: 4,
         inline: Inline::Never,
         version_policy: VersionPolicy::Latest(2),
@@ -128,7 +130,7 @@ version_policy = "all"
         [
             "model.toml:4: `version_policy`: expected 1 version or more for `latest`, got 0",
             "model.toml:3: `instances`: expected a whole number from 0 to 4294967295, got \"two\"",
-            "model.toml:6: `device`: expected \"cpu\" or a GPU such as \"cuda:0\", got \"gpu\"",
+            "model.toml:6: `device`: expected \"auto\", \"cpu\", a GPU such as \"cuda:0\", or a list of devices, got \"gpu\"",
             "model.toml:5: `inline`: expected one of auto, always, never, got \"allways\", did you mean `always`?",
             "model.toml:10: `warmup[0].inputs.x.shape`: expected a shape without open or negative sizes and at most 268435456 bytes, got [-1]",
             "model.toml:11: `warmup[0].inputs.y.datatype`: is missing",

@@ -1,3 +1,6 @@
+use bascule_runtime_api::Device;
+use bascule_serving::Devices;
+
 use super::*;
 
 fn read(text: &str) -> Reading {
@@ -164,15 +167,42 @@ fn a_reshape_gives_callers_another_shape_than_the_model_has() {
 
 #[test]
 fn a_gpu_is_asked_for_and_never_dropped() {
-    assert_eq!(settings("instance_group [ { kind: KIND_GPU gpus: [ 1 ] count: 2 } ]").device, Device::Cuda(1));
-    assert_eq!(settings("instance_group [ { kind: KIND_GPU } ]").device, Device::Cuda(0));
-    let mixed = settings("instance_group [ { kind: KIND_GPU }, { kind: KIND_CPU } ]");
-    assert_eq!(mixed.device, Device::Cuda(0));
-    assert_eq!(mixed.warnings, ["config.pbtxt: `instance_group[1]`: all instances run on cuda:0, that of the first group"]);
-    let auto = settings("instance_group [ { kind: KIND_AUTO gpus: [ 0 ] } ]");
-    assert_eq!((auto.device, auto.warnings.len()), (Device::Cpu, 1), "{:?}", auto.warnings);
-    let several = settings("instance_group [ { kind: KIND_GPU gpus: [ 0, 1 ] } ]");
-    assert_eq!(several.warnings.len(), 1, "{:?}", several.warnings);
+    let check = |groups: &str, devices: Devices, instances: u32, warnings: usize| {
+        let read = settings(&format!("instance_group [ {groups} ]"));
+        assert_eq!((read.devices, read.instances), (devices, instances), "{groups}");
+        assert_eq!(read.warnings.len(), warnings, "{groups}: {:?}", read.warnings);
+    };
+    let on = |devices: &[Device]| Devices::These(devices.to_vec());
+    let (first, second) = (Device::Cuda(0), Device::Cuda(1));
+    check("{ kind: KIND_GPU gpus: [ 1 ] count: 2 }", on(&[second]), 2, 0);
+    check("{ kind: KIND_GPU gpus: [ 0, 1 ] count: 2 }", on(&[first, second]), 2, 0);
+    check("{ kind: KIND_GPU gpus: [ 0 ] }, { kind: KIND_GPU gpus: [ 0 ] count: 2 }", on(&[first]), 3, 0);
+    check("{ kind: KIND_GPU gpus: [ 0 ] }, { kind: KIND_CPU count: 1 }", on(&[Device::Cpu, first]), 1, 0);
+    check("{ kind: KIND_GPU gpus: [ 0 ] }, { kind: KIND_CPU count: 4 }", on(&[Device::Cpu, first]), 4, 1);
+    check("{ kind: KIND_GPU }", Devices::EveryGpu, 1, 0);
+    check("{ kind: KIND_GPU }, { kind: KIND_CPU }", Devices::EveryGpu, 1, 1);
+    check("{ kind: KIND_CPU }, { kind: KIND_GPU }", on(&[Device::Cpu]), 1, 1);
+    check("{ count: 2 }", Devices::Auto, 2, 0);
+    check("{ kind: KIND_AUTO gpus: [ 0 ] }", Devices::Auto, 1, 1);
+}
+
+#[test]
+fn accelerators_are_asked_for_by_name_with_their_options() {
+    let text = r#"optimization { execution_accelerators {
+        gpu_execution_accelerator : [ {
+            name : "tensorrt"
+            parameters { key: "precision_mode" value: "FP16" }
+            parameters { key: "max_workspace_size_bytes" value: "1073741824" }
+        } ]
+    } }"#;
+    let read = settings(text);
+    let expected =
+        [("providers", "tensorrt,cuda"), ("tensorrt.trt_fp16_enable", "1"), ("tensorrt.trt_max_workspace_size", "1073741824")];
+    let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    assert_eq!((read.runtime_options, read.warnings), (expected, Vec::<String>::new()));
+    let other = settings("optimization { execution_accelerators { cpu_execution_accelerator : [ { name: \"openvino\" } ] } }");
+    let warning = "config.pbtxt: `optimization.execution_accelerators.cpu_execution_accelerator[0]`: \"openvino\" has no effect";
+    assert_eq!((other.runtime_options, other.warnings), (Default::default(), vec![warning.to_owned()]));
 }
 
 #[test]
@@ -181,6 +211,10 @@ fn what_can_not_be_served_is_an_error_that_names_the_field() {
         ("name: \"other\"", "config.pbtxt: `name`: expected \"m\", the name of the directory, got \"other\""),
         ("backend: \"python\"", "config.pbtxt: `backend`: expected one of onnxruntime, got \"python\""),
         ("platform: \"ensemble\"", "config.pbtxt: `platform`: expected one of onnxruntime_onnx, got \"ensemble\""),
+        (
+            "optimization { execution_accelerators { gpu_execution_accelerator : [ { name: \"rocm\" } ] } }",
+            "config.pbtxt: `optimization.execution_accelerators.gpu_execution_accelerator[0].name`: expected cuda or tensorrt, got \"rocm\"",
+        ),
         ("max_batch_size: -1", "config.pbtxt: `max_batch_size`: expected 0 or more, got -1"),
         (
             "input [ { name: \"x\" data_type: TYPE_FP32 dims: [ -2 ] } ]",

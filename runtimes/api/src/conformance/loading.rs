@@ -94,6 +94,9 @@ fn a_missing_file_is_refused(runtime: &dyn Runtime, fixture: &dyn Fixture) {
 
 fn what_the_runtime_lacks_is_refused(runtime: &dyn Runtime, fixture: &dyn Fixture) {
     let mut model = fixture.identity(DataType::Fp32, &[1]);
+    assert!(runtime.check_device(Device::Cpu).is_ok(), "every runtime can compute on the processor");
+    let absent = runtime.check_device(Device::Cuda(u32::MAX));
+    assert!(matches!(absent, Err(LoadError::Device { .. })), "a device that is not there is said to be there: {absent:?}");
     model.options.device = Device::Cuda(u32::MAX);
     let error = refused(runtime, &model, "for a device that is not there");
     assert!(

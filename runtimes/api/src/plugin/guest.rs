@@ -37,6 +37,7 @@ pub const fn table<T: Open>() -> Plugin {
         close,
         about,
         version,
+        check_device,
         estimate,
         load,
         run,
@@ -87,6 +88,14 @@ unsafe extern "C" fn version(runtime: *mut c_void, version: *mut Given, error: *
     }
 }
 
+unsafe extern "C" fn check_device(runtime: *mut c_void, device: Lent, error: *mut Given) -> i32 {
+    // SAFETY: made by `open`, lent for this call, and a place for the error.
+    unsafe {
+        let runtime = &*runtime.cast::<OwnRuntime>();
+        answer(error, || runtime.check_device(read(device.bytes())?))
+    }
+}
+
 unsafe extern "C" fn estimate(runtime: *mut c_void, dir: Lent, options: Lent, footprint: *mut Given, error: *mut Given) -> i32 {
     // SAFETY: made by `open`, lent for this call, and places for the results.
     unsafe {
@@ -114,7 +123,8 @@ unsafe extern "C" fn load(
             let options: LoadOptions = read(options.bytes())?;
             let made: OwnSession = runtime.load(path(dir.bytes()), &options)?;
             let signature = made.signature().clone();
-            described.write(json(&Described { signature, footprint: made.footprint(), device: made.device() }));
+            let (footprint, device, warnings) = (made.footprint(), made.device(), made.warnings());
+            described.write(json(&Described { signature, footprint, device, warnings }));
             *session = Box::into_raw(Box::new(made)).cast();
             Ok(())
         })

@@ -24,6 +24,8 @@ pub struct Described {
     pub footprint: Footprint,
     /// The device that really runs.
     pub device: Device,
+    /// What an operator should know of it.
+    pub warnings: Vec<String>,
 }
 
 /// A [`LoadError`] without what can't cross: an error of the system is what it says.

@@ -173,7 +173,12 @@ fn settings_are_taken_and_a_gpu_is_refused() {
     assert_eq!(run(session.as_mut(), &[floats(&[1, 1], &[1.0])]), Ok(vec![floats(&[1, 2], &[1.5, 2.5])]));
     model.options.device = Device::Cuda(0);
     let error = folders.refused(&model).to_string();
-    assert_eq!(error, "device cuda:0 can't be used: this build of bascule has no CUDA provider for onnx runtime");
+    assert!(error.starts_with("device cuda:0 can't be used: onnx runtime 1."), "{error}");
+    assert!(error.ends_with("was built without CUDA; onnxruntime.library sets another one"), "{error}");
+    model.options.device = Device::Cpu;
+    model.options.options = [("providers".to_owned(), "cuda".to_owned())].into();
+    let error = folders.refused(&model).to_string();
+    assert_eq!(error, "setting 'providers': cuda needs a GPU, and the model's device is cpu");
 }
 
 #[test]

@@ -60,7 +60,7 @@ async fn requests_for_more_models_than_fit_are_all_answered() {
         world.source.publish(model, 1, &FakeModel { bytes: 10_000, ..constant(1.0) });
     }
     let options = with(on_demand(&world), |live| {
-        live.memory_budget_bytes = Some(25_000);
+        live.memory_budgets = [(Device::Cpu, 25_000)].into();
         live.on_demand_wait = Duration::from_secs(60);
     });
     let serving = Engine::start(options).await.unwrap();
@@ -106,7 +106,7 @@ async fn a_model_waits_for_memory_that_others_use_now() {
     let log = world.runtime.log();
     log.release();
     let options = with(on_demand(&world), |live| {
-        live.memory_budget_bytes = Some(15_000);
+        live.memory_budgets = [(Device::Cpu, 15_000)].into();
         live.on_demand_wait = Duration::from_secs(60);
     });
     let settings = ModelSettings { inline: crate::Inline::Never, ..ModelSettings::default() };

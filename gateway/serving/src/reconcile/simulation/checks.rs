@@ -38,11 +38,15 @@ impl Simulation {
     fn check_memory(&self) {
         let reconciler = &self.bench.reconciler;
         let residencies = || reconciler.models.values().flat_map(|model| model.residencies.values());
-        let reserved: u64 = residencies().map(|residency| residency.reserved_bytes).sum();
+        let (mut reserved, mut freeing) = (DeviceBytes::default(), DeviceBytes::default());
+        residencies().for_each(|residency| reserved.add_all(&residency.reserved));
         let draining = residencies().filter(|residency| residency.stage() == Stage::Draining && !residency.overdue);
-        let freeing: u64 = draining.map(|residency| residency.reserved_bytes).sum();
-        assert_eq!((reconciler.budget.reserved, reconciler.budget.freeing), (reserved, freeing));
-        assert!(reconciler.budget.limit.is_none_or(|limit| reserved <= limit), "{reserved} bytes are reserved");
+        draining.for_each(|residency| freeing.add_all(&residency.reserved));
+        for (device, ledger) in reconciler.budget.iter() {
+            assert_eq!((ledger.reserved, ledger.freeing), (reserved.on(device), freeing.on(device)), "{device}");
+            assert!(ledger.limit.is_none_or(|limit| ledger.reserved <= limit), "{device}: {ledger:?}");
+        }
+        assert!(reserved.iter().all(|(device, _)| reconciler.budget.iter().any(|(known, _)| known == device)));
     }
 
     /// One load at a time a model, and as many of all as the rules say.

@@ -196,7 +196,10 @@ fn an_empty_source_is_ready() {
 fn on_demand(budget: Option<u64>) -> Bench {
     Bench::new(Rules {
         load_mode: LoadMode::OnDemand,
-        live: LiveOptions { memory_budget_bytes: budget, ..rules().live },
+        live: LiveOptions {
+            memory_budgets: budget.map(|bytes| (bascule_runtime_api::Device::Cpu, bytes)).into_iter().collect(),
+            ..rules().live
+        },
         ..rules()
     })
 }
