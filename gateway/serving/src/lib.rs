@@ -24,6 +24,7 @@ mod journal;
 mod loader;
 mod memory;
 pub mod meters;
+mod nan;
 mod persist;
 mod plan;
 mod reconcile;
@@ -45,6 +46,7 @@ pub use engine::{Absent, Engine, EngineOptions, LiveOptions, RetryPolicy, Settin
 pub use error::{ErrorCode, InferError};
 pub use infer::{Routed, Router};
 pub use journal::JournalStore;
+pub use loader::golden::{Asked, AskedInputs, GoldenTensor, MAX_GOLDEN_BYTES, RecordPlan, RecordedOutput, Recording};
 pub use loader::try_load;
 pub use memory::lower_priority;
 pub use reconcile::MAX_FETCHES;
@@ -59,4 +61,4 @@ pub use state::{FailedStep, Failure, IllegalTransition, Outward, Stage, VersionS
 pub use stats::{BatchStats, Phase, Snapshot, Stats};
 pub use status::{CandidateStatus, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryStatus, Status, VersionStatus};
 pub use table::{Candidate, Publisher, Route, ServingTable, Split, Standing};
-pub use trial::{Latency, Trial, TrialFailure, TrialJob, TrialReport, examine};
+pub use trial::{Latency, Trial, TrialFailure, TrialJob, TrialReport, examine, record};

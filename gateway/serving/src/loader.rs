@@ -7,7 +7,7 @@
 //! A thread that loads steps aside for those that serve. Threads inherit that, so instances are started by another one. What a
 //! runtime starts for one session inherits it too: a load with several threads an operator keeps its priority.
 
-mod golden;
+pub(crate) mod golden;
 mod reshape;
 pub(crate) mod warmup;
 
@@ -139,6 +139,11 @@ impl Verified {
         self.golden.is_some()
     }
 
+    /// The same version, whatever it answers.
+    pub(crate) fn without_golden(self) -> Verified {
+        Verified { golden: None, ..self }
+    }
+
     /// Goes by what a trial has measured of one session.
     fn take(&mut self, report: &TrialReport, instances: u64) {
         let (Some(memory), Some(peak)) = (report.memory_bytes, report.peak_bytes) else { return };
@@ -228,6 +233,7 @@ pub(crate) fn warm_one(verified: Verified, settings: ModelSettings, files: Files
             let _is_first = loaded.set(Instant::now());
         }
     };
+    // The others would be its like.
     let settings = ModelSettings { instances: 1, ..settings };
     let mut warm = aside(WARM_UP_LIMIT, move |limit| warm(&verified, &settings, &files, limit, on_warming))?;
     let session = warm.sessions.pop().ok_or_else(|| LoadFailure::new(FailedStep::Loading, "no session was made"))?;

@@ -1,7 +1,8 @@
 //! Trying a version out before anything else is done with it, in a process of its own: whatever it does there, nothing that serves notices.
 //!
 //! [`Trial`] is what the engine asks; the program decides where and within which limits. [`examine`] is what happens there: the version is
-//! loaded, warmed up and compared with its golden samples as the engine would do it, and measured on the way.
+//! loaded, warmed up and compared with its golden samples as the engine would do it, and measured on the way. [`record`] makes such
+//! samples, in the same place.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use bascule_registry::Generation;
 use bascule_runtime_api::{RunContext, Runtime, Session, Signature};
 use serde::{Deserialize, Serialize};
 
-use crate::loader::{self, LoadFailure, Runtimes, VerifyJob, warmup};
+use crate::loader::golden::{self, RecordPlan, Recording};
+use crate::loader::{self, LoadFailure, Runtimes, Verified, VerifyJob, warmup};
 use crate::reconcile::Files;
 use crate::state::FailedStep;
 use crate::{ModelSettings, memory};
@@ -75,10 +77,18 @@ pub struct TrialReport {
 /// Why a version failed its trial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrialFailure {
-    /// The step: `verifying`, `loading`, `warming`, `golden`, or `trial` where the process ended without an answer.
+    /// The step: `verifying`, `loading`, `warming`, `golden`, or `trial` where the process ended without an answer. Where samples are
+    /// recorded also `recording`, and `repeating` where two runs differ.
     pub step: String,
     /// What happened.
     pub cause: String,
+}
+
+impl TrialFailure {
+    /// The step at which a sample can't be recorded.
+    pub const RECORDING: &str = "recording";
+    /// The step at which two runs of a sample differ.
+    pub const REPEATING: &str = "repeating";
 }
 
 impl From<LoadFailure> for TrialFailure {
@@ -110,15 +120,10 @@ pub trait Trial: Send + Sync {
 /// # Errors
 /// The step that failed, and why.
 pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob) -> Result<TrialReport, TrialFailure> {
-    let runtimes = Runtimes::open(runtimes.to_vec());
-    let files = Files::at(&job.dir);
-    let verify = VerifyJob { generation: Arc::clone(&job.generation), settings: Arc::clone(&job.settings), files: files.clone() };
-    let verified = loader::verify(&runtimes, &verify, None)?;
+    let verified = verified(runtimes, job)?;
     let (has_golden, runtime) = (verified.has_golden(), verified.runtime_name());
     let (before, started) = (memory::own_bytes(), Instant::now());
-    // One session is enough: the others are its like.
-    let settings = ModelSettings { instances: 1, ..(*job.settings).clone() };
-    let warm = loader::warm_one(verified, settings, files)?;
+    let warm = loader::warm_one(verified, (*job.settings).clone(), Files::at(&job.dir))?;
     let load_ms = warm.loaded_after.saturating_duration_since(started).as_secs_f64() * 1e3;
     let more = |before: u64, after: u64| after.saturating_sub(before).max(LEAST_BYTES);
     let memory_bytes = before.zip(memory::own_bytes()).map(|(before, after)| more(before, after));
@@ -138,6 +143,23 @@ pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob) -> Result<TrialRep
         golden: has_golden,
         warnings: warm.warnings,
     })
+}
+
+/// Loads a version, warms it up, and records golden samples of it, in this very process. Those that it has are not looked at.
+///
+/// # Errors
+/// The step that failed, and why.
+pub fn record(runtimes: &[Arc<dyn Runtime>], job: &TrialJob, plan: &RecordPlan) -> Result<Recording, TrialFailure> {
+    let verified = verified(runtimes, job)?.without_golden();
+    let mut warm = loader::warm_one(verified, (*job.settings).clone(), Files::at(&job.dir))?;
+    let mut recording = golden::record(warm.session.as_mut(), plan)?;
+    recording.warnings.splice(0..0, warm.warnings);
+    Ok(recording)
+}
+
+fn verified(runtimes: &[Arc<dyn Runtime>], job: &TrialJob) -> Result<Verified, LoadFailure> {
+    let (generation, settings) = (Arc::clone(&job.generation), Arc::clone(&job.settings));
+    loader::verify(&Runtimes::open(runtimes.to_vec()), &VerifyJob { generation, settings, files: Files::at(&job.dir) }, None)
 }
 
 /// Runs made-up inputs of growing size, each for this long at the most. A size that fails ends it.
