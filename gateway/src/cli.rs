@@ -15,6 +15,7 @@ mod logging;
 mod models;
 mod output;
 mod publish;
+mod record_golden;
 mod rollout;
 mod serve;
 mod status;
@@ -46,6 +47,7 @@ enum Command {
     Serve(serve::Serve),
     Check(check::Check),
     Trial(Box<trial::TryVersion>),
+    RecordGolden(Box<record_golden::RecordGolden>),
     Publish(Box<publish::Publish>),
     Status(status::ShowStatus),
     Models(models::Models),
@@ -71,6 +73,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: Environme
         Command::Serve(command) => command.run(&environment),
         Command::Check(command) => command.run(&environment),
         Command::Trial(command) => command.run(&environment),
+        Command::RecordGolden(command) => command.run(&environment),
         Command::Publish(command) => command.run(&environment),
         Command::Status(command) => in_background(command.run()),
         Command::Models(command) => command.run(&environment),

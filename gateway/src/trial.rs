@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bascule_serving::{ModelSettings, Trial, TrialFailure, TrialJob, TrialReport};
+use bascule_serving::{MAX_GOLDEN_BYTES, ModelSettings, RecordPlan, Recording, Trial, TrialFailure, TrialJob, TrialReport};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::compose::Libraries;
@@ -26,17 +27,48 @@ const SPARE_BYTES: u64 = 1 << 30;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Told {
     pub(crate) job: TrialJob,
+    pub(crate) task: Task,
     pub(crate) libraries: Libraries,
     /// Seconds of processor time.
     pub(crate) cpu_seconds: u64,
 }
 
+/// What it is to do with the version.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Task {
+    /// A [`TrialReport`] is wanted.
+    Examine,
+    /// A [`Recording`] is wanted.
+    Record(RecordPlan),
+}
+
+impl Task {
+    /// No answer is longer, in bytes.
+    fn max_answer_bytes(&self) -> u64 {
+        match self {
+            Task::Examine => 16 << 20,
+            // The samples as text within text: each of its characters may take two.
+            Task::Record(_) => 2 * MAX_GOLDEN_BYTES + (16 << 20),
+        }
+    }
+}
+
 /// What it answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Answer {
-    Passed(TrialReport),
+pub(crate) enum Answer<T> {
+    Passed(T),
     Failed(TrialFailure),
+}
+
+impl<T> From<Result<T, TrialFailure>> for Answer<T> {
+    fn from(result: Result<T, TrialFailure>) -> Answer<T> {
+        match result {
+            Ok(found) => Answer::Passed(found),
+            Err(failure) => Answer::Failed(failure),
+        }
+    }
 }
 
 /// Tries one version in a process of its own. Blocks.
@@ -44,7 +76,19 @@ pub(crate) enum Answer {
 /// # Errors
 /// The version failed, or the process ended without an answer.
 pub fn try_once(job: &TrialJob, libraries: &Libraries, limits: Limits) -> Result<TrialReport, TrialFailure> {
-    let told = Told { job: job.clone(), libraries: libraries.clone(), cpu_seconds: limits.cpu_seconds() };
+    give(job, Task::Examine, libraries, limits)
+}
+
+/// Records golden samples of one version in a process of its own. Blocks.
+///
+/// # Errors
+/// A sample can't be recorded, the version can't be loaded, or the process ended without an answer.
+pub fn record_once(job: &TrialJob, plan: RecordPlan, libraries: &Libraries, limits: Limits) -> Result<Recording, TrialFailure> {
+    give(job, Task::Record(plan), libraries, limits)
+}
+
+fn give<T: DeserializeOwned>(job: &TrialJob, task: Task, libraries: &Libraries, limits: Limits) -> Result<T, TrialFailure> {
+    let told = Told { job: job.clone(), task, libraries: libraries.clone(), cpu_seconds: limits.cpu_seconds() };
     child::run(&told, limits)
 }
 

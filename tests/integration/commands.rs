@@ -17,7 +17,21 @@ fn url(gateway: &Gateway) -> String {
 #[test]
 fn every_subcommand_has_help_with_an_example() {
     let Some(sandbox) = Sandbox::new() else { return };
-    for name in ["serve", "check", "publish", "status", "models", "load", "unload", "rollout", "infer", "demo", "doctor"] {
+    for name in [
+        "serve",
+        "check",
+        "trial",
+        "record-golden",
+        "publish",
+        "status",
+        "models",
+        "load",
+        "unload",
+        "rollout",
+        "infer",
+        "demo",
+        "doctor",
+    ] {
         let help = sandbox.succeed(&[name, "--help"]);
         assert!(help.contains("xample") && help.contains(&format!("bascule {name}")), "{name}: {help}");
     }

@@ -26,7 +26,8 @@ fn for_ever(step: Graph) -> OnnxModel {
         .build()
 }
 
-fn looping() -> OnnxModel {
+/// A model whose run never ends.
+pub fn looping() -> OnnxModel {
     for_ever(Graph::new().node("Neg", &["sum"], &["next_sum"]))
 }
 

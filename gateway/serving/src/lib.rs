@@ -26,6 +26,7 @@ mod journal;
 mod loader;
 mod memory;
 pub mod meters;
+mod nan;
 mod persist;
 mod plan;
 mod reconcile;
@@ -48,6 +49,7 @@ pub use engine::{Absent, Engine, EngineOptions, LiveOptions, RetryPolicy, Settin
 pub use error::{ErrorCode, InferError};
 pub use infer::{Routed, Router};
 pub use journal::JournalStore;
+pub use loader::golden::{Asked, AskedInputs, GoldenTensor, MAX_GOLDEN_BYTES, RecordPlan, RecordedOutput, Recording};
 pub use loader::try_load;
 pub use memory::lower_priority;
 pub use reconcile::MAX_FETCHES;
@@ -64,4 +66,4 @@ pub use status::{
     CandidateStatus, DeviceMemory, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryStatus, Status, VersionStatus,
 };
 pub use table::{Candidate, Publisher, Route, ServingTable, Split, Standing};
-pub use trial::{Latency, Trial, TrialFailure, TrialJob, TrialReport, examine};
+pub use trial::{Latency, Trial, TrialFailure, TrialJob, TrialReport, examine, record};

@@ -7,7 +7,7 @@
 //! A thread that loads steps aside for those that serve. Threads inherit that, so instances are started by another one. What a
 //! runtime starts for one session inherits it too: a load with several threads an operator keeps its priority.
 
-mod golden;
+pub(crate) mod golden;
 mod reshape;
 mod verify;
 pub(crate) mod warmup;
@@ -151,6 +151,7 @@ pub(crate) fn warm_one(verified: Verified, settings: ModelSettings, files: Files
             let _is_first = loaded.set(Instant::now());
         }
     };
+    // The others would be its like.
     let settings = ModelSettings { instances: 1, ..settings };
     let verified = Verified { devices: vec![verified.options.device], ..verified };
     let mut warm = aside(WARM_UP_LIMIT, move |limit| warm(&verified, &settings, &files, limit, on_warming))?;

@@ -1,7 +1,8 @@
 //! Trying a version out before anything else is done with it, in a process of its own: whatever it does there, nothing that serves notices.
 //!
 //! [`Trial`] is what the engine asks; the program decides where and within which limits. [`examine`] is what happens there: the version is
-//! loaded, warmed up and compared with its golden samples as the engine would do it, and measured on the way.
+//! loaded, warmed up and compared with its golden samples as the engine would do it, and measured on the way. [`record`] makes such
+//! samples, in the same place.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use bascule_runtime_api::{RunContext, Runtime, Session, Signature};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Budget;
-use crate::loader::{self, LoadFailure, Runtimes, Surroundings, VerifyJob, warmup};
+use crate::loader::golden::{self, RecordPlan, Recording};
+use crate::loader::{self, LoadFailure, Runtimes, Surroundings, Verified, VerifyJob, warmup};
 use crate::reconcile::Files;
 use crate::state::FailedStep;
 use crate::{CrowdedTrial, Gpus, ModelSettings, memory};
@@ -76,10 +78,18 @@ pub struct TrialReport {
 /// Why a version failed its trial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrialFailure {
-    /// The step: `verifying`, `loading`, `warming`, `golden`, or `trial` where the process ended without an answer.
+    /// The step: `verifying`, `loading`, `warming`, `golden`, or `trial` where the process ended without an answer. Where samples are
+    /// recorded also `recording`, and `repeating` where two runs differ.
     pub step: String,
     /// What happened.
     pub cause: String,
+}
+
+impl TrialFailure {
+    /// The step at which a sample can't be recorded.
+    pub const RECORDING: &str = "recording";
+    /// The step at which two runs of a sample differ.
+    pub const REPEATING: &str = "repeating";
 }
 
 impl From<LoadFailure> for TrialFailure {
@@ -111,17 +121,10 @@ pub trait Trial: Send + Sync {
 /// # Errors
 /// The step that failed, and why.
 pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob, gpus: &dyn Gpus) -> Result<TrialReport, TrialFailure> {
-    let runtimes = Runtimes::open(runtimes.to_vec());
-    let files = Files::at(&job.dir);
-    let (generation, settings) = (Arc::clone(&job.generation), Arc::clone(&job.settings));
-    let verify = VerifyJob { generation, settings, files: files.clone(), budget: Budget::default() };
-    let around = Surroundings { trial: None, crowded: CrowdedTrial::default(), gpus };
-    let verified = loader::verify(&runtimes, &verify, &around)?;
+    let verified = verified(runtimes, job, gpus)?;
     let (has_golden, runtime) = (verified.has_golden(), verified.runtime_name());
     let (before, started) = (memory::own_bytes(), Instant::now());
-    // One session is enough: the others are its like.
-    let settings = ModelSettings { instances: 1, ..(*job.settings).clone() };
-    let warm = loader::warm_one(verified, settings, files)?;
+    let warm = loader::warm_one(verified, (*job.settings).clone(), Files::at(&job.dir))?;
     let load_ms = warm.loaded_after.saturating_duration_since(started).as_secs_f64() * 1e3;
     let more = |before: u64, after: u64| after.saturating_sub(before).max(LEAST_BYTES);
     let memory_bytes = before.zip(memory::own_bytes()).map(|(before, after)| more(before, after));
@@ -141,6 +144,30 @@ pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob, gpus: &dyn Gpus) -
         golden: has_golden,
         warnings: warm.warnings,
     })
+}
+
+/// Loads a version, warms it up, and records golden samples of it, in this very process. Those that it has are not looked at.
+///
+/// # Errors
+/// The step that failed, and why.
+pub fn record(
+    runtimes: &[Arc<dyn Runtime>],
+    job: &TrialJob,
+    plan: &RecordPlan,
+    gpus: &dyn Gpus,
+) -> Result<Recording, TrialFailure> {
+    let verified = verified(runtimes, job, gpus)?.without_golden();
+    let mut warm = loader::warm_one(verified, (*job.settings).clone(), Files::at(&job.dir))?;
+    let mut recording = golden::record(warm.session.as_mut(), plan)?;
+    recording.warnings.splice(0..0, warm.warnings);
+    Ok(recording)
+}
+
+fn verified(runtimes: &[Arc<dyn Runtime>], job: &TrialJob, gpus: &dyn Gpus) -> Result<Verified, LoadFailure> {
+    let (generation, settings) = (Arc::clone(&job.generation), Arc::clone(&job.settings));
+    let job = VerifyJob { generation, settings, files: Files::at(&job.dir), budget: Budget::default() };
+    let around = Surroundings { trial: None, crowded: CrowdedTrial::default(), gpus };
+    loader::verify(&Runtimes::open(runtimes.to_vec()), &job, &around)
 }
 
 /// Runs made-up inputs of growing size, each for this long at the most. A size that fails ends it.

@@ -54,7 +54,7 @@ pub(super) struct Publish {
     /// What the model takes and gives, for formats that do not say: a model.toml with [signature], or JSON.
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
-    /// The file of golden samples in a folder [default: golden.json, where it is there].
+    /// Golden samples: a file of the folder [default: golden.json, where it is there], or any file for a single model file.
     #[arg(long, value_name = "FILE")]
     golden: Option<String>,
     /// The training run that made it.
@@ -134,13 +134,12 @@ impl Publish {
     }
 
     fn request(&self, config: &Config, environment: &Environment) -> Result<PublishRequest, Failure> {
-        let chosen = choose(&self.path, self.entrypoint.as_deref(), self.format.as_deref())?;
+        let chosen = choose(&self.path, self.entrypoint.as_deref(), self.format.as_deref(), self.golden.as_deref())?;
         let declared = self.signature.as_deref().map(signature::declared).transpose()?;
         if self.verify {
             self.verify(config, &chosen, declared.as_ref())?;
         }
-        let Chosen { files, entrypoint, format } = chosen;
-        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        let Chosen { files, entrypoint, format, golden } = chosen;
         let signature = match signature::read(config, &self.path, &entrypoint, &format, declared.clone()) {
             Ok(signature) => Some(signature),
             Err(Unread::Lacks(missing)) => return Err(self.lacks(&entrypoint, &missing)),
@@ -152,7 +151,6 @@ impl Publish {
         };
         let signature =
             signature.map(|signature| serde_json::to_value(signature).context("can't write the signature")).transpose()?;
-        let golden = self.golden.clone().or_else(|| names.contains(&"golden.json").then(|| "golden.json".to_owned()));
         Ok(PublishRequest {
             version: self.version,
             signature,
@@ -177,7 +175,7 @@ impl Publish {
     /// Has it tried under the settings beside it.
     fn verify(&self, config: &Config, chosen: &Chosen, declared: Option<&Signature>) -> Outcome {
         let (name, settings) = (self.model.clone(), settings_of(&self.path));
-        let subject = Subject { name, settings, named: false, golden: self.golden.as_deref(), declared };
+        let subject = Subject { name, settings, named: false, declared };
         let report = try_files(config, &self.path, chosen, &subject)?;
         note(format!(
             "passed its trial: {}, loaded in {:.0} ms, {} of memory",

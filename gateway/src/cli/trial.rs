@@ -8,14 +8,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bascule_registry::{Digest, Generation, Layout, Lineage, ListedModel, Manifest, ManifestFile, ModelName, VersionKey};
 use bascule_runtime_api::Signature;
-use bascule_serving::{ModelSettings, TrialJob, TrialReport};
+use bascule_serving::{ModelSettings, TrialFailure, TrialJob, TrialReport};
 use clap::Args;
 
 use super::Outcome;
 use super::args::ConfigArgs;
 use super::failure::Failure;
 use super::output::{bytes, micros, print, print_json, rows, table};
-use super::publish::files::{Chosen, choose};
+use super::publish::files::{Chosen, Staged, choose};
 use crate::compose::{self, Libraries};
 use crate::config::env::Environment;
 use crate::config::{ByteCount, Config};
@@ -39,7 +39,7 @@ const SETTINGS: [&str; 2] = ["model.toml", "config.pbtxt"];
 /// there, a crash included, ends with that process.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bascule trial model.onnx\n  bascule trial ./repository/net/3 --json\n  bascule trial model.pt --settings model.toml"
+    after_help = "Examples:\n  bascule trial model.onnx --golden golden.json\n  bascule trial ./repository/net/3 --json\n  bascule trial model.pt --settings model.toml"
 )]
 pub(super) struct TryVersion {
     /// A model file, or a folder whose files belong to one version.
@@ -56,7 +56,7 @@ pub(super) struct TryVersion {
     /// The settings: a model.toml or config.pbtxt [default: those in the folder, or beside it].
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// The file of golden samples in a folder [default: golden.json, where it is there].
+    /// Golden samples: a file of the folder [default: golden.json, where it is there], or any file for a single model file.
     #[arg(long, value_name = "FILE")]
     golden: Option<String>,
     /// Print the report as JSON.
@@ -74,14 +74,8 @@ impl TryVersion {
         }
         let effective = self.config.load([], environment)?;
         let path = self.path.clone().unwrap_or_default();
-        let chosen = choose(&path, self.entrypoint.as_deref(), self.format.as_deref())?;
-        let subject = Subject {
-            name: name_of(&path),
-            settings: self.settings.clone().or_else(|| settings_of(&path)),
-            named: self.settings.is_some(),
-            golden: self.golden.as_deref(),
-            declared: None,
-        };
+        let chosen = choose(&path, self.entrypoint.as_deref(), self.format.as_deref(), self.golden.as_deref())?;
+        let subject = Subject::at(&path, self.settings.as_deref());
         let tried = try_files(&effective.config, &path, &chosen, &subject);
         match tried {
             Ok(report) if self.json => print_json(&report),
@@ -104,10 +98,38 @@ pub(super) struct Subject<'a> {
     pub(super) settings: Option<PathBuf>,
     /// Whether that file was named: then no other settings count.
     pub(super) named: bool,
-    /// The file of golden samples.
-    pub(super) golden: Option<&'a str>,
     /// What the model takes and gives.
     pub(super) declared: Option<&'a Signature>,
+}
+
+impl Subject<'_> {
+    /// What the place of the files tells, and the settings that were named.
+    pub(super) fn at(path: &Path, settings: Option<&Path>) -> Subject<'static> {
+        let found = settings.map(Path::to_owned).or_else(|| settings_of(path));
+        Subject { name: name_of(path), settings: found, named: settings.is_some(), declared: None }
+    }
+}
+
+/// A version whose files are in place for another process to load.
+pub(super) struct Prepared {
+    pub(super) job: TrialJob,
+    pub(super) limits: Limits,
+    _staged: Staged,
+}
+
+/// Puts the files at `path` in place, and reads the settings that belong to them.
+pub(super) fn prepare(config: &Config, path: &Path, chosen: &Chosen, subject: &Subject<'_>) -> Result<Prepared, Failure> {
+    let staged = chosen.staged(path).with_context(|| format!("can't put {} aside", path.display()))?;
+    let generation = Arc::new(generation(chosen, subject)?);
+    let settings = read_settings(config, &generation, subject)?;
+    let job = TrialJob::new(generation, Arc::new(settings), staged.dir());
+    Ok(Prepared { job, limits: limits(config), _staged: staged })
+}
+
+/// How far a process may go in which a command loads a version.
+fn limits(config: &Config) -> Limits {
+    let memory_bytes = config.trial.memory_limit.map_or(DEFAULT_MEMORY_BYTES, |ByteCount(bytes)| bytes);
+    Limits { timeout: config.trial.timeout, memory_bytes }
 }
 
 /// Tries the files at `path`.
@@ -115,14 +137,14 @@ pub(super) struct Subject<'a> {
 /// # Errors
 /// The step at which they fail, and why.
 pub(super) fn try_files(config: &Config, path: &Path, chosen: &Chosen, subject: &Subject<'_>) -> Result<TrialReport, Failure> {
-    let staged = chosen.staged(path).with_context(|| format!("can't put {} aside", path.display()))?;
-    let generation = Arc::new(generation(chosen, subject)?);
-    let settings = read_settings(config, &generation, subject)?;
-    let job = TrialJob { measure: MEASURE, ..TrialJob::new(generation, Arc::new(settings), staged.dir()) };
-    let memory_bytes = config.trial.memory_limit.map_or(DEFAULT_MEMORY_BYTES, |ByteCount(bytes)| bytes);
-    let limits = Limits { timeout: config.trial.timeout, memory_bytes };
-    trial::try_once(&job, &Libraries::of(config), limits)
-        .map_err(|failure| Failure::new(format!("{} fails its trial at {}: {}", path.display(), failure.step, failure.cause)))
+    let Prepared { job, limits, _staged } = prepare(config, path, chosen, subject)?;
+    let job = TrialJob { measure: MEASURE, ..job };
+    trial::try_once(&job, &Libraries::of(config), limits).map_err(|failure| failed(path, &failure))
+}
+
+/// A version that can't be served.
+pub(super) fn failed(path: &Path, failure: &TrialFailure) -> Failure {
+    Failure::new(format!("{} fails its trial at {}: {}", path.display(), failure.step, failure.cause))
 }
 
 /// The folders that may hold a model's settings: a version's own, and the one around it.
@@ -151,8 +173,6 @@ fn generation(chosen: &Chosen, subject: &Subject<'_>) -> Result<Generation, Fail
         let bytes = path.metadata().with_context(|| format!("can't read {}", path.display()))?.len();
         files.push(ManifestFile { path: name.clone(), sha256: None, bytes });
     }
-    let golden = subject.golden.map(str::to_owned);
-    let golden = golden.or_else(|| files.iter().any(|file| file.path == "golden.json").then(|| "golden.json".to_owned()));
     let bytes = files.iter().map(|file| file.bytes).sum();
     let model = subject.name.clone();
     let manifest = Manifest {
@@ -163,7 +183,7 @@ fn generation(chosen: &Chosen, subject: &Subject<'_>) -> Result<Generation, Fail
         entrypoint: chosen.entrypoint.clone(),
         files,
         signature: subject.declared.map(serde_json::to_value).transpose().context("can't write the signature")?,
-        golden,
+        golden: chosen.golden.clone(),
         lineage: Lineage::default(),
         metrics: BTreeMap::new(),
         tags: BTreeMap::new(),

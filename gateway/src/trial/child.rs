@@ -6,7 +6,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use bascule_serving::{TrialFailure, TrialReport};
+use bascule_serving::TrialFailure;
+use serde::de::DeserializeOwned;
 
 use super::{Answer, Told, program};
 
@@ -15,9 +16,6 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a process that has let go of its output may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
-
-/// No answer is longer.
-const ANSWER_BYTES: u64 = 16 << 20;
 
 /// How much of what it says last is told.
 const SAID_BYTES: usize = 2048;
@@ -43,7 +41,7 @@ impl Limits {
 }
 
 /// Starts the process, tells it what to try, and waits for its answer within the limits.
-pub(super) fn run(told: &Told, limits: Limits) -> Result<TrialReport, TrialFailure> {
+pub(super) fn run<T: DeserializeOwned>(told: &Told, limits: Limits) -> Result<T, TrialFailure> {
     let text = serde_json::to_vec(told).map_err(|error| failed(format!("the trial can't be told what to try: {error}")))?;
     let mut command = Command::new(program());
     command.args(["trial", "--inside"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -51,10 +49,11 @@ pub(super) fn run(told: &Told, limits: Limits) -> Result<TrialReport, TrialFailu
     command.process_group(0);
     let not_started = |error| failed(format!("the trial's process can't be started: {error}; trial.mode = \"off\" goes without"));
     let mut child = Running { child: command.spawn().map_err(not_started)?, is_reaped: false };
-    let answered = in_background(child.child.stdout.take(), |from| {
+    let max_answer_bytes = told.task.max_answer_bytes();
+    let answered = in_background(child.child.stdout.take(), move |from| {
         let mut all = Vec::new();
         // What came before an error counts as well.
-        drop(from.take(ANSWER_BYTES).read_to_end(&mut all));
+        drop(from.take(max_answer_bytes).read_to_end(&mut all));
         String::from_utf8_lossy(&all).into_owned()
     });
     let said = in_background(child.child.stderr.take(), |mut from| last_of(&mut from));
@@ -64,7 +63,7 @@ pub(super) fn run(told: &Told, limits: Limits) -> Result<TrialReport, TrialFailu
     }
     let answer = watch(&child.child, &answered, limits)?;
     match serde_json::from_str(&answer) {
-        Ok(Answer::Passed(report)) => return Ok(report),
+        Ok(Answer::Passed(found)) => return Ok(found),
         Ok(Answer::Failed(failure)) => return Err(failure),
         Err(_) => {}
     }

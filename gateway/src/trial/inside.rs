@@ -5,9 +5,9 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::FromRawFd as _;
 
 use anyhow::{Context as _, Result, ensure};
-use bascule_serving::examine;
+use bascule_serving::{examine, record};
 
-use super::{Answer, Told};
+use super::{Answer, Task, Told};
 use crate::compose;
 
 /// How readily the system ends this process where memory runs out: before all others.
@@ -25,11 +25,12 @@ pub fn run() -> Result<()> {
     let told: Told = serde_json::from_slice(&text).context("what to try is not understood")?;
     confine(told.cpu_seconds);
     let runtimes = compose::open_runtimes(&told.libraries);
-    let answer = match examine(&runtimes, &told.job, compose::gpus().as_ref()) {
-        Ok(report) => Answer::Passed(report),
-        Err(failure) => Answer::Failed(failure),
+    let gpus = compose::gpus();
+    let line = match &told.task {
+        Task::Examine => serde_json::to_vec(&Answer::from(examine(&runtimes, &told.job, gpus.as_ref()))),
+        Task::Record(plan) => serde_json::to_vec(&Answer::from(record(&runtimes, &told.job, plan, gpus.as_ref()))),
     };
-    let line = serde_json::to_vec(&answer).context("can't write the answer")?;
+    let line = line.context("can't write the answer")?;
     answers.write_all(&line).context("can't write the answer")?;
     drop(answers);
     // What libraries do when a program ends is no part of the trial: a gateway ends only once.

@@ -60,6 +60,11 @@ impl Verified {
         self.golden.is_some()
     }
 
+    /// The same version, whatever it answers.
+    pub(crate) fn without_golden(self) -> Verified {
+        Verified { golden: None, ..self }
+    }
+
     /// Goes by what a trial has measured of one session. Memory of GPUs is not measured.
     fn take(&mut self, report: &TrialReport, sessions: u64) {
         let (Some(memory), Some(peak)) = (report.memory_bytes, report.peak_bytes) else { return };

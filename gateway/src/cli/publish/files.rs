@@ -17,6 +17,8 @@ pub(in crate::cli) struct Chosen {
     pub(in crate::cli) entrypoint: String,
     /// Its format.
     pub(in crate::cli) format: String,
+    /// The file of golden samples, by its name inside the version.
+    pub(in crate::cli) golden: Option<String>,
 }
 
 /// A folder that holds a version's files and nothing else.
@@ -31,16 +33,47 @@ impl Staged {
     }
 }
 
-/// Finds the files of a version: a file, or all of a folder.
-pub(in crate::cli) fn choose(path: &Path, named: Option<&str>, format: Option<&str>) -> Result<Chosen, Failure> {
-    let files = collect_files(path).with_context(|| format!("can't read {}", path.display()))?;
+/// What golden samples are called inside a version, where nothing else is said.
+pub(in crate::cli) const GOLDEN: &str = "golden.json";
+
+/// Finds the files of a version: a file, or all of a folder. `golden` is one of a folder's files; a single file gets it as a second one.
+pub(in crate::cli) fn choose(
+    path: &Path,
+    named: Option<&str>,
+    format: Option<&str>,
+    golden: Option<&str>,
+) -> Result<Chosen, Failure> {
+    let mut files = collect_files(path).with_context(|| format!("can't read {}", path.display()))?;
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
     let entrypoint = entrypoint(&names, named)?;
     let format = match format {
         Some(format) => format.to_owned(),
         None => guessed_format(&entrypoint)?.to_owned(),
     };
-    Ok(Chosen { files, entrypoint, format })
+    let golden = golden_among(path, &mut files, golden)?;
+    Ok(Chosen { files, entrypoint, format, golden })
+}
+
+/// The name of the golden samples inside the version.
+fn golden_among(path: &Path, files: &mut Vec<(String, PathBuf)>, named: Option<&str>) -> Result<Option<String>, Failure> {
+    let is_there = |name: &str| files.iter().any(|(file, _)| file == name);
+    match named {
+        None => Ok(is_there(GOLDEN).then(|| GOLDEN.to_owned())),
+        Some(named) if path.is_dir() => match is_there(named) {
+            true => Ok(Some(named.to_owned())),
+            false => Err(Failure::new(format!("--golden: there is no file {named:?} in {}", path.display()))
+                .hint("the file has to be one of the folder's own, named as the folder names it")),
+        },
+        Some(_) if is_there(GOLDEN) => Err(Failure::new(format!("--golden: the model's own file is called {GOLDEN}"))),
+        Some(named) => {
+            let is_file = std::fs::metadata(named).with_context(|| format!("--golden: can't read {named}"))?.is_file();
+            if !is_file {
+                return Err(Failure::new(format!("--golden: {named} is not a file")));
+            }
+            files.push((GOLDEN.to_owned(), PathBuf::from(named)));
+            Ok(Some(GOLDEN.to_owned()))
+        }
+    }
 }
 
 impl Chosen {
@@ -49,7 +82,7 @@ impl Chosen {
         if path.is_dir() {
             return Ok(Staged { dir: path.to_owned(), _alone: None });
         }
-        let alone = alone(path, &self.entrypoint)?;
+        let alone = alone(path, &self.files)?;
         Ok(Staged { dir: alone.path().to_owned(), _alone: Some(alone) })
     }
 }
@@ -85,16 +118,18 @@ fn entrypoint(files: &[&str], named: Option<&str>) -> Result<String, Failure> {
     }
 }
 
-/// A folder with this file and nothing else.
-pub(super) fn alone(file: &Path, name: &str) -> io::Result<tempfile::TempDir> {
-    // Links of links would lead to what lies beside the file.
-    let file = file.canonicalize()?;
-    // Beside the file, where that can be: there a link costs nothing, and a model may be larger than what is free for temporary files.
-    let beside = file.parent().map(|parent| tempfile::Builder::new().prefix(".bascule-").tempdir_in(parent));
+/// A folder with these files and nothing else.
+pub(super) fn alone(path: &Path, files: &[(String, PathBuf)]) -> io::Result<tempfile::TempDir> {
+    // Beside the model, where that can be: there a link costs nothing, and a model may be larger than what is free for temporary files.
+    let model = path.canonicalize()?;
+    let beside = model.parent().map(|parent| tempfile::Builder::new().prefix(".bascule-").tempdir_in(parent));
     let folder = beside.and_then(Result::ok).map_or_else(tempfile::tempdir, Ok)?;
-    let place = folder.path().join(name);
-    if std::fs::hard_link(&file, &place).is_err() {
-        std::fs::copy(&file, &place)?;
+    for (name, file) in files {
+        // Links of links would lead to what lies beside the file.
+        let (file, place) = (file.canonicalize()?, folder.path().join(name));
+        if std::fs::hard_link(&file, &place).is_err() {
+            std::fs::copy(&file, &place)?;
+        }
     }
     Ok(folder)
 }
@@ -115,6 +150,34 @@ mod tests {
         assert!(check(&["a.onnx"], Some("c.onnx")).unwrap_err().contains("\"c.onnx\""));
         assert!(check(&["a.txt", "b.txt"], None).is_err());
         assert!(check(&[], None).is_err());
+    }
+
+    #[test]
+    fn golden_samples_are_one_of_a_folders_files_or_join_a_single_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["model.onnx", "beside.json"] {
+            std::fs::write(at(name), name).unwrap();
+        }
+        let outside = at("beside.json").display().to_string();
+        let check = |path: &Path, golden: Option<&str>| -> Result<(Option<String>, String), String> {
+            let chosen = choose(path, None, None, golden).map_err(|failure| failure.text())?;
+            Ok((chosen.golden, chosen.files.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(" ")))
+        };
+        let (file, folder) = (at("model.onnx"), folder.path());
+        assert_eq!(check(&file, None), Ok((None, "model.onnx".into())));
+        assert_eq!(check(&file, Some(&outside)), Ok((Some(GOLDEN.into()), "model.onnx golden.json".into())));
+        assert_eq!(check(folder, None), Ok((None, "beside.json model.onnx".into())));
+        assert_eq!(check(folder, Some("beside.json")), Ok((Some("beside.json".into()), "beside.json model.onnx".into())));
+        let refused = |path: &Path, golden: &str| check(path, Some(golden)).unwrap_err();
+        assert!(refused(folder, "none.json").starts_with("error: --golden: there is no file \"none.json\" in "));
+        assert!(refused(&file, "none.json").starts_with("error: --golden: can't read none.json\n"));
+        assert!(refused(&file, &folder.display().to_string()).contains("is not a file"));
+        let chosen = choose(&file, None, None, Some(&outside)).unwrap();
+        let staged = chosen.staged(&file).unwrap();
+        let read = |name: &str| std::fs::read_to_string(staged.dir().join(name)).unwrap();
+        assert_eq!((read("model.onnx"), read(GOLDEN)), ("model.onnx".into(), "beside.json".into()));
+        assert!(!staged.dir().join("beside.json").exists());
     }
 
     #[test]

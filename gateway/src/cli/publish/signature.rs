@@ -55,7 +55,8 @@ pub(super) fn read(
     let (folder, _alone) = match path.is_dir() {
         true => (path.to_owned(), None),
         false => {
-            let alone = super::files::alone(path, entrypoint).map_err(|error| format!("can't put {entrypoint} aside: {error}"))?;
+            let alone = super::files::alone(path, &[(entrypoint.to_owned(), path.to_owned())])
+                .map_err(|error| format!("can't put {entrypoint} aside: {error}"))?;
             (alone.path().to_owned(), Some(alone))
         }
     };

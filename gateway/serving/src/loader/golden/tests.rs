@@ -1,4 +1,4 @@
-use bascule_runtime_api::{LoadOptions, Runtime, TensorSpec};
+use bascule_runtime_api::{DataType, LoadOptions, Runtime, TensorSpec};
 use bascule_runtime_fake::{FakeModel, FakeOp, FakeRuntime};
 
 use super::*;
@@ -102,7 +102,10 @@ fn files_that_are_no_samples_are_refused_by_name() {
         (&sample("INT8", "[1]", "[1]", "[128]", ""), "sample 0: output 'y': element 0: expected INT8, got 128"),
         (&sample("UINT8", "[1]", "[-1]", "[1]", ""), "sample 0: input 'x': element 0: expected UINT8, got -1"),
         (&sample("BOOL", "[1]", "[1]", "[true]", ""), "sample 0: input 'x': element 0: expected BOOL, got 1"),
-        (&sample("BYTES", "[1]", "[1]", r#"["a"]"#, ""), "sample 0: input 'x': expected strings"),
+        (
+            &sample("BYTES", "[1]", "[1]", r#"["a"]"#, ""),
+            r#"sample 0: input 'x': expected strings, or objects such as {"base64": "AP8="}"#,
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(parse(text).unwrap_err(), expected);
