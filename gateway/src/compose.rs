@@ -71,7 +71,7 @@ pub fn runtimes(config: &Config) -> Vec<Arc<dyn Runtime>> {
 }
 
 /// What of the configuration the runtimes go by; another process of the program can be told.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Libraries {
     /// Where the program lay when it started: its file may be replaced while it runs.
     program: PathBuf,
@@ -239,7 +239,8 @@ pub fn engine_options(
         TrialMode::Off => None,
         TrialMode::Process => {
             let limit = config.trial.memory_limit.map(|limit| limit.0);
-            Some(Arc::new(Trials::new(Libraries::of(config), config.trial.timeout, limit, state.trials_dir())))
+            let trials = Trials::new(Libraries::of(config), config.trial.timeout, limit, state.trials_dir());
+            Some(Arc::new(trials.context("can't start the thread that tries versions")?))
         }
     };
     Ok(EngineOptions {

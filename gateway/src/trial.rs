@@ -6,19 +6,22 @@
 mod child;
 mod inside;
 mod verdicts;
+mod workers;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bascule_serving::{MAX_GOLDEN_BYTES, ModelSettings, RecordPlan, Recording, Trial, TrialFailure, TrialJob, TrialReport};
+use bascule_serving::{ModelSettings, RecordPlan, Recording, Trial, TrialFailure, TrialJob, TrialReport, Wanted};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::compose::Libraries;
 pub use child::Limits;
+use child::Process;
 pub use inside::run as run_inside;
 use verdicts::Verdicts;
+use workers::Workers;
 
 /// Memory that a version may take in its trial beyond four times what it is thought to take, where nothing else is set.
 const SPARE_BYTES: u64 = 1 << 30;
@@ -43,18 +46,15 @@ pub(crate) enum Task {
     Record(RecordPlan),
 }
 
-impl Task {
-    /// No answer is longer, in bytes.
-    fn max_answer_bytes(&self) -> u64 {
-        match self {
-            Task::Examine => 16 << 20,
-            // The samples as text within text: each of its characters may take two.
-            Task::Record(_) => 2 * MAX_GOLDEN_BYTES + (16 << 20),
-        }
-    }
+/// What it answers, in one line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Answered<T> {
+    pub(crate) answer: Answer<T>,
+    /// Whether the process may try another version.
+    pub(crate) is_fit: bool,
 }
 
-/// What it answers.
+/// What came of a version.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer<T> {
@@ -88,8 +88,13 @@ pub fn record_once(job: &TrialJob, plan: RecordPlan, libraries: &Libraries, limi
 }
 
 fn give<T: DeserializeOwned>(job: &TrialJob, task: Task, libraries: &Libraries, limits: Limits) -> Result<T, TrialFailure> {
-    let told = Told { job: job.clone(), task, libraries: libraries.clone(), cpu_seconds: limits.cpu_seconds() };
-    child::run(&told, limits)
+    let (answer, _) =
+        Process::start()?.ask(&told(job, task, libraries, limits), limits, &|| true).map_err(|ended| ended.failure)?;
+    answer
+}
+
+fn told(job: &TrialJob, task: Task, libraries: &Libraries, limits: Limits) -> Told {
+    Told { job: job.clone(), task, libraries: libraries.clone(), cpu_seconds: limits.cpu_seconds() }
 }
 
 /// Trials for a gateway: one at a time, and each version once.
@@ -98,18 +103,30 @@ pub struct Trials {
     timeout: Duration,
     memory_limit: Option<u64>,
     verdicts: Verdicts,
+    /// Held by whoever tries a version, until its verdict is kept.
     turn: Mutex<()>,
+    workers: Workers,
 }
 
 impl Trials {
     /// Trials whose verdicts are kept in `dir`.
-    pub fn new(libraries: Libraries, timeout: Duration, memory_limit: Option<u64>, dir: PathBuf) -> Trials {
-        Trials { libraries, timeout, memory_limit, verdicts: Verdicts::in_dir(dir), turn: Mutex::new(()) }
+    ///
+    /// # Errors
+    /// The thread that makes them can't be started.
+    pub fn new(libraries: Libraries, timeout: Duration, memory_limit: Option<u64>, dir: PathBuf) -> std::io::Result<Trials> {
+        let (verdicts, workers) = (Verdicts::in_dir(dir), Workers::start()?);
+        Ok(Trials { libraries, timeout, memory_limit, verdicts, turn: Mutex::new(()), workers })
     }
 }
 
 impl Trial for Trials {
-    fn try_out(&self, job: &TrialJob, runtime: &str, estimate_bytes: u64) -> Result<Option<TrialReport>, TrialFailure> {
+    fn try_out(
+        &self,
+        job: &TrialJob,
+        runtime: &str,
+        estimate_bytes: u64,
+        wanted: &Wanted,
+    ) -> Result<Option<TrialReport>, TrialFailure> {
         let subject = verdicts::subject(job, runtime, &self.libraries);
         if let Some(report) = self.verdicts.find(&subject) {
             return Ok(Some(report));
@@ -121,7 +138,8 @@ impl Trial for Trials {
         }
         let memory_bytes = self.memory_limit.unwrap_or(estimate_bytes.saturating_mul(4).saturating_add(SPARE_BYTES));
         let limits = Limits { timeout: self.timeout, memory_bytes };
-        let report = try_once(job, &self.libraries, limits).inspect_err(|failure| {
+        let told = told(job, Task::Examine, &self.libraries, limits);
+        let report = self.workers.try_version(runtime, told, limits, wanted).inspect_err(|failure| {
             tracing::debug!(model = %job.generation.key, step = failure.step, cause = failure.cause, "a trial failed");
         })?;
         tracing::info!(

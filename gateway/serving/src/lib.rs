@@ -51,7 +51,7 @@ pub use infer::{Routed, Router};
 pub use journal::JournalStore;
 pub use loader::golden::{Asked, AskedInputs, GoldenTensor, MAX_GOLDEN_BYTES, RecordPlan, RecordedOutput, Recording};
 pub use loader::try_load;
-pub use memory::lower_priority;
+pub use memory::{lower_priority, release};
 pub use reconcile::MAX_FETCHES;
 pub use request::{InferRequest, InferResponse, NamedTensor, RequestedOutput, RouteKey, VersionChoice};
 pub use servable::{Servable, ServableSpec, Shown};
@@ -66,4 +66,4 @@ pub use status::{
     CandidateStatus, DeviceMemory, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryStatus, Status, VersionStatus,
 };
 pub use table::{Candidate, Publisher, Route, ServingTable, Split, Standing};
-pub use trial::{Latency, Trial, TrialFailure, TrialJob, TrialReport, examine, record};
+pub use trial::{Latency, Trial, TrialFailure, TrialJob, TrialReport, Wanted, examine, record};

@@ -31,6 +31,7 @@ use crate::instance::Interrupters;
 use crate::reconcile::Files;
 use crate::servable::Batching;
 use crate::state::FailedStep;
+use crate::trial::Wanted;
 use crate::{CrowdedTrial, Gpus, ModelSettings, Servable, ServableSpec, memory};
 
 /// How long the warm-up runs and golden samples of a version may take together. A model that needs longer for them would hold up
@@ -175,7 +176,8 @@ pub fn try_load(
     let runtimes = Runtimes::open(runtimes.to_vec());
     let settings = Arc::new(settings.clone());
     let (generation, files) = (Arc::clone(generation), Files::at(dir));
-    let job = VerifyJob { generation, settings: Arc::clone(&settings), files, budget: Budget::default() };
+    let job =
+        VerifyJob { generation, settings: Arc::clone(&settings), files, budget: Budget::default(), wanted: Wanted::default() };
     let tried =
         verify(&runtimes, &job, &Surroundings { trial: None, crowded: CrowdedTrial::default(), gpus }).and_then(|verified| {
             guarded(FailedStep::Loading, || {

@@ -29,6 +29,11 @@ fn told(what: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
+/// Gives freed memory back to the operating system, as [`trim`] does, where nothing is to be known of it.
+pub fn release(others: impl Fn()) {
+    trim(others);
+}
+
 /// What a trim did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Trim {

@@ -5,7 +5,7 @@
 //! samples, in the same place.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bascule_registry::Generation;
@@ -106,14 +106,36 @@ impl From<TrialFailure> for LoadFailure {
     }
 }
 
+/// Whether a version is still to be tried. The default always is.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted(Option<Weak<()>>);
+
+impl Wanted {
+    /// For as long as that lives.
+    pub(crate) fn by(wish: &Arc<()>) -> Wanted {
+        Wanted(Some(Arc::downgrade(wish)))
+    }
+
+    /// Whether it is.
+    pub fn is_wanted(&self) -> bool {
+        self.0.as_ref().is_none_or(|wish| wish.strong_count() > 0)
+    }
+}
+
 /// Tries versions out. Blocks; called by the thread that verifies a version, never by one that serves.
 pub trait Trial: Send + Sync {
     /// Has the version tried, or finds that it was. `runtime` names the runtime with its library's version, `estimate_bytes` is the memory
-    /// that it is thought to take. `None` where no trial was made.
+    /// that it is thought to take. `None` where no trial was made. A trial that is not `wanted` any more ends early, with any failure.
     ///
     /// # Errors
     /// The version must not be loaded.
-    fn try_out(&self, job: &TrialJob, runtime: &str, estimate_bytes: u64) -> Result<Option<TrialReport>, TrialFailure>;
+    fn try_out(
+        &self,
+        job: &TrialJob,
+        runtime: &str,
+        estimate_bytes: u64,
+        wanted: &Wanted,
+    ) -> Result<Option<TrialReport>, TrialFailure>;
 }
 
 /// Loads a version, warms it up, compares its golden samples, and measures it, in this very process.
@@ -165,7 +187,7 @@ pub fn record(
 
 fn verified(runtimes: &[Arc<dyn Runtime>], job: &TrialJob, gpus: &dyn Gpus) -> Result<Verified, LoadFailure> {
     let (generation, settings) = (Arc::clone(&job.generation), Arc::clone(&job.settings));
-    let job = VerifyJob { generation, settings, files: Files::at(&job.dir), budget: Budget::default() };
+    let job = VerifyJob { generation, settings, files: Files::at(&job.dir), budget: Budget::default(), wanted: Wanted::default() };
     let around = Surroundings { trial: None, crowded: CrowdedTrial::default(), gpus };
     loader::verify(&Runtimes::open(runtimes.to_vec()), &job, &around)
 }

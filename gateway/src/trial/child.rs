@@ -1,15 +1,16 @@
 //! The process that tries a version, seen from outside: started, watched, and ended where it goes too far.
 
-use std::io::{Read, Write as _};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bascule_serving::TrialFailure;
+use bascule_serving::{MAX_GOLDEN_BYTES, TrialFailure};
 use serde::de::DeserializeOwned;
 
-use super::{Answer, Told, program};
+use super::{Answer, Answered, Told, program};
 
 /// Between two looks at what the process takes.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -17,11 +18,14 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a process that has let go of its output may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
+/// No answer is longer: golden samples are text within text, so that each of their characters may take two.
+const MAX_ANSWER_BYTES: u64 = 2 * MAX_GOLDEN_BYTES + (16 << 20);
+
 /// How much of what it says last is told.
 const SAID_BYTES: usize = 2048;
 
 /// The step of a version whose process ended without an answer.
-const STEP: &str = "trial";
+pub(super) const STEP: &str = "trial";
 
 /// How far a trial may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,36 +44,166 @@ impl Limits {
     }
 }
 
-/// Starts the process, tells it what to try, and waits for its answer within the limits.
-pub(super) fn run<T: DeserializeOwned>(told: &Told, limits: Limits) -> Result<T, TrialFailure> {
-    let text = serde_json::to_vec(told).map_err(|error| failed(format!("the trial can't be told what to try: {error}")))?;
-    let mut command = Command::new(program());
-    command.args(["trial", "--inside"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own: what it starts ends with it, and a signal from a terminal is not meant for it.
-    command.process_group(0);
-    let not_started = |error| failed(format!("the trial's process can't be started: {error}; trial.mode = \"off\" goes without"));
-    let mut child = Running { child: command.spawn().map_err(not_started)?, is_reaped: false };
-    let max_answer_bytes = told.task.max_answer_bytes();
-    let answered = in_background(child.child.stdout.take(), move |from| {
-        let mut all = Vec::new();
-        // What came before an error counts as well.
-        drop(from.take(max_answer_bytes).read_to_end(&mut all));
-        String::from_utf8_lossy(&all).into_owned()
-    });
-    let said = in_background(child.child.stderr.take(), |mut from| last_of(&mut from));
-    if let Some(mut stdin) = child.child.stdin.take() {
-        // Where it does not read, it has ended or is ended: then so does this thread.
-        std::thread::spawn(move || drop(stdin.write_all(&text)));
+/// A process that tries versions, one after the other.
+pub(super) struct Process {
+    running: Running,
+    /// Takes what it is told; it ends by itself once this has gone.
+    told: SyncSender<Vec<u8>>,
+    answers: Receiver<Vec<u8>>,
+    said: Arc<Mutex<Said>>,
+    /// Answers of this one so far.
+    pub(super) tried: u32,
+}
+
+/// The end of what a process says on its standard error.
+#[derive(Debug, Default)]
+struct Said {
+    last: Vec<u8>,
+    has_ended: bool,
+}
+
+/// Why there is no more to be had of a process.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) failure: TrialFailure,
+    /// Whether what the process tried before may have had a part in it.
+    pub(super) may_be_an_earlier_one: bool,
+}
+
+impl Process {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// The system does not start it.
+    pub(super) fn start() -> Result<Process, TrialFailure> {
+        let mut command = Command::new(program());
+        command.args(["trial", "--inside"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: what it starts ends with it, and a signal from a terminal is not meant for it.
+        command.process_group(0);
+        let not_started =
+            |error| failed(format!("the trial's process can't be started: {error}; trial.mode = \"off\" goes without"));
+        let mut running = Running { child: command.spawn().map_err(not_started)?, is_reaped: false };
+        tracing::debug!(process = running.child.id(), "started a process for trials");
+        let (stdin, stdout, stderr) = (running.child.stdin.take(), running.child.stdout.take(), running.child.stderr.take());
+        let (told, to_tell) = sync_channel::<Vec<u8>>(1);
+        std::thread::spawn(move || {
+            let Some(mut stdin) = stdin else { return };
+            // Where it does not read, it has ended or is ended: then so does this thread.
+            while to_tell.recv().is_ok_and(|text| stdin.write_all(&text).and_then(|()| stdin.flush()).is_ok()) {}
+        });
+        let (answer, answers) = sync_channel(1);
+        std::thread::spawn(move || {
+            let Some(stdout) = stdout else { return };
+            let mut stdout = BufReader::new(stdout);
+            while let Some(line) = line_of(&mut stdout) {
+                if answer.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let said = Arc::new(Mutex::new(Said::default()));
+        let listening = Arc::clone(&said);
+        std::thread::spawn(move || {
+            if let Some(mut stderr) = stderr {
+                listen(&mut stderr, &listening);
+            }
+            listening.lock().unwrap_or_else(PoisonError::into_inner).has_ended = true;
+        });
+        Ok(Process { running, told, answers, said, tried: 0 })
     }
-    let answer = watch(&child.child, &answered, limits)?;
-    match serde_json::from_str(&answer) {
-        Ok(Answer::Passed(found)) => return Ok(found),
-        Ok(Answer::Failed(failure)) => return Err(failure),
-        Err(_) => {}
+
+    /// Tells it what to try and waits for its answer within the limits: what came of the version, and whether the process may try another
+    /// one. After an error it may not.
+    pub(super) fn ask<T: DeserializeOwned>(
+        &mut self,
+        told: &Told,
+        limits: Limits,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(Result<T, TrialFailure>, bool), Ended> {
+        let own = |failure| Ended { failure, may_be_an_earlier_one: false };
+        let mut text =
+            serde_json::to_vec(told).map_err(|error| own(failed(format!("the trial can't be told what to try: {error}"))))?;
+        text.push(b'\n');
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).last.clear();
+        // Where it has ended, there will be no answer either.
+        drop(self.told.send(text));
+        let answer = self.watch(limits, is_wanted)?;
+        self.tried += 1;
+        match answer.and_then(|line| serde_json::from_slice(&line).ok()) {
+            Some(Answered { answer: Answer::Passed(found), is_fit }) => Ok((Ok(found), is_fit)),
+            Some(Answered { answer: Answer::Failed(failure), .. }) => Ok((Err(failure), false)),
+            None => {
+                // It has closed its output without an answer: it ends now, or is not waited for.
+                let status = self.running.end();
+                let status = status.map_err(|error| own(failed(format!("how the trial's process ended is not known: {error}"))))?;
+                Err(Ended { failure: failed(ended(status, &self.last_said())), may_be_an_earlier_one: true })
+            }
+        }
     }
-    // It has closed its output without an answer: it ends now, or is not waited for.
-    let status = child.end().map_err(|error| failed(format!("how the trial's process ended is not known: {error}")))?;
-    Err(failed(ended(status, &said)))
+
+    /// Waits until the process answers, or lets go of its output.
+    fn watch(&self, limits: Limits, is_wanted: &dyn Fn() -> bool) -> Result<Option<Vec<u8>>, Ended> {
+        let started = Instant::now();
+        let ended = |cause, may_be_an_earlier_one| Err(Ended { failure: failed(cause), may_be_an_earlier_one });
+        loop {
+            match self.answers.recv_timeout(LOOK_INTERVAL) {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if !is_wanted() {
+                return Err(Ended { failure: unwanted(), may_be_an_earlier_one: false });
+            }
+            let timeout = limits.timeout;
+            if started.elapsed() > timeout {
+                let shown = humantime::format_duration(timeout);
+                let cause = format!("it did not end within {shown} and was killed; trial.timeout says how long it may take");
+                return ended(cause, false);
+            }
+            if let Some(bytes) = resident_bytes(self.running.child.id()).filter(|bytes| *bytes > limits.memory_bytes) {
+                let shown = |bytes: u64| bytesize::ByteSize(bytes).display().iec().to_string();
+                let (has, limit) = (shown(bytes), shown(limits.memory_bytes));
+                let cause = format!(
+                    "it had {has} of memory, more than its limit of {limit}, and was killed; trial.memory_limit sets another"
+                );
+                return ended(cause, true);
+            }
+        }
+    }
+
+    /// The end of what it said. What it has started may go on, and keep its output open: then what came so far.
+    fn last_said(&self) -> String {
+        let (_nobody, never) = sync_channel::<()>(0);
+        let started = Instant::now();
+        loop {
+            let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+            if said.has_ended || started.elapsed() > END_PATIENCE {
+                return String::from_utf8_lossy(&said.last).trim().to_owned();
+            }
+            drop(said);
+            // Only the time passes.
+            let _timed_out = never.recv_timeout(LOOK_INTERVAL);
+        }
+    }
+}
+
+/// The next answer; `None` where there is none, or it is too long.
+fn line_of(from: &mut impl BufRead) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    let read = from.take(MAX_ANSWER_BYTES).read_until(b'\n', &mut line);
+    let is_whole = read.is_ok() && line.last() == Some(&b'\n');
+    is_whole.then_some(line)
+}
+
+/// Keeps the end of what comes.
+fn listen(from: &mut impl Read, said: &Mutex<Said>) {
+    let mut chunk = [0; 4096];
+    while let Ok(read @ 1..) = from.read(&mut chunk) {
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.last.extend_from_slice(&chunk[..read]);
+        let excess = said.last.len().saturating_sub(SAID_BYTES);
+        said.last.drain(..excess);
+    }
 }
 
 /// A process that is ended where nobody waits for it any more.
@@ -118,32 +252,6 @@ impl Drop for Running {
     }
 }
 
-/// Waits until the process has said all that it will say.
-fn watch(child: &Child, answered: &Receiver<String>, limits: Limits) -> Result<String, TrialFailure> {
-    let started = Instant::now();
-    loop {
-        match answered.recv_timeout(LOOK_INTERVAL) {
-            Ok(answer) => return Ok(answer),
-            Err(RecvTimeoutError::Disconnected) => return Ok(String::new()),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        let timeout = limits.timeout;
-        if started.elapsed() > timeout {
-            return Err(failed(format!(
-                "it did not end within {} and was killed; trial.timeout says how long it may take",
-                humantime::format_duration(timeout)
-            )));
-        }
-        if let Some(bytes) = resident_bytes(child.id()).filter(|bytes| *bytes > limits.memory_bytes) {
-            let shown = |bytes: u64| bytesize::ByteSize(bytes).display().iec().to_string();
-            let (has, limit) = (shown(bytes), shown(limits.memory_bytes));
-            return Err(failed(format!(
-                "it had {has} of memory, more than its limit of {limit}, and was killed; trial.memory_limit sets another"
-            )));
-        }
-    }
-}
-
 /// Main memory of a process; `None` where it has ended, or the system does not tell.
 fn resident_bytes(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
@@ -151,38 +259,13 @@ fn resident_bytes(process: u32) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// What is made of all that comes, once nothing comes any more.
-fn in_background<R: Read + Send + 'static>(from: Option<R>, work: impl FnOnce(R) -> String + Send + 'static) -> Receiver<String> {
-    let (sender, receiver) = sync_channel(1);
-    std::thread::spawn(move || {
-        let made = from.map(work).unwrap_or_default();
-        // Whoever waits may have given up.
-        drop(sender.send(made));
-    });
-    receiver
-}
-
-/// The end of what comes.
-fn last_of(from: &mut impl Read) -> String {
-    let (mut last, mut chunk) = (Vec::new(), [0; 4096]);
-    while let Ok(read @ 1..) = from.read(&mut chunk) {
-        last.extend_from_slice(&chunk[..read]);
-        last.drain(..last.len().saturating_sub(SAID_BYTES));
-    }
-    String::from_utf8_lossy(&last).trim().to_owned()
-}
-
 /// How a process ended that gave no answer, and what it said last.
-fn ended(status: ExitStatus, said: &Receiver<String>) -> String {
+fn ended(status: ExitStatus, said: &str) -> String {
     let how = match status.signal() {
         Some(signal) => format!("its process was ended by {}", signal_name(signal)),
         None => format!("its process ended without an answer ({status})"),
     };
-    // What it has started may go on, and keep its output open.
-    match said.recv_timeout(END_PATIENCE) {
-        Ok(said) if !said.is_empty() => format!("{how}; it said: {said}"),
-        _ => how,
-    }
+    if said.is_empty() { how } else { format!("{how}; it said: {said}") }
 }
 
 fn signal_name(signal: i32) -> String {
@@ -199,6 +282,11 @@ fn signal_name(signal: i32) -> String {
     name.to_owned()
 }
 
+/// What is said of a version that nobody waits for.
+pub(super) fn unwanted() -> TrialFailure {
+    failed("nobody wants the version any more".to_owned())
+}
+
 fn failed(cause: String) -> TrialFailure {
     TrialFailure { step: STEP.to_owned(), cause }
 }
@@ -209,10 +297,7 @@ mod tests {
 
     #[test]
     fn how_a_process_ended_is_told_by_name() {
-        let after = |command: &str, said: &str| {
-            let status = Command::new("sh").args(["-c", command]).status().unwrap();
-            ended(status, &in_background(Some(std::io::Cursor::new(said.to_owned())), |mut said| last_of(&mut said)))
-        };
+        let after = |command: &str, said: &str| ended(Command::new("sh").args(["-c", command]).status().unwrap(), said);
         assert_eq!(after("kill -SEGV $$", ""), "its process was ended by SIGSEGV");
         assert_eq!(
             after("kill -ABRT $$", "terminate called"),
@@ -222,9 +307,19 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_of_what_is_said_is_told() {
-        let said = format!("{}the end\n", "x".repeat(10 * SAID_BYTES));
-        let told = last_of(&mut said.as_bytes());
-        assert!(told.ends_with("the end") && told.len() < SAID_BYTES + 1, "{}", told.len());
+    fn only_the_end_of_what_is_said_is_kept() {
+        let text = format!("{}the end\n", "x".repeat(10 * SAID_BYTES));
+        let said = Mutex::new(Said::default());
+        listen(&mut text.as_bytes(), &said);
+        let last = said.into_inner().unwrap().last;
+        assert!(last.ends_with(b"the end\n") && last.len() == SAID_BYTES, "{}", last.len());
+    }
+
+    #[test]
+    fn an_answer_is_a_whole_line() {
+        let mut from: &[u8] = b"one\ntwo\nthr";
+        assert_eq!(line_of(&mut from), Some(b"one\n".to_vec()));
+        assert_eq!(line_of(&mut from), Some(b"two\n".to_vec()));
+        assert_eq!(line_of(&mut from), None);
     }
 }

@@ -1,43 +1,92 @@
 //! The process that tries a version, from inside: its limits, and the trial.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::FromRawFd as _;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use bascule_serving::{examine, record};
+use bascule_runtime_api::Runtime;
+use bascule_serving::{TrialFailure, examine, record};
+use serde::Serialize;
 
-use super::{Answer, Task, Told};
-use crate::compose;
+use super::{Answer, Answered, Task, Told};
+use crate::compose::{self, Libraries};
 
 /// How readily the system ends this process where memory runs out: before all others.
 const OOM_SCORE: &[u8] = b"1000";
 
-/// Reads what to try from standard input, tries it, and writes the answer to what is standard output now. Before any other thread; never
-/// returns where the answer was written.
+/// Reads from standard input what to try, a line for each version, and writes the answers to what is standard output now, until nobody
+/// asks any more. Before any other thread; never returns where all went well.
 ///
 /// # Errors
 /// What is told can't be read, or the answer can't be written.
 pub fn run() -> Result<()> {
     let mut answers = keep_for_answers()?;
-    let mut text = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut text).context("can't read what to try")?;
-    let told: Told = serde_json::from_slice(&text).context("what to try is not understood")?;
-    confine(told.cpu_seconds);
-    let runtimes = compose::open_runtimes(&told.libraries);
-    let gpus = compose::gpus();
-    let line = match &told.task {
-        Task::Examine => serde_json::to_vec(&Answer::from(examine(&runtimes, &told.job, gpus.as_ref()))),
-        Task::Record(plan) => serde_json::to_vec(&Answer::from(record(&runtimes, &told.job, plan, gpus.as_ref()))),
-    };
-    let line = line.context("can't write the answer")?;
-    answers.write_all(&line).context("can't write the answer")?;
+    let mut asked = BufReader::new(std::io::stdin());
+    let mut opened: Option<(Libraries, Vec<Arc<dyn Runtime>>)> = None;
+    loop {
+        let mut line = Vec::new();
+        if asked.read_until(b'\n', &mut line).context("can't read what to try")? == 0 {
+            break;
+        }
+        let told: Told = serde_json::from_slice(&line).context("what to try is not understood")?;
+        drop(line);
+        if opened.is_none() {
+            confine();
+        }
+        limit_processor_time(told.cpu_seconds);
+        let (_, runtimes) = match &mut opened {
+            Some(known) if known.0 == told.libraries => known,
+            other => other.insert((told.libraries.clone(), compose::open_runtimes(&told.libraries))),
+        };
+        answer(&told, runtimes, &mut answers)?;
+    }
     drop(answers);
     // What libraries do when a program ends is no part of the trial: a gateway ends only once.
     #[expect(unsafe_code, reason = "the standard library ends a process only together with its libraries")]
     // SAFETY: nothing of this process is needed any more.
     unsafe {
         libc::_exit(0)
+    }
+}
+
+/// Tries one version, and gives back what that took before it says so: the next one is measured by what it takes itself.
+fn answer(told: &Told, runtimes: &[Arc<dyn Runtime>], answers: &mut File) -> Result<()> {
+    let gpus = compose::gpus();
+    match &told.task {
+        Task::Examine => say(examine(runtimes, &told.job, gpus.as_ref()), answers),
+        Task::Record(plan) => say(record(runtimes, &told.job, plan, gpus.as_ref()), answers),
+    }
+}
+
+fn say<T: Serialize>(found: Result<T, TrialFailure>, answers: &mut File) -> Result<()> {
+    bascule_serving::release(crate::allocator::collect);
+    let answered = Answered { answer: Answer::from(found), is_fit: forget_peak() };
+    let mut line = serde_json::to_vec(&answered).context("can't write the answer")?;
+    line.push(b'\n');
+    answers.write_all(&line).context("can't write the answer")
+}
+
+/// Has the system forget how much memory this process had at the most; whether it does.
+fn forget_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Lets the process have so much more processor time.
+fn limit_processor_time(seconds: u64) {
+    #[cfg(target_os = "linux")]
+    {
+        #[expect(unsafe_code, reason = "the standard library sets no limits")]
+        // SAFETY: structures of plain numbers, which live longer than the calls.
+        unsafe {
+            let (mut used, mut limit): (libc::rusage, libc::rlimit) = (std::mem::zeroed(), std::mem::zeroed());
+            if libc::getrusage(libc::RUSAGE_SELF, &raw mut used) == 0 && libc::getrlimit(libc::RLIMIT_CPU, &raw mut limit) == 0 {
+                let so_far = used.ru_utime.tv_sec.saturating_add(used.ru_stime.tv_sec).saturating_add(1);
+                limit.rlim_cur = u64::try_from(so_far).unwrap_or_default().saturating_add(seconds).min(limit.rlim_max);
+                libc::setrlimit(libc::RLIMIT_CPU, &raw const limit);
+            }
+        }
     }
 }
 
@@ -53,17 +102,15 @@ fn keep_for_answers() -> Result<File> {
 }
 
 /// Takes from this process what a trial has no use for. What the system refuses is gone without: the process is watched from outside, too.
-fn confine(cpu_seconds: u64) {
+fn confine() {
     bascule_serving::lower_priority();
     drop(std::fs::write("/proc/self/oom_score_adj", OOM_SCORE));
     #[cfg(target_os = "linux")]
     {
-        let limit = |seconds: u64| libc::rlimit { rlim_cur: seconds, rlim_max: seconds.saturating_add(1) };
-        let (cpu, core) = (limit(cpu_seconds), libc::rlimit { rlim_cur: 0, rlim_max: 0 });
+        let core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         #[expect(unsafe_code, reason = "the standard library sets no limits")]
         // SAFETY: numbers, and structures that live longer than the calls; no other thread exists yet, as a new user namespace asks.
         unsafe {
-            libc::setrlimit(libc::RLIMIT_CPU, &raw const cpu);
             libc::setrlimit(libc::RLIMIT_CORE, &raw const core);
             // It ends with whoever started it, and gains nothing by running another program.
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

@@ -55,6 +55,7 @@ impl Fixture {
             settings: Arc::new(self.settings.clone()),
             files: Files::at(self.dir.path()),
             budget: Budget::default(),
+            wanted: Wanted::default(),
         };
         verify(&runtimes, &job, &Surroundings { trial: self.trial.as_deref(), crowded: self.crowded, gpus: &self.gpus })
     }

@@ -12,7 +12,7 @@ use crate::budget::{Budget, DeviceBytes};
 use crate::devices::{self, TrialPlace};
 use crate::reconcile::Files;
 use crate::state::FailedStep;
-use crate::trial::{Trial, TrialJob, TrialReport};
+use crate::trial::{Trial, TrialJob, TrialReport, Wanted};
 use crate::{CrowdedTrial, Devices, Gpus, ModelSettings};
 
 /// What is to be verified.
@@ -23,6 +23,7 @@ pub(crate) struct VerifyJob {
     pub(crate) files: Files,
     /// What is reserved now, by which a device is chosen where the settings leave that open.
     pub(crate) budget: Budget,
+    pub(crate) wanted: Wanted,
 }
 
 /// What decides where a version runs and is tried.
@@ -169,8 +170,8 @@ fn try_out(
         TrialPlace::Refused(why) => return Err(LoadFailure::new(FailedStep::Trial, why)),
     };
     let settings = ModelSettings { devices: Devices::These(vec![device]), ..(*job.settings).clone() };
-    let job = TrialJob::new(Arc::clone(&job.generation), Arc::new(settings), job.files.dir());
-    Ok(trial.try_out(&job, &verified.runtime_name(), one.host_bytes)?)
+    let tried = TrialJob::new(Arc::clone(&job.generation), Arc::new(settings), job.files.dir());
+    Ok(trial.try_out(&tried, &verified.runtime_name(), one.host_bytes, &job.wanted)?)
 }
 
 /// The manifest's signature goes before that of the settings; the runtime compares it with the file. The model file is one of those that

@@ -18,6 +18,7 @@ use crate::meters;
 use crate::persist::Write;
 use crate::state::{FailedStep, Failure, Stage, VersionState};
 use crate::status::DrainReceipt;
+use crate::trial::Wanted;
 
 /// Between two trims.
 const TRIM_INTERVAL: Duration = Duration::from_secs(30);
@@ -391,7 +392,11 @@ impl Reconciler {
 fn verification(residency: &mut Residency, budget: &Budget) -> Option<Effect> {
     let files = residency.files.clone().filter(|_| residency.stage() == Stage::Verifying)?;
     let (generation, settings) = (Arc::clone(&residency.generation), Arc::clone(&residency.settings));
-    Some(Effect::Verify { id: residency.id, job: Box::new(VerifyJob { generation, settings, files, budget: budget.clone() }) })
+    let wanted = Wanted::by(&residency.wish);
+    Some(Effect::Verify {
+        id: residency.id,
+        job: Box::new(VerifyJob { generation, settings, files, budget: budget.clone(), wanted }),
+    })
 }
 
 /// What loads a version; `None` where nobody wants it any more.

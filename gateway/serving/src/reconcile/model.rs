@@ -30,6 +30,8 @@ pub(super) struct Residency {
     /// As they were when this attempt began.
     pub(super) settings: Arc<ModelSettings>,
     pub(super) state: VersionState,
+    /// Gone with this: whoever works for it need not go on.
+    pub(super) wish: Arc<()>,
     /// It served before the restart.
     pub(super) restored: bool,
     /// Failed attempts in a row.
@@ -59,6 +61,7 @@ impl Residency {
             generation,
             settings,
             state: VersionState::Pending,
+            wish: Arc::default(),
             restored: false,
             attempts: 0,
             begun_at: Duration::ZERO,

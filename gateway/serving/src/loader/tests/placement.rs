@@ -61,7 +61,7 @@ fn auto_goes_by_the_room_and_never_where_the_runtime_can_not() {
 struct Noting(Mutex<Vec<Devices>>);
 
 impl Trial for Noting {
-    fn try_out(&self, job: &TrialJob, _: &str, _: u64) -> Result<Option<TrialReport>, TrialFailure> {
+    fn try_out(&self, job: &TrialJob, _: &str, _: u64, _: &Wanted) -> Result<Option<TrialReport>, TrialFailure> {
         self.0.lock().unwrap().push(job.settings.devices.clone());
         Ok(None)
     }
