@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use bascule::config::env::Environment;
 use bascule::config::{self, Given};
 use bascule::server::Server;
+use bascule::supervise::Supervised;
 use bascule_runtime_api::{DataType, TensorSpec};
 use bascule_runtime_fake::{FakeModel, FakeOp, FakeRuntime};
 
@@ -56,7 +57,7 @@ impl FakeGateway {
         ];
         let given = Given { flags: flags.to_vec(), ..Given::default() };
         let effective = config::load(&given, &Environment::default()).map_err(|error| anyhow::anyhow!("{error:?}"))?;
-        let server = Server::start(&effective, vec![Arc::new(FakeRuntime::new())]).await?;
+        let server = Server::start(&effective, vec![Arc::new(FakeRuntime::new())], Supervised::No).await?;
         let addresses = server.addresses;
         println!("bascule: http {} grpc {} admin {}", addresses.http, addresses.grpc, addresses.admin);
         std::future::pending().await

@@ -11,13 +11,14 @@ use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, R
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
-use bascule_serving::{EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader, Trial};
+use bascule_serving::{EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, ModelFormat, Place, TorchConfig, TrialMode, model_settings};
 use crate::forbidden::Forbidden;
 use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;
+use crate::supervise::{self, Supervised};
 use crate::trial::Trials;
 use journals::Journals;
 
@@ -228,6 +229,7 @@ pub fn engine_options(
     source: &Source,
     runtimes: Vec<Arc<dyn Runtime>>,
     state: &StateDir,
+    supervised: Supervised,
     on_retired: impl Fn(&VersionKey) + Send + Sync + 'static,
 ) -> Result<EngineOptions> {
     let gpus = gpus();
@@ -235,14 +237,15 @@ pub fn engine_options(
     let own = state.of_registry(&identity(&config.registry.url)?)?;
     let journal = journal(config, &own)?;
     let defaults = EngineOptions::new(source.versions(), journal, cache, own);
-    let trial: Option<Arc<dyn Trial>> = match config.trial.mode {
+    let trials = match config.trial.mode {
         TrialMode::Off => None,
         TrialMode::Process => {
             let limit = config.trial.memory_limit.map(|limit| limit.0);
             let trials = Trials::new(Libraries::of(config), config.trial.timeout, limit, state.trials_dir());
-            Some(Arc::new(trials.context("can't start the thread that tries versions")?))
+            Some(trials.context("can't start the thread that tries versions")?)
         }
     };
+    let (trial, marks) = supervise::guard(supervised, state, trials)?;
     Ok(EngineOptions {
         read_settings: settings_reader(config, &runtimes),
         runtimes,
@@ -256,6 +259,7 @@ pub fn engine_options(
         on_retired: Arc::new(on_retired),
         on_trim: Arc::new(crate::allocator::collect),
         trial,
+        marks,
         ..defaults
     })
 }

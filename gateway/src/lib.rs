@@ -14,4 +14,5 @@ mod gpus;
 pub mod npy;
 pub mod server;
 pub mod state_dir;
+pub mod supervise;
 pub mod trial;

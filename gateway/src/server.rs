@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::compose::{self, Source};
 use crate::config::{Effective, ServerConfig};
 use crate::state_dir::StateDir;
+use crate::supervise::Supervised;
 
 /// Where the gateway really listens: port 0 of the configuration has become a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +104,7 @@ impl Server {
     ///
     /// # Errors
     /// Another process has the directory or a port; the registry is of an unknown kind.
-    pub async fn start(effective: &Effective, runtimes: Vec<Arc<dyn Runtime>>) -> Result<Server> {
+    pub async fn start(effective: &Effective, runtimes: Vec<Arc<dyn Runtime>>, supervised: Supervised) -> Result<Server> {
         let config = effective.config.clone();
         let metrics = install_metrics();
         let retired = metrics.clone();
@@ -112,7 +113,7 @@ impl Server {
         let prepared = tokio::task::spawn_blocking(move || {
             let state = StateDir::open(&config.state_dir)?;
             let on_retired = move |key: &bascule_registry::VersionKey| retired.retire(key.model.as_str(), key.version);
-            let options = compose::engine_options(&config, &source, runtimes, &state, on_retired)?;
+            let options = compose::engine_options(&config, &source, runtimes, &state, supervised, on_retired)?;
             anyhow::Ok((state, options))
         });
         let (state, options) = prepared.await.context("a blocking thread ended early")??;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::compose::Libraries;
 pub use child::Limits;
 use child::Process;
+pub(crate) use child::signal_name;
 pub use inside::run as run_inside;
 use verdicts::Verdicts;
 use workers::Workers;
@@ -131,10 +132,40 @@ impl Trial for Trials {
         if let Some(report) = self.verdicts.find(&subject) {
             return Ok(Some(report));
         }
+        let known = || self.verdicts.find(&subject);
+        self.in_turn(job, runtime, estimate_bytes, wanted, &subject, known).map(Some)
+    }
+}
+
+impl Trials {
+    /// Tries a version whatever was found of it before.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn try_anew(
+        &self,
+        job: &TrialJob,
+        runtime: &str,
+        estimate_bytes: u64,
+        wanted: &Wanted,
+    ) -> Result<TrialReport, TrialFailure> {
+        let subject = verdicts::subject(job, runtime, &self.libraries);
+        self.in_turn(job, runtime, estimate_bytes, wanted, &subject, || None)
+    }
+
+    fn in_turn(
+        &self,
+        job: &TrialJob,
+        runtime: &str,
+        estimate_bytes: u64,
+        wanted: &Wanted,
+        subject: &str,
+        known: impl FnOnce() -> Option<TrialReport>,
+    ) -> Result<TrialReport, TrialFailure> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever had the turn before may have tried the same files.
-        if let Some(report) = self.verdicts.find(&subject) {
-            return Ok(Some(report));
+        if let Some(report) = known() {
+            return Ok(report);
         }
         let memory_bytes = self.memory_limit.unwrap_or(estimate_bytes.saturating_mul(4).saturating_add(SPARE_BYTES));
         let limits = Limits { timeout: self.timeout, memory_bytes };
@@ -146,8 +177,8 @@ impl Trial for Trials {
             model = %job.generation.key.model, version = job.generation.key.version, load_ms = report.load_ms,
             memory_bytes = report.memory_bytes.unwrap_or_default(), "passed its trial"
         );
-        self.verdicts.keep(&subject, &report);
-        Ok(Some(report))
+        self.verdicts.keep(subject, &report);
+        Ok(report)
     }
 }
 
@@ -170,7 +201,7 @@ fn relevant(settings: &ModelSettings) -> ModelSettings {
 }
 
 /// This program, to be started again. Where its file was replaced meanwhile, the one that runs.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let running = Path::new("/proc/self/exe");
     if running.exists() { running.to_owned() } else { std::env::current_exe().unwrap_or_default() }
 }

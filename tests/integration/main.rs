@@ -15,6 +15,7 @@ mod lifecycle;
 mod real_models;
 mod recorded;
 mod sandbox;
+mod supervise;
 mod swap;
 mod torch;
 mod trial;

@@ -187,6 +187,20 @@ impl Gateway {
         self.log.lock().expect("the log").clone()
     }
 
+    /// Waits until it was started again by its supervisor, and goes on with the ports that it has now.
+    pub fn follow(&mut self) {
+        let before = self.http;
+        let started = Instant::now();
+        while self.http == before {
+            let log = self.log();
+            if let Some([http, grpc, admin]) = log.lines().rev().find_map(addresses) {
+                (self.http, self.grpc, self.admin) = (http, grpc, admin);
+            }
+            assert!(started.elapsed() < PATIENCE, "the gateway is not started again\n{log}");
+            pause();
+        }
+    }
+
     /// Sends a signal, for example `TERM`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().expect("kill");

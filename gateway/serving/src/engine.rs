@@ -18,7 +18,7 @@ use crate::persist::{self, Persisted, Writer, Written};
 use crate::reconcile::{self, Looks, Reconciler, Rules, Stock};
 use crate::serving::Shared;
 use crate::trial::Trial;
-use crate::{CrowdedTrial, Gpus, LoadMode, ModelSettings, NoGpus, Router, Serving, TransitionPolicy};
+use crate::{CrowdedTrial, Gpus, LoadMode, Marks, ModelSettings, NoGpus, Router, Serving, TransitionPolicy};
 
 /// Events that may wait for the reconciler. Whoever posts one more waits.
 const MAILBOX_CAPACITY: usize = 1024;
@@ -151,6 +151,8 @@ pub struct EngineOptions {
     pub crowded_trial: CrowdedTrial,
     /// Looks at this machine's GPUs.
     pub gpus: Arc<dyn Gpus>,
+    /// Where sessions mark that they run.
+    pub marks: Option<Arc<dyn Marks>>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Where versions are looked for and fetched, which takes disk and processor; without it, on the runtime that [`Engine::start`] is
@@ -180,6 +182,7 @@ impl EngineOptions {
             trial: None,
             crowded_trial: CrowdedTrial::default(),
             gpus: Arc::new(NoGpus),
+            marks: None,
             clock: Arc::new(SystemClock::default()),
             background: None,
         }
@@ -225,7 +228,7 @@ impl Engine {
         let (written, written_now) = watch::channel(Written::default());
         let looks = Arc::new(Looks::default());
         let (live, live_now) = watch::channel(options.live.clone());
-        let gpus = Arc::clone(&options.gpus);
+        let (gpus, trial) = (Arc::clone(&options.gpus), options.trial.clone());
         let wanted = Arc::default();
         let writer = Writer::new(options.state_dir.clone());
         tokio::spawn(persist::keep(Arc::clone(&writer), written));
@@ -237,7 +240,7 @@ impl Engine {
         options.background.clone().unwrap_or_else(Handle::current).spawn(seer.run());
         let (stopping, _) = watch::channel(false);
         let (written, journal) = (written_now, options.journal);
-        Ok(Serving::new(Shared { router, mailbox, snapshots, written, looks, journal, wanted, live, gpus, stopping }))
+        Ok(Serving::new(Shared { router, mailbox, snapshots, written, looks, journal, wanted, live, gpus, trial, stopping }))
     }
 }
 

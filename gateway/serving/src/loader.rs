@@ -28,6 +28,7 @@ pub(crate) use self::verify::{Surroundings, Verified, VerifyJob, verify};
 use crate::budget::{Budget, DeviceBytes};
 use crate::error::{panicked, with_causes};
 use crate::instance::Interrupters;
+use crate::marks::{Mark, Marks, marked};
 use crate::reconcile::Files;
 use crate::servable::Batching;
 use crate::state::FailedStep;
@@ -155,7 +156,7 @@ pub(crate) fn warm_one(verified: Verified, settings: ModelSettings, files: Files
     // The others would be its like.
     let settings = ModelSettings { instances: 1, ..settings };
     let verified = Verified { devices: vec![verified.options.device], ..verified };
-    let mut warm = aside(WARM_UP_LIMIT, move |limit| warm(&verified, &settings, &files, limit, on_warming))?;
+    let mut warm = aside(WARM_UP_LIMIT, move |limit| warm(&verified, &settings, &files, &|| None, limit, on_warming))?;
     let session = warm.sessions.pop().ok_or_else(|| LoadFailure::new(FailedStep::Loading, "no session was made"))?;
     let loaded_after = loaded.get().copied().unwrap_or_else(Instant::now);
     Ok(WarmOne { session, loaded_after, warnings: warm.warnings })
@@ -193,14 +194,16 @@ pub fn try_load(
 /// between the first two. Sessions that come to nothing are dropped by the thread that made them. Blocks for as long as a load takes.
 pub(crate) fn load(
     job: LoadJob,
+    marks: Option<Arc<dyn Marks>>,
     on_warming: impl FnOnce() + Send + 'static,
     at: impl FnOnce() -> DateTime<Utc>,
 ) -> Result<Loaded, LoadFailure> {
-    load_within(job, WARM_UP_LIMIT, on_warming, at)
+    load_within(job, marks, WARM_UP_LIMIT, on_warming, at)
 }
 
 fn load_within(
     job: LoadJob,
+    marks: Option<Arc<dyn Marks>>,
     warm_up_limit: Duration,
     on_warming: impl FnOnce() + Send + 'static,
     at: impl FnOnce() -> DateTime<Utc>,
@@ -209,8 +212,9 @@ fn load_within(
     let (runtime, runtime_version, measured) = (verified.runtime.name(), verified.runtime_version.clone(), verified.measured);
     let mut warnings = verified.warnings.clone();
     let warm = {
-        let (settings, files) = (Arc::clone(&settings), files.clone());
-        aside(warm_up_limit, move |limit| warm(&verified, &settings, &files, limit, on_warming))?
+        let (settings, files, generation) = (Arc::clone(&settings), files.clone(), Arc::clone(&generation));
+        let mark = move || marks.as_ref()?.mark(&generation);
+        aside(warm_up_limit, move |limit| warm(&verified, &settings, &files, &mark, limit, on_warming))?
     };
     let (mut footprint, mut takes) = total(&warm.sessions);
     if let Some(bytes) = measured {
@@ -290,6 +294,7 @@ fn warm(
     verified: &Verified,
     settings: &ModelSettings,
     files: &Files,
+    mark: &dyn Fn() -> Option<Box<dyn Mark>>,
     limited: &Limited,
     on_warming: impl FnOnce(),
 ) -> Result<Warm, LoadFailure> {
@@ -299,7 +304,8 @@ fn warm(
     let mut sessions = guarded(FailedStep::Loading, || {
         let load = |device: Device| {
             let options = LoadOptions { device, ..verified.options.clone() };
-            let session = verified.runtime.load(files.dir(), &options).map_err(|error| described(&error))?;
+            let load = || verified.runtime.load(files.dir(), &options).map_err(|error| described(&error));
+            let session = marked(mark(), load)?;
             reshape::view(session, &settings.reshapes)
         };
         // One after the other on each device in turn, so that callers who come first find them spread.

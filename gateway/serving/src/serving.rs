@@ -19,6 +19,7 @@ use crate::reconcile::{Event, Looks, ResidencyId, Snapshot};
 use crate::state::Stage;
 use crate::status::{DrainReceipt, ModelStatus, Readiness, Status};
 use crate::table::RETRY_AFTER;
+use crate::trial::Trial;
 use crate::{Gpus, InferError, InferRequest, InferResponse, Routed, Router, Standing};
 
 /// How long [`Serving::apply`] waits for the look that shows its effect. The entry is written either way.
@@ -122,6 +123,7 @@ pub(crate) struct Shared {
     pub(crate) wanted: Arc<Mutex<HashSet<ModelName>>>,
     pub(crate) live: watch::Sender<LiveOptions>,
     pub(crate) gpus: Arc<dyn Gpus>,
+    pub(crate) trial: Option<Arc<dyn Trial>>,
     /// Whether a stop was announced; before the engine itself knows of it.
     pub(crate) stopping: watch::Sender<bool>,
 }
@@ -206,6 +208,7 @@ impl Serving {
     /// [`CommandError::LoadFailed`] where a version of it failed, others where it could not be tried.
     pub async fn load(&self, model: &str) -> Result<(), CommandError> {
         let name = ModelName::new(model).map_err(|_| CommandError::UnknownModel { model: shown(model) })?;
+        self.forgive(name.clone()).await;
         let limit = Instant::now() + SETTLE_WAIT;
         loop {
             let (unsettled, outcome) = self.load_now(&name).await?;
@@ -217,6 +220,14 @@ impl Serving {
                 let cause = "its files or settings have not kept still for long enough to count".to_owned();
                 return Err(CommandError::LoadFailed { model, version, stage, cause });
             }
+        }
+    }
+
+    /// An operator who loads a model knows what happened before.
+    async fn forgive(&self, name: ModelName) {
+        if let Some(trial) = self.shared.trial.clone() {
+            // A panic of a trial's is its own.
+            drop(tokio::task::spawn_blocking(move || trial.forgive(&name)).await);
         }
     }
 

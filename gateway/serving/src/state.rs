@@ -140,6 +140,8 @@ pub enum FailedStep {
     Verifying,
     /// It did not survive its trial.
     Trial,
+    /// It ran when the gateway crashed, more than once, and no trial of it was made.
+    Quarantine,
     /// It does not fit the memory budget.
     Memory,
     /// The runtime refused it.
@@ -158,6 +160,7 @@ impl FailedStep {
             FailedStep::Fetching => "fetching",
             FailedStep::Verifying => "verifying",
             FailedStep::Trial => "trial",
+            FailedStep::Quarantine => "quarantine",
             FailedStep::Memory => "memory",
             FailedStep::Loading => "loading",
             FailedStep::Warming => "warming",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use bascule_registry::Generation;
+use bascule_registry::{Generation, ModelName};
 use bascule_runtime_api::{RunContext, Runtime, Session, Signature};
 use serde::{Deserialize, Serialize};
 
@@ -78,7 +78,8 @@ pub struct TrialReport {
 /// Why a version failed its trial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrialFailure {
-    /// The step: `verifying`, `loading`, `warming`, `golden`, or `trial` where the process ended without an answer. Where samples are
+    /// The step: `verifying`, `loading`, `warming`, `golden`, `trial` where the process ended without an answer, or `quarantine` where none
+    /// was made. Where samples are
     /// recorded also `recording`, and `repeating` where two runs differ.
     pub step: String,
     /// What happened.
@@ -100,7 +101,7 @@ impl From<LoadFailure> for TrialFailure {
 
 impl From<TrialFailure> for LoadFailure {
     fn from(failure: TrialFailure) -> LoadFailure {
-        let steps = [FailedStep::Verifying, FailedStep::Loading, FailedStep::Warming, FailedStep::Golden];
+        let steps = [FailedStep::Verifying, FailedStep::Loading, FailedStep::Warming, FailedStep::Golden, FailedStep::Quarantine];
         let step = steps.into_iter().find(|step| step.name() == failure.step).unwrap_or(FailedStep::Trial);
         LoadFailure::new(step, failure.cause)
     }
@@ -136,6 +137,9 @@ pub trait Trial: Send + Sync {
         estimate_bytes: u64,
         wanted: &Wanted,
     ) -> Result<Option<TrialReport>, TrialFailure>;
+
+    /// An operator wants a model to be loaded, whatever it did before. Blocks for no longer than a small file takes.
+    fn forgive(&self, _model: &ModelName) {}
 }
 
 /// Loads a version, warms it up, compares its golden samples, and measures it, in this very process.

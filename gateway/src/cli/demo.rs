@@ -19,6 +19,7 @@ use crate::compose;
 use crate::config::env::Environment;
 use crate::config::{self, Effective, Given};
 use crate::server::Server;
+use crate::supervise::Supervised;
 
 use super::Outcome;
 use super::failure::Failure;
@@ -66,7 +67,7 @@ impl Demo {
     }
 
     async fn play(&self, stage: &Stage, effective: &Effective, runtimes: Vec<Arc<dyn Runtime>>) -> Result<Report, Failure> {
-        let server = Server::start(effective, runtimes).await?;
+        let server = Server::start(effective, runtimes, Supervised::No).await?;
         let report = self.play_on(stage, &server).await;
         server.stop().await;
         report

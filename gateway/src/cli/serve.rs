@@ -14,6 +14,7 @@ use crate::config::Effective;
 use crate::config::env::Environment;
 use crate::server::Server;
 use crate::state_dir::StateDirError;
+use crate::supervise::{self, Supervised};
 
 use super::Outcome;
 use super::args::ConfigArgs;
@@ -45,6 +46,13 @@ pub(super) struct Serve {
     /// What makes models load: watch, explicit or on_demand [default: watch].
     #[arg(long, value_name = "MODE")]
     load_mode: Option<String>,
+    /// Start the gateway again where native code, a model or its library, has crashed it. What ran then has to pass a trial before it
+    /// serves again, and is kept out after a second crash; everything else serves at once.
+    #[arg(long, conflicts_with = "supervised")]
+    supervise: bool,
+    /// What it is told by whoever supervises it.
+    #[arg(long, hide = true, value_enum, default_value_t)]
+    supervised: Supervised,
 }
 
 impl Serve {
@@ -62,6 +70,10 @@ impl Serve {
     pub(super) fn run(self, environment: &Environment) -> Outcome {
         let effective = self.load(environment)?;
         let level = logging::start(&effective.config)?;
+        if self.supervise {
+            let arguments: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
+            return Ok(supervise::run(&arguments)?);
+        }
         for warning in &effective.warnings {
             tracing::warn!("{warning}");
         }
@@ -76,7 +88,7 @@ impl Serve {
         let outcome = runtime.block_on(async {
             // From here on no signal is lost, however early it comes.
             let mut signals = Signals::listen()?;
-            let server = Server::start(&effective, runtimes).await.map_err(not_started)?;
+            let server = Server::start(&effective, runtimes, self.supervised).await.map_err(not_started)?;
             let addresses = server.addresses;
             print(&format!("bascule: http {} grpc {} admin {}", addresses.http, addresses.grpc, addresses.admin))?;
             tracing::info!(http = %addresses.http, grpc = %addresses.grpc, admin = %addresses.admin, registry = %effective.config.registry.url.0, "listening");

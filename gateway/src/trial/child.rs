@@ -268,7 +268,8 @@ fn ended(status: ExitStatus, said: &str) -> String {
     if said.is_empty() { how } else { format!("{how}; it said: {said}") }
 }
 
-fn signal_name(signal: i32) -> String {
+/// A signal's name, and what it says of a process that was ended by it.
+pub(crate) fn signal_name(signal: i32) -> String {
     let name = match signal {
         libc::SIGABRT => "SIGABRT, as abort() sends it",
         libc::SIGBUS => "SIGBUS",

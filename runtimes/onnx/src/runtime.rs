@@ -89,7 +89,7 @@ impl OnnxRuntime {
         let made = catch_unwind(AssertUnwindSafe(|| {
             let said = |error: ort::Error| invalid(entrypoint, dir, error.message());
             let builder = OrtSession::builder(&library.environment).map_err(said)?;
-            let builder = settings.apply(builder, library.has_shared_threads).map_err(|error| said(error.into()))?;
+            let builder = settings.apply(builder, library.has_shared_threads).map_err(said)?;
             let builder = self.with_operators(builder)?;
             let mut builder = match options.device {
                 Device::Cpu => builder,

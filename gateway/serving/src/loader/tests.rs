@@ -72,7 +72,7 @@ impl Fixture {
             files: Files::at(self.dir.path()),
             verified,
         };
-        load_within(job, warm_up_limit, || (), || minute(9))
+        load_within(job, None, warm_up_limit, || (), || minute(9))
     }
 
     fn failure(&self) -> String {
@@ -302,7 +302,7 @@ fn warm_up_begins_after_the_sessions_are_made_and_off_the_callers_thread() {
     let seen = Arc::new(Mutex::new(None));
     let (noted, log) = (Arc::clone(&seen), fixture.runtime.log());
     let on_warming = move || *noted.lock().unwrap() = Some((log.counts().loaded, log.counts().succeeded));
-    drop(load(job, on_warming, || minute(0)).unwrap());
+    drop(load(job, None, on_warming, || minute(0)).unwrap());
     assert_eq!(*seen.lock().unwrap(), Some((1, 0)));
     let here = thread::current().id();
     let events = fixture.runtime.log().loads();

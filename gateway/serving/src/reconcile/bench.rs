@@ -202,7 +202,7 @@ impl Bench {
             Effect::Load { id, job } => {
                 let (sender, warmed) = std::sync::mpsc::sync_channel(1);
                 let at = self.now().utc;
-                let result = loader::load(*job, move || sender.send(()).unwrap(), || at);
+                let result = loader::load(*job, None, move || sender.send(()).unwrap(), || at);
                 if warmed.try_recv().is_ok() {
                     self.tell(Event::Warming { id });
                 }

@@ -202,7 +202,7 @@ impl Reconciler {
         residency.attempts = residency.attempts.saturating_add(1);
         let LoadFailure { step, cause } = failure;
         // The same files fail the same trial, and each costs as much.
-        let least = if step == FailedStep::Trial { TRIAL_RETRY } else { MIN_RETRY };
+        let least = if matches!(step, FailedStep::Trial | FailedStep::Quarantine) { TRIAL_RETRY } else { MIN_RETRY };
         let retry_at = now.at.saturating_add(self.rules.retry.delay(residency.attempts).max(least));
         let (version, attempts) = (residency.version(), residency.attempts);
         tracing::warn!(model = %model.name, version, step = step.name(), cause, attempts, "a load failed");

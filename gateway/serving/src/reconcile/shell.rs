@@ -19,7 +19,7 @@ use crate::memory;
 use crate::persist::Writer;
 use crate::state::FailedStep;
 use crate::trial::Trial;
-use crate::{CrowdedTrial, Gpus};
+use crate::{CrowdedTrial, Gpus, Marks};
 
 /// Events that are taken in before the table is published and the snapshot replaced.
 const MAX_EVENTS: usize = 256;
@@ -43,6 +43,7 @@ pub(crate) struct Shell {
     trial: Option<Arc<dyn Trial>>,
     crowded_trial: CrowdedTrial,
     gpus: Arc<dyn Gpus>,
+    marks: Option<Arc<dyn Marks>>,
     wanted: Arc<Mutex<HashSet<ModelName>>>,
     fetches: HashMap<ResidencyId, AbortHandle>,
 }
@@ -75,6 +76,7 @@ impl Shell {
             trial: options.trial.clone(),
             crowded_trial: options.crowded_trial,
             gpus: Arc::clone(&options.gpus),
+            marks: options.marks.clone(),
             wanted,
             fetches: HashMap::new(),
         };
@@ -166,11 +168,11 @@ impl Shell {
                 self.on_thread("loader", work, |failure| Event::Verified { id, result: Err(failure) });
             }
             Effect::Load { id, job } => {
-                let clock = Arc::clone(&self.clock);
+                let (clock, marks) = (Arc::clone(&self.clock), self.marks.clone());
                 let work = move |mailbox: &mpsc::WeakSender<Event>| {
                     let warming = mailbox.clone();
                     let on_warming = move || tell(&warming, Event::Warming { id });
-                    Event::Loaded { id, result: loader::load(*job, on_warming, || clock.now()) }
+                    Event::Loaded { id, result: loader::load(*job, marks, on_warming, || clock.now()) }
                 };
                 self.on_thread("loader", work, |failure| Event::Loaded { id, result: Err(failure) });
             }

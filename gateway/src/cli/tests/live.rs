@@ -13,6 +13,7 @@ use super::*;
 use crate::config::{self, Given};
 use crate::npy;
 use crate::server::Server;
+use crate::supervise::Supervised;
 
 /// A trial starts the program again, which here is that of the tests.
 const NO_TRIAL: &str = "trial.mode=off";
@@ -44,7 +45,7 @@ impl Live {
         ];
         let given = Given { flags, sets: vec!["registry.poll_interval=100ms".into(), NO_TRIAL.into()], ..Given::default() };
         let effective = config::load(&given, &Environment::default()).unwrap();
-        self.runtime.block_on(Server::start(&effective, vec![Arc::new(FakeRuntime::new())]))
+        self.runtime.block_on(Server::start(&effective, vec![Arc::new(FakeRuntime::new())], Supervised::No))
     }
 
     fn path(&self, name: &str) -> PathBuf {
