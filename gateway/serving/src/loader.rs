@@ -26,6 +26,7 @@ use chrono::{DateTime, Utc};
 use self::golden::Golden;
 use crate::error::{panicked, with_causes};
 use crate::instance::Interrupters;
+use crate::nan::NanOutputs;
 use crate::reconcile::Files;
 use crate::servable::Batching;
 use crate::state::FailedStep;
@@ -408,10 +409,10 @@ fn warm(
     }
     on_warming();
     limited.begin(&sessions);
-    let mut warnings = Vec::new();
+    let (mut warnings, mut nan) = (Vec::new(), NanOutputs::default());
     for session in &mut sessions {
-        let warned =
-            limited.guarded(FailedStep::Warming, || warmup::warm_up(session.as_mut(), &settings.warmup, limited.is_over()))?;
+        let warned = limited
+            .guarded(FailedStep::Warming, || warmup::warm_up(session.as_mut(), &settings.warmup, limited.is_over(), &mut nan))?;
         // Every session of a version warns alike.
         if warnings.is_empty() {
             warnings.extend(warned);
@@ -419,9 +420,11 @@ fn warm(
     }
     if let (Some(golden), Some(session)) = (&verified.golden, sessions.first_mut()) {
         limited.guarded(FailedStep::Golden, || {
-            golden.compare(session.as_mut(), limited.is_over()).map_err(|cause| LoadFailure::new(FailedStep::Golden, cause))
+            let compared = golden.compare(session.as_mut(), limited.is_over(), &mut nan);
+            compared.map_err(|cause| LoadFailure::new(FailedStep::Golden, cause))
         })?;
     }
+    warnings.extend(nan.warning());
     Ok(Warm { sessions, warnings })
 }
 

@@ -131,7 +131,11 @@ impl RecordGolden {
         }
         for output in &recorded.outputs {
             let (spec, tolerance) = (&output.spec, output.tolerance);
-            let tolerance = tolerance.map_or_else(|| "the usual tolerance".to_owned(), |number| format!("tolerance {number}"));
+            let tolerance = match tolerance {
+                Some(number) => format!("tolerance {number}"),
+                None if spec.datatype.is_float() => "the usual tolerance".to_owned(),
+                None => "exactly".to_owned(),
+            };
             facts.add_row(["output", &format!("{} {} {:?}, {tolerance}", spec.name, spec.datatype, spec.shape)]);
         }
         for warning in &recorded.warnings {
