@@ -5,12 +5,14 @@
 
 mod child;
 mod inside;
+mod signature;
 mod verdicts;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bascule_runtime_api::Signature;
 use bascule_serving::{MAX_GOLDEN_BYTES, ModelSettings, RecordPlan, Recording, Trial, TrialFailure, TrialJob, TrialReport};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::compose::Libraries;
 pub use child::Limits;
 pub use inside::run as run_inside;
+pub use signature::{Unread, read as signature_here};
 use verdicts::Verdicts;
 
 /// Memory that a version may take in its trial beyond four times what it is thought to take, where nothing else is set.
@@ -41,13 +44,15 @@ pub(crate) enum Task {
     Examine,
     /// A [`Recording`] is wanted.
     Record(RecordPlan),
+    /// A [`Signature`] is wanted, or why it can't be read.
+    ReadSignature,
 }
 
 impl Task {
     /// No answer is longer, in bytes.
     fn max_answer_bytes(&self) -> u64 {
         match self {
-            Task::Examine => 16 << 20,
+            Task::Examine | Task::ReadSignature => 16 << 20,
             // The samples as text within text: each of its characters may take two.
             Task::Record(_) => 2 * MAX_GOLDEN_BYTES + (16 << 20),
         }
@@ -85,6 +90,14 @@ pub fn try_once(job: &TrialJob, libraries: &Libraries, limits: Limits) -> Result
 /// A sample can't be recorded, the version can't be loaded, or the process ended without an answer.
 pub fn record_once(job: &TrialJob, plan: RecordPlan, libraries: &Libraries, limits: Limits) -> Result<Recording, TrialFailure> {
     give(job, Task::Record(plan), libraries, limits)
+}
+
+/// Reads the signature of one version in a process of its own. Blocks.
+///
+/// # Errors
+/// The version can't be loaded, or the process ended without an answer.
+pub fn signature_once(job: &TrialJob, libraries: &Libraries, limits: Limits) -> Result<Signature, Unread> {
+    give(job, Task::ReadSignature, libraries, limits).unwrap_or_else(|failure| Err(Unread::Reason(failure.cause)))
 }
 
 fn give<T: DeserializeOwned>(job: &TrialJob, task: Task, libraries: &Libraries, limits: Limits) -> Result<T, TrialFailure> {

@@ -183,6 +183,8 @@ pub(crate) struct Loaded {
 /// Sessions that are made and warm.
 struct Warm {
     sessions: Vec<Box<dyn Session>>,
+    /// What the files say that a session takes and gives, where the settings reshape it.
+    file_signature: Option<Signature>,
     warnings: Vec<String>,
 }
 
@@ -221,6 +223,7 @@ pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob, trial: Option<&dyn Tr
 pub(crate) struct WarmOne {
     pub(crate) session: Box<dyn Session>,
     pub(crate) loaded_after: Instant,
+    pub(crate) file_signature: Option<Signature>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -239,7 +242,7 @@ pub(crate) fn warm_one(verified: Verified, settings: ModelSettings, files: Files
     let mut warm = aside(WARM_UP_LIMIT, move |limit| warm(&verified, &settings, &files, limit, on_warming))?;
     let session = warm.sessions.pop().ok_or_else(|| LoadFailure::new(FailedStep::Loading, "no session was made"))?;
     let loaded_after = loaded.get().copied().unwrap_or_else(Instant::now);
-    Ok(WarmOne { session, loaded_after, warnings: warm.warnings })
+    Ok(WarmOne { session, loaded_after, file_signature: warm.file_signature, warnings: warm.warnings })
 }
 
 /// Whether a version whose files lie in `dir` can be loaded under these settings: makes one session and drops it. Blocks, as long as a
@@ -393,9 +396,13 @@ fn warm(
     if verified.options.intra_op_threads == 1 {
         memory::lower_priority();
     }
+    let mut file_signature = None;
     let mut sessions = guarded(FailedStep::Loading, || {
-        let load = || {
+        let mut load = || {
             let session = verified.runtime.load(files.dir(), &verified.options).map_err(|error| described(&error))?;
+            if !settings.reshapes.is_empty() {
+                file_signature = Some(session.signature().clone());
+            }
             reshape::view(session, &settings.reshapes)
         };
         let sessions: Result<Vec<_>, _> = (0..settings.instances.max(1)).map(|_| load()).collect();
@@ -425,7 +432,7 @@ fn warm(
         })?;
     }
     warnings.extend(nan.warning());
-    Ok(Warm { sessions, warnings })
+    Ok(Warm { sessions, file_signature, warnings })
 }
 
 fn total(sessions: &[Box<dyn Session>]) -> Footprint {

@@ -7,7 +7,7 @@ use std::os::fd::FromRawFd as _;
 use anyhow::{Context as _, Result, ensure};
 use bascule_serving::{examine, record};
 
-use super::{Answer, Task, Told};
+use super::{Answer, Task, Told, signature};
 use crate::compose;
 
 /// How readily the system ends this process where memory runs out: before all others.
@@ -28,6 +28,7 @@ pub fn run() -> Result<()> {
     let line = match &told.task {
         Task::Examine => serde_json::to_vec(&Answer::from(examine(&runtimes, &told.job))),
         Task::Record(plan) => serde_json::to_vec(&Answer::from(record(&runtimes, &told.job, plan))),
+        Task::ReadSignature => serde_json::to_vec(&Answer::Passed(signature::read(&runtimes, &told.job))),
     };
     let line = line.context("can't write the answer")?;
     answers.write_all(&line).context("can't write the answer")?;
