@@ -5,6 +5,7 @@
 
 mod child;
 mod inside;
+mod signature;
 mod verdicts;
 mod workers;
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bascule_runtime_api::Signature;
 use bascule_serving::{ModelSettings, RecordPlan, Recording, Trial, TrialFailure, TrialJob, TrialReport, Wanted};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,7 @@ pub use child::Limits;
 use child::Process;
 pub(crate) use child::signal_name;
 pub use inside::run as run_inside;
+pub use signature::{Unread, read as signature_here};
 use verdicts::Verdicts;
 use workers::Workers;
 
@@ -45,6 +48,8 @@ pub(crate) enum Task {
     Examine,
     /// A [`Recording`] is wanted.
     Record(RecordPlan),
+    /// A [`Signature`] is wanted, or why it can't be read.
+    ReadSignature,
 }
 
 /// What it answers, in one line.
@@ -86,6 +91,14 @@ pub fn try_once(job: &TrialJob, libraries: &Libraries, limits: Limits) -> Result
 /// A sample can't be recorded, the version can't be loaded, or the process ended without an answer.
 pub fn record_once(job: &TrialJob, plan: RecordPlan, libraries: &Libraries, limits: Limits) -> Result<Recording, TrialFailure> {
     give(job, Task::Record(plan), libraries, limits)
+}
+
+/// Reads the signature of one version in a process of its own. Blocks.
+///
+/// # Errors
+/// The version can't be loaded, or the process ended without an answer.
+pub fn signature_once(job: &TrialJob, libraries: &Libraries, limits: Limits) -> Result<Signature, Unread> {
+    give(job, Task::ReadSignature, libraries, limits).unwrap_or_else(|failure| Err(Unread::Reason(failure.cause)))
 }
 
 fn give<T: DeserializeOwned>(job: &TrialJob, task: Task, libraries: &Libraries, limits: Limits) -> Result<T, TrialFailure> {

@@ -1,4 +1,5 @@
-//! Golden samples from one end to the other: recorded, tried, published, served; and a version that answers otherwise is stopped.
+//! Golden samples from one end to the other: recorded, tried, published, served; and a version that answers otherwise is stopped. One that
+//! answers NaN is not, but is seen.
 
 use std::path::PathBuf;
 
@@ -6,7 +7,7 @@ use bascule_onnx_writer::{Graph, models};
 use bascule_runtime_api::DataType;
 use serde_json::{Value, json};
 
-use crate::http::post;
+use crate::http::{call, get, post};
 use crate::sandbox::{Gateway, Sandbox, repository};
 use crate::trial::looping;
 
@@ -52,7 +53,7 @@ fn what_was_recorded_is_published_and_a_version_that_answers_otherwise_is_stoppe
     let record = ["record-golden", &model, "--from", &request, "--tolerance", "probabilities=0.001"];
     let printed = sandbox.succeed(&record);
     let golden = sandbox.path("golden.json").display().to_string();
-    for part in ["RECORDED", "probabilities FP32 [-1, 10], tolerance 0.001", "digit INT64 [-1], the usual tolerance"] {
+    for part in ["RECORDED", "probabilities FP32 [-1, 10], tolerance 0.001", "digit INT64 [-1], exactly"] {
         assert!(printed.contains(part), "{printed} should say {part}");
     }
     assert!(printed.contains(&format!("next: bascule publish NAME {model} --golden {golden}")), "{printed}");
@@ -133,4 +134,27 @@ fn what_can_not_be_recorded_leaves_no_file() {
     assert!(read(&sandbox, "golden.json")["samples"][0]["outputs"]["noise"].is_null());
     sandbox.succeed(&["record-golden", "noisy.onnx", "--from", "r.json", "--tolerance", "noise=1", "--output", "all.json"]);
     assert_eq!(read(&sandbox, "all.json")["samples"][0]["tolerance"], json!({ "noise": 1.0 }));
+}
+
+#[test]
+fn nan_is_an_answer_and_is_counted() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    // Of zeros, as the warm-up has them, it makes NaN.
+    let graph = Graph::new().input("x", DataType::Fp32, &[-1]).output("y", DataType::Fp32, &[-1]);
+    sandbox.plain("m", 1, &graph.node("Div", &["x", "x"], &["y"]).build());
+    let gateway = sandbox.serve().ready();
+    gateway.wait_version("m", 1);
+    for data in ["0", "3", "0"] {
+        let body = format!(r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[1],"data":[{data}]}}]}}"#);
+        let answer = call(gateway.http, "POST", "/v2/models/m/infer", &[], body.as_bytes());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let metrics = get(gateway.admin, "/metrics").text();
+    assert!(metrics.contains("bascule_nan_outputs_total{model=\"m\",version=\"1\"} 2\n"), "{metrics}");
+    let status = get(gateway.admin, "/admin/v1/status").json();
+    let version = &status["models"][0]["versions"][0];
+    assert_eq!(version["nan_outputs"], 2, "{version}");
+    assert_eq!(version["warnings"], json!(["output 'y' had NaN in warm-up runs or golden samples"]));
+    let shown = sandbox.succeed(&["status", "--gateway", &format!("http://{}", gateway.admin)]);
+    assert!(shown.contains("m version 1: NaN in outputs of requests: 2"), "{shown}");
 }

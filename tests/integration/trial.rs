@@ -216,3 +216,58 @@ fn the_command_says_what_a_gateway_would_find() {
     let published = publish(&fine);
     assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
 }
+
+/// A model that needs half a GiB before it can run: what does not depend on its input is computed while it is loaded.
+fn swelling() -> OnnxModel {
+    Graph::new()
+        .input("x", DataType::Fp32, &[-1])
+        .output("y", DataType::Fp32, &[-1])
+        .weights("shape", DataType::Int64, &[1], (1_i64 << 27).to_le_bytes().to_vec())
+        .node("ConstantOfShape", &["shape"], &["many"])
+        .node("Add", &["x", "many"], &["y"])
+        .build()
+}
+
+#[test]
+fn check_and_publish_outlive_what_a_version_does() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (registry, said) = (sandbox.registry().display().to_string(), |text: &[u8]| String::from_utf8_lossy(text).into_owned());
+    sandbox.plain("m", 1, &good());
+    sandbox.plain("m", 2, &looping());
+    let check = |setting: &str| sandbox.run(&["check", "--registry", &registry, "--set", setting]);
+    let found = check("trial.timeout=1s");
+    let cause = "it did not end within 1s and was killed; trial.timeout says how long it may take";
+    assert_eq!((found.status.code(), said(&found.stderr)), (Some(1), format!("error: m@2: trial: {cause}\n")));
+    assert!(said(&found.stdout).ends_with("model m: version 1, 2\n"), "{}", said(&found.stdout));
+    // Without trials it is loaded, which does not run it.
+    assert!(check("trial.mode=off").status.success());
+
+    std::fs::write(sandbox.path("swelling.onnx"), swelling().bytes).unwrap();
+    let limit = "trial.memory_limit=300MiB";
+    let published = sandbox.run(&["publish", "swelling", "swelling.onnx", "--registry", &registry, "--set", limit]);
+    let (noted, start) = (said(&published.stderr), "note: the manifest gets no signature: it had ");
+    assert!(published.status.success() && noted.starts_with(start), "{noted}");
+    assert!(noted.contains("of memory, more than its limit of 300.0 MiB, and was killed"), "{noted}");
+}
+
+#[test]
+fn a_manifest_has_the_signature_of_the_files_whatever_settings_lie_beside_them() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    std::fs::create_dir(sandbox.path("net")).unwrap();
+    std::fs::write(sandbox.path("net/model.onnx"), models::identity(DataType::Fp32, &[-1, 4]).bytes).unwrap();
+    let settings = r#"max_batch_size: 8
+input [{ name: "x" data_type: TYPE_FP32 dims: [2, 2] reshape: { shape: [4] } }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [4] }]
+"#;
+    std::fs::write(sandbox.path("net/config.pbtxt"), settings).unwrap();
+    let report: Value = serde_json::from_str(&sandbox.succeed(&["trial", "net", "--json"])).unwrap();
+    let shapes = |signature: &str| report[signature]["inputs"][0]["shape"].clone();
+    assert_eq!((shapes("signature"), shapes("file_signature")), (json!([-1, 2, 2]), json!([-1, 4])), "{report}");
+    let registry = sandbox.registry().display().to_string();
+    for (version, more) in [(1, &[][..]), (2, &["--verify"])] {
+        sandbox.succeed(&[&["publish", "net", "net", "--registry", &registry], more].concat());
+        let manifest = std::fs::read(sandbox.registry().join(format!("net/versions/{version}/manifest.json"))).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        assert_eq!(manifest["signature"]["inputs"][0]["shape"], json!([-1, 4]), "{manifest}");
+    }
+}

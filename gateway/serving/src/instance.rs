@@ -15,6 +15,7 @@ use crate::cost::Cost;
 use crate::error::panicked;
 use crate::flight::Flight;
 use crate::meters::Meters;
+use crate::nan;
 use crate::stats::{RunTimes, Stats};
 
 /// What every instance of a version shares.
@@ -166,6 +167,7 @@ impl Context {
         let parts = split(session, &outputs, batch, rows)?;
         let times = RunTimes { input: joined_at - started, infer: ran_at - joined_at, output: ran_at.elapsed() };
         self.ran(&inputs, rows, &times);
+        self.look_for_nan(parts.iter().flatten());
         Ok((parts, times))
     }
 
@@ -182,6 +184,7 @@ impl Context {
         let times = RunTimes { infer: from.elapsed(), ..RunTimes::default() };
         let outputs = result.inspect_err(|_| self.cost.record_failed(input_bytes(inputs), times.infer))?;
         self.ran(inputs, rows, &times);
+        self.look_for_nan(&outputs);
         Ok(Answer { outputs, queued: Duration::ZERO, times })
     }
 
@@ -189,6 +192,15 @@ impl Context {
         self.cost.record(input_bytes(inputs), times.infer);
         self.stats.ran(rows, times);
         self.meters.ran(rows, times);
+    }
+
+    /// NaN is an answer, and is counted. Takes no lock and allocates nothing.
+    fn look_for_nan<'a>(&self, outputs: impl IntoIterator<Item = &'a Tensor>) {
+        let outputs = nan::count(outputs);
+        if outputs > 0 {
+            self.stats.had_nan(outputs);
+            self.meters.had_nan(outputs);
+        }
     }
 
     /// A panic in a runtime fails the run and not the thread that owns the session.

@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bascule_registry::{FORMAT_UNKNOWN, Generation, Manifest, format_of};
-use bascule_runtime_api::{Device, Footprint, LoadError, LoadOptions, Runtime, Session};
+use bascule_runtime_api::{Device, Footprint, LoadError, LoadOptions, Runtime, Session, Signature};
 use chrono::{DateTime, Utc};
 
 pub(crate) use self::verify::{Surroundings, Verified, VerifyJob, verify};
@@ -29,6 +29,7 @@ use crate::budget::{Budget, DeviceBytes};
 use crate::error::{panicked, with_causes};
 use crate::instance::Interrupters;
 use crate::marks::{Mark, Marks, marked};
+use crate::nan::NanOutputs;
 use crate::reconcile::Files;
 use crate::servable::Batching;
 use crate::state::FailedStep;
@@ -133,6 +134,8 @@ pub(crate) struct Loaded {
 /// Sessions that are made and warm.
 struct Warm {
     sessions: Vec<Box<dyn Session>>,
+    /// What the files say that a session takes and gives, where the settings reshape it.
+    file_signature: Option<Signature>,
     warnings: Vec<String>,
 }
 
@@ -140,6 +143,7 @@ struct Warm {
 pub(crate) struct WarmOne {
     pub(crate) session: Box<dyn Session>,
     pub(crate) loaded_after: Instant,
+    pub(crate) file_signature: Option<Signature>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -159,7 +163,7 @@ pub(crate) fn warm_one(verified: Verified, settings: ModelSettings, files: Files
     let mut warm = aside(WARM_UP_LIMIT, move |limit| warm(&verified, &settings, &files, &|| None, limit, on_warming))?;
     let session = warm.sessions.pop().ok_or_else(|| LoadFailure::new(FailedStep::Loading, "no session was made"))?;
     let loaded_after = loaded.get().copied().unwrap_or_else(Instant::now);
-    Ok(WarmOne { session, loaded_after, warnings: warm.warnings })
+    Ok(WarmOne { session, loaded_after, file_signature: warm.file_signature, warnings: warm.warnings })
 }
 
 /// Whether a version whose files lie in `dir` can be loaded under these settings: makes one session and drops it. Blocks, as long as a
@@ -301,11 +305,15 @@ fn warm(
     if verified.options.intra_op_threads == 1 {
         memory::lower_priority();
     }
+    let mut file_signature = None;
     let mut sessions = guarded(FailedStep::Loading, || {
-        let load = |device: Device| {
+        let mut load = |device: Device| {
             let options = LoadOptions { device, ..verified.options.clone() };
             let load = || verified.runtime.load(files.dir(), &options).map_err(|error| described(&error));
             let session = marked(mark(), load)?;
+            if !settings.reshapes.is_empty() {
+                file_signature = Some(session.signature().clone());
+            }
             reshape::view(session, &settings.reshapes)
         };
         // One after the other on each device in turn, so that callers who come first find them spread.
@@ -323,10 +331,10 @@ fn warm(
     limited.begin(&sessions);
     // Every session of a version warns alike.
     let mut warnings = sessions.first().map(|session| session.warnings()).unwrap_or_default();
-    let mut warned_of_warm_up = false;
+    let (mut warned_of_warm_up, mut nan) = (false, NanOutputs::default());
     for session in &mut sessions {
-        let warned =
-            limited.guarded(FailedStep::Warming, || warmup::warm_up(session.as_mut(), &settings.warmup, limited.is_over()))?;
+        let warned = limited
+            .guarded(FailedStep::Warming, || warmup::warm_up(session.as_mut(), &settings.warmup, limited.is_over(), &mut nan))?;
         if !warned_of_warm_up {
             warned_of_warm_up = warned.is_some();
             warnings.extend(warned);
@@ -334,10 +342,12 @@ fn warm(
     }
     if let (Some(golden), Some(session)) = (&verified.golden, sessions.first_mut()) {
         limited.guarded(FailedStep::Golden, || {
-            golden.compare(session.as_mut(), limited.is_over()).map_err(|cause| LoadFailure::new(FailedStep::Golden, cause))
+            let compared = golden.compare(session.as_mut(), limited.is_over(), &mut nan);
+            compared.map_err(|cause| LoadFailure::new(FailedStep::Golden, cause))
         })?;
     }
-    Ok(Warm { sessions, warnings })
+    warnings.extend(nan.warning());
+    Ok(Warm { sessions, file_signature, warnings })
 }
 
 /// What all sessions take, and of which devices.

@@ -17,6 +17,7 @@ const COMPUTE: &str = "bascule_compute_seconds";
 const TOTAL: &str = "bascule_request_seconds";
 const BATCH: &str = "bascule_batch_size";
 const IN_FLIGHT: &str = "bascule_requests_in_flight";
+const NAN_OUTPUTS: &str = "bascule_nan_outputs_total";
 const SWAPS: &str = "bascule_swaps_total";
 const LOADS: &str = "bascule_load_seconds";
 const DRAINS: &str = "bascule_drain_seconds";
@@ -34,6 +35,11 @@ pub fn describe() {
     metrics::describe_histogram!(TOTAL, Unit::Seconds, "Time from arrival at the version to the answer, of answered requests.");
     metrics::describe_histogram!(BATCH, Unit::Count, "Rows in one run.");
     metrics::describe_gauge!(IN_FLIGHT, Unit::Count, "Requests that wait or run.");
+    metrics::describe_counter!(
+        NAN_OUTPUTS,
+        Unit::Count,
+        "Floating-point outputs of requests with NaN among their first 1,024 elements; later ones are not looked at."
+    );
     metrics::describe_counter!(SWAPS, Unit::Count, "Times that another version became stable, by model.");
     metrics::describe_histogram!(LOADS, Unit::Seconds, "Time from the first byte fetched to ready or failed, by outcome.");
     metrics::describe_histogram!(DRAINS, Unit::Seconds, "Time from leaving the table to the last session dropped.");
@@ -81,6 +87,7 @@ pub(crate) struct Meters {
     total: Histogram,
     batch: Histogram,
     in_flight: Gauge,
+    nan_outputs: Counter,
 }
 
 impl Meters {
@@ -97,6 +104,7 @@ impl Meters {
             total: histogram(TOTAL),
             batch: histogram(BATCH),
             in_flight: metrics::gauge!(IN_FLIGHT, "model" => model.clone(), "version" => version.clone()),
+            nan_outputs: metrics::counter!(NAN_OUTPUTS, "model" => model.clone(), "version" => version.clone()),
         }
     }
 
@@ -113,6 +121,10 @@ impl Meters {
     pub(crate) fn ran(&self, rows: u32, times: &RunTimes) {
         self.compute.record(times.infer.as_secs_f64());
         self.batch.record(f64::from(rows));
+    }
+
+    pub(crate) fn had_nan(&self, outputs: u64) {
+        self.nan_outputs.increment(outputs);
     }
 
     pub(crate) fn in_flight(&self, change: f64) {

@@ -1,6 +1,35 @@
 //! Whether an answer has NaN in it. That is no error, a model may mean it; but nobody should find out by accident.
 
-use bascule_runtime_api::{DataType, Tensor};
+use std::collections::BTreeSet;
+
+use bascule_runtime_api::{DataType, Signature, Tensor};
+
+/// Elements of each output of a request that are looked at, so that a look costs next to nothing beside the run.
+pub(crate) const LOOKED_AT: usize = 1024;
+
+/// The outputs of a version that had NaN before it took traffic.
+#[derive(Debug, Default)]
+pub(crate) struct NanOutputs(BTreeSet<String>);
+
+impl NanOutputs {
+    /// Looks at all that a run gave.
+    pub(crate) fn look(&mut self, signature: &Signature, outputs: &[Tensor]) {
+        let named = signature.outputs.iter().zip(outputs);
+        self.0.extend(named.filter(|(_, output)| has_nan(output, usize::MAX)).map(|(spec, _)| spec.name.clone()));
+    }
+
+    /// What is said of them.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let names: Vec<String> = self.0.iter().map(|name| format!("'{name}'")).collect();
+        let outputs = if names.len() == 1 { "output" } else { "outputs" };
+        (!names.is_empty()).then(|| format!("{outputs} {} had NaN in warm-up runs or golden samples", names.join(", ")))
+    }
+}
+
+/// How many of these have NaN among the elements that are looked at.
+pub(crate) fn count<'a>(outputs: impl IntoIterator<Item = &'a Tensor>) -> u64 {
+    outputs.into_iter().map(|output| u64::from(has_nan(output, LOOKED_AT))).sum()
+}
 
 /// Whether one of the first `limit` elements of a floating-point tensor is NaN. Reads the bytes wherever they lie, and allocates nothing.
 pub(crate) fn has_nan(tensor: &Tensor, limit: usize) -> bool {
@@ -53,6 +82,13 @@ mod tests {
     fn no_more_is_looked_at_than_the_limit() {
         let tensor = Tensor::from_elements([3], &[1.0_f32, 2.0, f32::NAN]).unwrap();
         assert_eq!([2, 3, 4].map(|limit| has_nan(&tensor, limit)), [false, true, true]);
+        let ending_in_nan = |elements: usize| {
+            let all: Vec<f64> = (1..elements).map(|n| n as f64).chain([f64::NAN]).collect();
+            Tensor::from_elements([elements as i64], &all).unwrap()
+        };
+        let outputs =
+            [ending_in_nan(1024), ending_in_nan(1), ending_in_nan(1025), Tensor::from_elements([0], &[0_f32; 0]).unwrap()];
+        assert_eq!(count(&outputs), 2);
         let misaligned = bytes::Bytes::from([&[0], &f32::NAN.to_le_bytes()[..]].concat()).slice(1..);
         assert!(has_nan(&Tensor::new(DataType::Fp32, [1], misaligned).unwrap(), 1));
     }

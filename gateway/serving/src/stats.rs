@@ -89,6 +89,7 @@ pub struct Stats {
     compute: AtomicTimes,
     rows: AtomicU64,
     runs: AtomicU64,
+    nan_outputs: AtomicU64,
     last_ms: AtomicU64,
     in_flight: AtomicU64,
     latency: Histogram,
@@ -124,6 +125,8 @@ pub struct Snapshot {
     pub inference_count: u64,
     /// Runs of a session.
     pub execution_count: u64,
+    /// Outputs of requests that had NaN among their first 1,024 elements.
+    pub nan_outputs: u64,
     /// Unix time of the last run in milliseconds; 0 where there was none.
     pub last_inference_ms: u64,
     /// Requests that are waiting or running.
@@ -197,6 +200,10 @@ impl Stats {
         batch.times.add(times);
     }
 
+    pub(crate) fn had_nan(&self, outputs: u64) {
+        self.nan_outputs.fetch_add(outputs, Ordering::Relaxed);
+    }
+
     /// A copy of everything.
     pub fn snapshot(&self) -> Snapshot {
         let successes = self.successes.load(Ordering::Relaxed);
@@ -209,6 +216,7 @@ impl Stats {
             compute_output: self.compute.output.phase(successes),
             inference_count: self.rows.load(Ordering::Relaxed),
             execution_count: self.runs.load(Ordering::Relaxed),
+            nan_outputs: self.nan_outputs.load(Ordering::Relaxed),
             last_inference_ms: self.last_ms.load(Ordering::Relaxed),
             in_flight: self.in_flight(),
             latency: self.latency.quantiles([0.5, 0.99]),

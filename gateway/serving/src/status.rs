@@ -161,6 +161,9 @@ pub struct VersionStatus {
     pub requests: u64,
     /// Failed requests.
     pub errors: u64,
+    /// Outputs of requests that had NaN among their first 1,024 elements.
+    #[serde(default)]
+    pub nan_outputs: u64,
     /// Requests that wait or run.
     pub in_flight: u64,
     /// Requests that wait.
@@ -288,6 +291,7 @@ impl VersionStatus {
         let snapshot = servable.stats().snapshot();
         self.requests = snapshot.success.count + snapshot.fail.count;
         self.errors = snapshot.fail.count;
+        self.nan_outputs = snapshot.nan_outputs;
         self.in_flight = snapshot.in_flight;
         self.queued = servable.queued() as u64;
         let micros = snapshot.latency.map(|quantiles| quantiles.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)));

@@ -61,6 +61,9 @@ pub struct TrialReport {
     pub device: String,
     /// What it takes and gives.
     pub signature: Signature,
+    /// The same as its files have it, where the settings reshape tensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_signature: Option<Signature>,
     /// From its files to a session, in milliseconds.
     pub load_ms: f64,
     /// Main memory of one session, in bytes: what the process had more of its own after loading and warming it up.
@@ -163,6 +166,7 @@ pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob, gpus: &dyn Gpus) -
         runtime,
         device: session.device().to_string(),
         signature: session.signature().clone(),
+        file_signature: warm.file_signature,
         load_ms,
         memory_bytes,
         peak_bytes: memory_bytes.zip(for_a_moment).map(|(memory, moment)| memory.saturating_add(moment)),

@@ -1,26 +1,29 @@
 //! `bascule check`: is the configuration right, and can what the repository holds be read?
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use bascule_registry::{Generation, ListedModel, Listing, NoProgress, VersionSource};
 use bascule_runtime_api::Runtime;
-use bascule_serving::{ModelSettings, SettingsReader, try_load};
+use bascule_serving::{ModelSettings, SettingsReader, TrialJob, try_load};
 use clap::Args;
 use serde::Serialize;
 
-use crate::compose::{self, Source};
+use crate::compose::{self, Libraries, Source};
 use crate::config::env::Environment;
-use crate::config::{Effective, Entry, help_of, schema, variable_of};
+use crate::config::{Effective, Entry, TrialMode, help_of, schema, variable_of};
+use crate::trial::{self, Limits};
 
 use super::args::ConfigArgs;
 use super::failure::Failure;
 use super::output::{note, print, print_json, rows, table};
+use super::trial::limits;
 use super::{Outcome, in_background, listing};
 
 /// Check the configuration and the repository, and print every setting, its value and where it comes from.
 ///
-/// Every version is fetched and loaded once, one after the other, so this takes as long as that does.
+/// Every version is fetched and tried, one after the other, as `bascule trial` does it, so this takes as long as that does.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  bascule check --config bascule.toml --registry ./models")]
 pub(super) struct Check {
@@ -139,15 +142,33 @@ pub(super) async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -
     found
 }
 
+/// Where versions are loaded to check them.
+struct Loading<'a> {
+    runtimes: &'a [Arc<dyn Runtime>],
+    /// In processes of their own; in this one where there are no trials.
+    apart: Option<(Libraries, Limits)>,
+}
+
+impl Loading<'_> {
+    fn try_out(&self, generation: &Arc<Generation>, settings: ModelSettings, dir: &Path) -> Result<(), String> {
+        let Some((libraries, limits)) = &self.apart else {
+            return try_load(self.runtimes, generation, &settings, dir, compose::gpus().as_ref());
+        };
+        let job = TrialJob::new(Arc::clone(generation), Arc::new(settings), dir);
+        let tried = trial::try_once(&job, libraries, *limits);
+        tried.map(drop).map_err(|failure| format!("{}: {}", failure.step, failure.cause))
+    }
+}
+
 async fn try_version(
     source: &dyn VersionSource,
     generation: &Arc<Generation>,
-    settings: &ModelSettings,
-    runtimes: Option<&[Arc<dyn Runtime>]>,
+    settings: ModelSettings,
+    loading: Option<&Loading<'_>>,
 ) -> Result<(), String> {
     let dir = tempfile::tempdir().map_err(|error| format!("a temporary folder can't be made: {error}"))?;
     source.fetch(generation, dir.path(), &NoProgress).await.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
-    runtimes.map_or(Ok(()), |runtimes| try_load(runtimes, generation, settings, dir.path(), compose::gpus().as_ref()))
+    loading.map_or(Ok(()), |loading| loading.try_out(generation, settings, dir.path()))
 }
 
 impl Found {
@@ -163,7 +184,7 @@ impl Found {
         }
     }
 
-    /// Fetches and loads each version, as a gateway would: what is missing, damaged, or contradicts itself is found here.
+    /// Fetches and tries each version, as a gateway would: what is missing, damaged, or contradicts itself is found here.
     async fn try_versions(
         &mut self,
         effective: &Effective,
@@ -184,12 +205,17 @@ impl Found {
             Ok(source) => source.versions(),
             Err(error) => return self.problems.push(format!("{error:#}")),
         };
+        let apart = match effective.config.trial.mode {
+            TrialMode::Process => Some((Libraries::of(&effective.config), limits(&effective.config))),
+            TrialMode::Off => None,
+        };
+        let loading = Loading { runtimes, apart };
         let versions =
             listing.models.values().flat_map(|model| model.versions.iter().map(move |(number, one)| (model, *number, one)));
         for (model, number, generation) in versions.filter(|(_, _, generation)| !generation.tombstoned) {
             let Ok(settings) = reader(model, Some(number)) else { continue };
             let loadable = !unavailable.contains_key(generation.manifest.format.as_str());
-            if let Err(why) = try_version(source.as_ref(), generation, &settings, loadable.then_some(runtimes)).await {
+            if let Err(why) = try_version(source.as_ref(), generation, settings, loadable.then_some(&loading)).await {
                 self.problems.push(format!("{}: {why}", generation.key));
             }
         }

@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::compose;
 use crate::config::env::{Environment, GATEWAY_VARIABLE};
 use crate::config::{Config, Place};
+use crate::trial::Unread;
 
 use super::args::{ConfigArgs, DEFAULT_GATEWAY, measure, pair};
 use super::failure::Failure;
@@ -26,7 +27,6 @@ use super::trial::{Subject, settings_of, try_files};
 use super::{Outcome, in_background};
 use files::{Chosen, choose};
 use progress::Bar;
-use signature::Unread;
 use wait::{Quorum, gateways, wait_for};
 
 /// Publish a model file, or a folder with one, as a new version.
@@ -136,19 +136,13 @@ impl Publish {
     fn request(&self, config: &Config, environment: &Environment) -> Result<PublishRequest, Failure> {
         let chosen = choose(&self.path, self.entrypoint.as_deref(), self.format.as_deref(), self.golden.as_deref())?;
         let declared = self.signature.as_deref().map(signature::declared).transpose()?;
-        if self.verify {
-            self.verify(config, &chosen, declared.as_ref())?;
-        }
-        let Chosen { files, entrypoint, format, golden } = chosen;
-        let signature = match signature::read(config, &self.path, &entrypoint, &format, declared.clone()) {
-            Ok(signature) => Some(signature),
-            Err(Unread::Lacks(missing)) => return Err(self.lacks(&entrypoint, &missing)),
-            Err(Unread::Reason(reason)) => {
-                let fate = if declared.is_some() { "gets the signature as it is declared" } else { "gets no signature" };
-                note(format!("note: the manifest {fate}: {reason}"));
-                declared
-            }
+        let settings = if self.verify { settings_of(&self.path) } else { None };
+        let subject = Subject { name: self.model.clone(), settings, named: false, declared: declared.as_ref() };
+        let signature = match self.verify {
+            true => Some(self.verify(config, &chosen, &subject)?),
+            false => self.signature(config, &chosen, &subject)?,
         };
+        let Chosen { files, entrypoint, format, golden } = chosen;
         let signature =
             signature.map(|signature| serde_json::to_value(signature).context("can't write the signature")).transpose()?;
         Ok(PublishRequest {
@@ -172,18 +166,30 @@ impl Publish {
 }
 
 impl Publish {
-    /// Has it tried under the settings beside it.
-    fn verify(&self, config: &Config, chosen: &Chosen, declared: Option<&Signature>) -> Outcome {
-        let (name, settings) = (self.model.clone(), settings_of(&self.path));
-        let subject = Subject { name, settings, named: false, declared };
-        let report = try_files(config, &self.path, chosen, &subject)?;
+    /// Has it tried under the settings beside it; its signature as its files have it.
+    fn verify(&self, config: &Config, chosen: &Chosen, subject: &Subject<'_>) -> Result<Signature, Failure> {
+        let report = try_files(config, &self.path, chosen, subject)?;
         note(format!(
             "passed its trial: {}, loaded in {:.0} ms, {} of memory",
             report.runtime,
             report.load_ms,
             or_dash(report.memory_bytes, bytes)
         ));
-        Ok(())
+        Ok(report.file_signature.unwrap_or(report.signature))
+    }
+
+    /// Its signature, where it can be read here; else the one that is declared.
+    fn signature(&self, config: &Config, chosen: &Chosen, subject: &Subject<'_>) -> Result<Option<Signature>, Failure> {
+        match signature::read(config, &self.path, chosen, subject) {
+            Ok(signature) => Ok(Some(signature)),
+            Err(Unread::Lacks(missing)) => Err(self.lacks(&chosen.entrypoint, &missing)),
+            Err(Unread::Reason(reason)) => {
+                let declared = subject.declared;
+                let fate = if declared.is_some() { "gets the signature as it is declared" } else { "gets no signature" };
+                note(format!("note: the manifest {fate}: {reason}"));
+                Ok(declared.cloned())
+            }
+        }
     }
 
     /// The model reads a file that would not be published.

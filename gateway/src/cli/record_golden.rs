@@ -87,6 +87,9 @@ impl RecordGolden {
         // Samples that are there already are not looked at: they are what is made anew.
         let chosen = choose(&self.path, self.entrypoint.as_deref(), self.format.as_deref(), None)?;
         let chosen = Chosen { golden: None, ..chosen };
+        if is_model(&target, &chosen) {
+            return Err(Failure::usage(format!("--output: {} is the model itself", target.display())));
+        }
         let plan = self.plan()?;
         let subject = Subject::at(&self.path, self.settings.as_deref());
         let prepared = prepare(&effective.config, &self.path, &chosen, &subject)?;
@@ -131,7 +134,11 @@ impl RecordGolden {
         }
         for output in &recorded.outputs {
             let (spec, tolerance) = (&output.spec, output.tolerance);
-            let tolerance = tolerance.map_or_else(|| "the usual tolerance".to_owned(), |number| format!("tolerance {number}"));
+            let tolerance = match tolerance {
+                Some(number) => format!("tolerance {number}"),
+                None if spec.datatype.is_float() => "the usual tolerance".to_owned(),
+                None => "exactly".to_owned(),
+            };
             facts.add_row(["output", &format!("{} {} {:?}, {tolerance}", spec.name, spec.datatype, spec.shape)]);
         }
         for warning in &recorded.warnings {
@@ -152,6 +159,12 @@ impl RecordGolden {
             Err(_) => format!("cp {} {} && {publish}", quoted(target), quoted(&self.path.join(GOLDEN))),
         }
     }
+}
+
+/// Whether writing to `target` would destroy the model.
+fn is_model(target: &Path, chosen: &Chosen) -> bool {
+    let model = chosen.files.iter().find(|(name, _)| *name == chosen.entrypoint).and_then(|(_, file)| file.canonicalize().ok());
+    model.is_some() && target.canonicalize().ok() == model
 }
 
 /// What scripts read.
@@ -221,6 +234,17 @@ mod tests {
         assert_eq!(text(), "three");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file is left");
         assert!(write(&folder.path().join("none/golden.json"), "", true).unwrap_err().text().starts_with("error: can't write "));
+    }
+
+    #[test]
+    fn the_model_itself_is_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("model.onnx"), "").unwrap();
+        std::fs::write(at("golden.json"), "").unwrap();
+        let chosen = choose(folder.path(), None, None, None).unwrap();
+        assert!(is_model(&at("../").join(folder.path()).join("model.onnx"), &chosen));
+        assert!(!is_model(&at("golden.json"), &chosen) && !is_model(&at("new.json"), &chosen));
     }
 
     #[test]

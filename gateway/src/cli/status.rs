@@ -144,6 +144,9 @@ fn notes(status: &Status) -> Vec<String> {
                 notes.push(format!("{name} version {number} failed at {step}: {cause}{}", retry.unwrap_or_default()));
             }
             notes.extend(version.warnings.iter().map(|warning| format!("{name} version {number}: warning: {warning}")));
+            if version.nan_outputs > 0 {
+                notes.push(format!("{name} version {number}: NaN in outputs of requests: {}", version.nan_outputs));
+            }
         }
     }
     notes
@@ -167,7 +170,7 @@ mod tests {
             (ready.version, ready.state, ready.stage) = (1, "READY".into(), "ready".into());
             (ready.role, ready.traffic_bp, ready.device) = (Some("stable".into()), 9_950, Some("cpu".into()));
             (ready.memory_bytes, ready.requests, ready.errors) = (Some(2 << 20), 10, 1);
-            (ready.p50_us, ready.p99_us) = (Some(90), Some(1_500));
+            (ready.p50_us, ready.p99_us, ready.nan_outputs) = (Some(90), Some(1_500), 3);
         });
         let failed = version(|failed| {
             (failed.version, failed.state, failed.stage) = (2, "UNAVAILABLE".into(), "failed".into());
@@ -187,6 +190,7 @@ mod tests {
         assert_eq!(lines[2], ["m", "1", "READY", "stable", "99.5%", "cpu", "~2.0", "MiB", "10", "1", "90", "µs", "1.5", "ms"]);
         assert_eq!(lines[3], ["m", "2", "UNAVAILABLE", "(failed)", "-", "0%", "-", "-", "0", "0", "-", "-"]);
         assert!(text.contains("\nm version 2 failed at loading: not a model"), "{text}");
+        assert!(text.contains("\nm version 1: NaN in outputs of requests: 3"), "{text}");
         assert!(text.contains("\nm: rejected until `bascule rollout clear m`: version 3"), "{text}");
         assert!(shown(&Status::default()).ends_with("no models"));
     }

@@ -119,15 +119,20 @@ pub(super) struct Prepared {
 
 /// Puts the files at `path` in place, and reads the settings that belong to them.
 pub(super) fn prepare(config: &Config, path: &Path, chosen: &Chosen, subject: &Subject<'_>) -> Result<Prepared, Failure> {
+    let Prepared { job, limits, _staged } = bare(config, path, chosen, subject)?;
+    let settings = read_settings(config, &job.generation, subject)?;
+    Ok(Prepared { job: TrialJob { settings: Arc::new(settings), ..job }, limits, _staged })
+}
+
+/// The same without settings.
+pub(super) fn bare(config: &Config, path: &Path, chosen: &Chosen, subject: &Subject<'_>) -> Result<Prepared, Failure> {
     let staged = chosen.staged(path).with_context(|| format!("can't put {} aside", path.display()))?;
-    let generation = Arc::new(generation(chosen, subject)?);
-    let settings = read_settings(config, &generation, subject)?;
-    let job = TrialJob::new(generation, Arc::new(settings), staged.dir());
+    let job = TrialJob::new(Arc::new(generation(chosen, subject)?), Arc::default(), staged.dir());
     Ok(Prepared { job, limits: limits(config), _staged: staged })
 }
 
 /// How far a process may go in which a command loads a version.
-fn limits(config: &Config) -> Limits {
+pub(super) fn limits(config: &Config) -> Limits {
     let memory_bytes = config.trial.memory_limit.map_or(DEFAULT_MEMORY_BYTES, |ByteCount(bytes)| bytes);
     Limits { timeout: config.trial.timeout, memory_bytes }
 }

@@ -10,7 +10,7 @@ use bascule_runtime_api::Runtime;
 use bascule_serving::{TrialFailure, examine, record};
 use serde::Serialize;
 
-use super::{Answer, Answered, Task, Told};
+use super::{Answer, Answered, Task, Told, signature};
 use crate::compose::{self, Libraries};
 
 /// How readily the system ends this process where memory runs out: before all others.
@@ -56,6 +56,8 @@ fn answer(told: &Told, runtimes: &[Arc<dyn Runtime>], answers: &mut File) -> Res
     let gpus = compose::gpus();
     match &told.task {
         Task::Examine => say(examine(runtimes, &told.job, gpus.as_ref()), answers),
+        // Whether the file has one is an answer, too.
+        Task::ReadSignature => say(Ok(signature::read(runtimes, &told.job)), answers),
         Task::Record(plan) => say(record(runtimes, &told.job, plan, gpus.as_ref()), answers),
     }
 }

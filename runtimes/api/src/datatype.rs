@@ -77,6 +77,11 @@ impl DataType {
         }
     }
 
+    /// Whether elements are floating-point numbers, among which are NaN and infinities.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64)
+    }
+
     /// Alignment in bytes that a typed view of the elements needs.
     pub const fn alignment(self) -> usize {
         match self.element_bytes() {

@@ -183,3 +183,19 @@ fn runs_that_fail_or_are_stopped_keep_their_size_from_running_inline() {
         }
     }
 }
+
+#[test]
+fn answers_with_nan_are_given_and_counted_by_request() {
+    let context = context();
+    let (mut requests, mut callers) = batch([1, 2, 1], None);
+    let nan = |rows: usize| Tensor::from_elements([rows as i64, 2], &vec![f32::NAN; 2 * rows]).unwrap();
+    requests[0].inputs = Inputs::from_iter([nan(1)]);
+    requests[1].inputs = Inputs::from_iter([nan(2)]);
+    assert_eq!(run(&context, requests, |_, _| Ok(())), [4]);
+    assert!(callers.iter_mut().all(|caller| caller.answered().is_ok()));
+    assert_eq!(context.stats.snapshot().nan_outputs, 2);
+    let (mut alone, _callers) = batch([1], None);
+    alone[0].inputs = Inputs::from_iter([nan(1)]);
+    assert_eq!(run(&context, alone, |_, _| Ok(())), [1]);
+    assert_eq!(context.stats.snapshot().nan_outputs, 3);
+}

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use self::difference::difference;
 use crate::error::with_causes;
+use crate::nan::NanOutputs;
 
 pub(crate) use self::record::record;
 pub use self::record::{Asked, AskedInputs, RecordPlan, RecordedOutput, Recording};
@@ -92,22 +93,23 @@ impl Golden {
         Ok(Golden { samples: samples.collect::<Result<_, String>>()? })
     }
 
-    /// Runs every sample; none begins once `is_over` is set.
+    /// Runs every sample; none begins once `is_over` is set. What has NaN is noted, and no error where it was recorded so.
     ///
     /// # Errors
     /// The first answer that differs: the sample, the output, the element, what was expected and what came.
-    pub(super) fn compare(&self, session: &mut dyn Session, is_over: &AtomicBool) -> Result<(), String> {
+    pub(super) fn compare(&self, session: &mut dyn Session, is_over: &AtomicBool, nan: &mut NanOutputs) -> Result<(), String> {
         let context = RunContext { cancelled: Some(is_over), ..RunContext::default() };
         self.samples.iter().enumerate().try_for_each(|(index, sample)| {
-            sample.compare(session, &context).map_err(|error| format!("golden sample {index}: {error}"))
+            sample.compare(session, &context, nan).map_err(|error| format!("golden sample {index}: {error}"))
         })
     }
 }
 
 impl Sample {
-    fn compare(&self, session: &mut dyn Session, context: &RunContext<'_>) -> Result<(), String> {
+    fn compare(&self, session: &mut dyn Session, context: &RunContext<'_>, nan: &mut NanOutputs) -> Result<(), String> {
         let signature = session.signature().clone();
         let outputs = run(session, &signature, &self.inputs, context)?;
+        nan.look(&signature, &outputs);
         for (name, expected) in &self.outputs {
             let position = signature.outputs.iter().position(|spec| spec.name == *name);
             let got =

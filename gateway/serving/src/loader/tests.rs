@@ -12,7 +12,6 @@ use crate::testing::{constant, folder, generation, minute, name};
 use crate::trial::{Trial, TrialJob, TrialReport};
 use crate::{Devices, Gpu};
 use crate::{WarmupContent, WarmupInput, WarmupSample};
-use bascule_runtime_api::Signature;
 
 /// A version on disk, ready to be verified.
 struct Fixture {
@@ -281,6 +280,23 @@ fn golden_samples_decide() {
         (failure.step, failure.cause.as_str()),
         (FailedStep::Golden, "golden sample 0: output 'y': element 0: expected 8, got 7")
     );
+}
+
+#[test]
+fn nan_before_any_traffic_is_a_warning() {
+    let spec = |name: &str| TensorSpec::new(name, DataType::Fp32, [1, 2]);
+    let mut fixture = fixture(&FakeModel::new(FakeOp::Identity, vec![spec("x")], vec![spec("y")]));
+    let expected = ["output 'y' had NaN in warm-up runs or golden samples"];
+    fixture.settings.instances = 2;
+    fixture.settings.warmup = vec![warm_up("x", [1.0, f32::NAN])];
+    assert_eq!(fixture.load().unwrap().warnings, expected);
+    fixture.settings.warmup = vec![warm_up("x", [1.0, 2.0])];
+    assert!(fixture.load().unwrap().warnings.is_empty());
+    fixture.manifest().golden = Some("golden.json".to_owned());
+    let tensor = r#"{"datatype": "FP32", "shape": [1, 2], "data": ["NaN", 1]}"#;
+    let golden = format!(r#"{{"schema": 1, "samples": [{{"inputs": {{"x": {tensor}}}, "outputs": {{"y": {tensor}}}}}]}}"#);
+    std::fs::write(fixture.dir.path().join("golden.json"), golden).unwrap();
+    assert_eq!(fixture.load().unwrap().warnings, expected);
 }
 
 #[test]

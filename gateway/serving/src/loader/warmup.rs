@@ -12,12 +12,13 @@ use bascule_runtime_api::{AlignedBuffer, DataType, RunContext, Session, Tensor, 
 use super::LoadFailure;
 use crate::WarmupSample;
 use crate::error::with_causes;
+use crate::nan::NanOutputs;
 use crate::state::FailedStep;
 
 /// Made-up inputs are not larger than this together.
 const MAX_GENERATED_BYTES: usize = 256 << 20;
 
-/// Runs the samples, or one of our own; what comes back is worth a warning. No run begins once `is_over` is set.
+/// Runs the samples, or one of our own; what comes back is worth a warning. No run begins once `is_over` is set. What has NaN is noted.
 ///
 /// # Errors
 /// A configured sample failed, or does not fit the signature.
@@ -25,16 +26,18 @@ pub(super) fn warm_up(
     session: &mut dyn Session,
     samples: &[WarmupSample],
     is_over: &AtomicBool,
+    nan: &mut NanOutputs,
 ) -> Result<Option<String>, LoadFailure> {
     let context = RunContext { cancelled: Some(is_over), ..RunContext::default() };
     if samples.is_empty() {
-        return Ok(generated(session, &context).err().map(|cause| format!("no warm-up: {cause}")));
+        return Ok(generated(session, &context, nan).err().map(|cause| format!("no warm-up: {cause}")));
     }
     for sample in samples {
         let failure = |cause: String| LoadFailure::new(FailedStep::Warming, format!("warm-up '{}': {cause}", sample.name));
         let inputs = ordered(session, sample).map_err(failure)?;
         for _ in 0..sample.count {
-            session.run(&inputs, &context).map_err(|error| failure(with_causes(&error)))?;
+            let outputs = session.run(&inputs, &context).map_err(|error| failure(with_causes(&error)))?;
+            nan.look(session.signature(), &outputs);
         }
     }
     Ok(None)
@@ -56,9 +59,11 @@ fn ordered(session: &dyn Session, sample: &WarmupSample) -> Result<Vec<Tensor>, 
 }
 
 /// One run of zeros and empty strings.
-fn generated(session: &mut dyn Session, context: &RunContext<'_>) -> Result<(), String> {
+fn generated(session: &mut dyn Session, context: &RunContext<'_>, nan: &mut NanOutputs) -> Result<(), String> {
     let inputs = made_up(session, 1)?;
-    session.run(&inputs, context).map(drop).map_err(|error| format!("a run with zeros failed: {}", with_causes(&error)))
+    let outputs = session.run(&inputs, context).map_err(|error| format!("a run with zeros failed: {}", with_causes(&error)))?;
+    nan.look(session.signature(), &outputs);
+    Ok(())
 }
 
 /// Zeros and empty strings for so many rows; every other open dimension is 1.

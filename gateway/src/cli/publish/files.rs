@@ -119,7 +119,7 @@ fn entrypoint(files: &[&str], named: Option<&str>) -> Result<String, Failure> {
 }
 
 /// A folder with these files and nothing else.
-pub(super) fn alone(path: &Path, files: &[(String, PathBuf)]) -> io::Result<tempfile::TempDir> {
+fn alone(path: &Path, files: &[(String, PathBuf)]) -> io::Result<tempfile::TempDir> {
     // Beside the model, where that can be: there a link costs nothing, and a model may be larger than what is free for temporary files.
     let model = path.canonicalize()?;
     let beside = model.parent().map(|parent| tempfile::Builder::new().prefix(".bascule-").tempdir_in(parent));

@@ -1,29 +1,16 @@
 //! The signature of a model that is to be published, read by the runtime that will serve it, out of the files that are published.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
-use bascule_runtime_api::{LoadError, LoadOptions, Signature};
+use bascule_runtime_api::Signature;
 
+use super::files::Chosen;
 use crate::cli::failure::Failure;
-use crate::compose;
-use crate::config::{Config, declared_signature};
-
-/// Why a model has no signature.
-#[derive(Debug)]
-pub(super) enum Unread {
-    /// It can't be read here; whoever serves it may be able to.
-    Reason(String),
-    /// The model needs a file that is not published with it: nobody could serve it.
-    Lacks(PathBuf),
-}
-
-impl From<String> for Unread {
-    fn from(reason: String) -> Unread {
-        Unread::Reason(reason)
-    }
-}
+use crate::cli::trial::{Subject, bare};
+use crate::compose::{self, Libraries};
+use crate::config::{Config, TrialMode, declared_signature};
+use crate::trial::{self, Unread};
 
 /// The signature in a file: JSON, or a `model.toml`.
 pub(super) fn declared(file: &Path) -> Result<Signature, Failure> {
@@ -39,40 +26,20 @@ pub(super) fn declared(file: &Path) -> Result<Signature, Failure> {
     })
 }
 
-/// Loads the model at `path`, a file or a folder, under this declaration, and asks for its signature. Has to run before the program starts threads.
+/// Has the model at `path`, a file or a folder, loaded under its declaration, and asks for its signature. That happens in a process of its
+/// own: whatever the model does, it does not take this one with it.
 ///
 /// A single file is loaded on its own: what lies beside it is not published.
-pub(super) fn read(
-    config: &Config,
-    path: &Path,
-    entrypoint: &str,
-    format: &str,
-    declared: Option<Signature>,
-) -> Result<Signature, Unread> {
+pub(super) fn read(config: &Config, path: &Path, chosen: &Chosen, subject: &Subject<'_>) -> Result<Signature, Unread> {
+    // Opens no library. Without a runtime no process is needed to say so.
     let runtimes = compose::runtimes(config);
-    let runtime =
-        runtimes.iter().find(|runtime| runtime.format() == format).ok_or(format!("this program has no runtime for {format}"))?;
-    let (folder, _alone) = match path.is_dir() {
-        true => (path.to_owned(), None),
-        false => {
-            let alone = super::files::alone(path, &[(entrypoint.to_owned(), path.to_owned())])
-                .map_err(|error| format!("can't put {entrypoint} aside: {error}"))?;
-            (alone.path().to_owned(), Some(alone))
-        }
-    };
-    let options = LoadOptions { entrypoint: entrypoint.into(), intra_op_threads: 1, declared, ..LoadOptions::default() };
-    // Needs no library, and reads which files belong to the model.
-    runtime.estimate(&folder, &options).map_err(|error| unread(error, entrypoint))?;
-    let session = runtime.load(&folder, &options).map_err(|error| unread(error, entrypoint))?;
-    Ok(session.signature().clone())
-}
-
-fn unread(error: LoadError, entrypoint: &str) -> Unread {
-    match error {
-        LoadError::Io { path, source } if source.kind() == io::ErrorKind::NotFound && path != Path::new(entrypoint) => {
-            Unread::Lacks(path)
-        }
-        other => Unread::Reason(other.to_string()),
+    if !runtimes.iter().any(|runtime| runtime.format() == chosen.format) {
+        return Err(format!("this program has no runtime for {}", chosen.format).into());
+    }
+    let bare = bare(config, path, chosen, subject).map_err(|failure| failure.summary())?;
+    match config.trial.mode {
+        TrialMode::Off => trial::signature_here(&runtimes, &bare.job),
+        TrialMode::Process => trial::signature_once(&bare.job, &Libraries::of(config), bare.limits),
     }
 }
 
@@ -81,6 +48,7 @@ mod tests {
     use bascule_onnx_writer::Graph;
     use bascule_runtime_api::DataType;
 
+    use super::super::files::choose;
     use super::*;
     use crate::config::env::Environment;
     use crate::config::{Given, load};
@@ -92,12 +60,18 @@ mod tests {
 
     #[test]
     fn weights_that_are_not_published_are_missed_although_they_lie_beside_the_file() {
-        let config = load(&Given::default(), &Environment::default()).unwrap().config;
+        // The program that a process of its own would run is this test.
+        let given = Given { sets: vec!["trial.mode=off".to_owned()], ..Given::default() };
+        let config = load(&given, &Environment::default()).unwrap().config;
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("model.onnx");
         std::fs::write(&file, model()).unwrap();
         std::fs::write(folder.path().join("model.onnx.data"), [0; 8]).unwrap();
-        let lacks = |path: &Path| match read(&config, path, "model.onnx", "onnx", None) {
+        let read = |path: &Path| {
+            let chosen = choose(path, Some("model.onnx"), None, None).unwrap();
+            read(&config, path, &chosen, &Subject::at(path, None))
+        };
+        let lacks = |path: &Path| match read(path) {
             Err(Unread::Lacks(missing)) => Some(missing),
             // Where the library is not there the signature stays unread; nothing is missed.
             Ok(_) | Err(Unread::Reason(_)) => None,

@@ -62,7 +62,7 @@ pub(super) fn difference(expected: &Tensor, got: &Tensor, tolerance: Option<f64>
         let shown = |string: &[u8]| format!("{:?}", String::from_utf8_lossy(string));
         return Some(Difference { element: Some(index), ..Difference::whole(shown(expected), shown(got)) });
     }
-    let index = if tolerance.is_none() && !is_float(expected.datatype()) {
+    let index = if tolerance.is_none() && !expected.datatype().is_float() {
         first_unequal(expected, got)?
     } else {
         let mut pairs = numbers(expected).into_iter().zip(numbers(got));
@@ -71,10 +71,6 @@ pub(super) fn difference(expected: &Tensor, got: &Tensor, tolerance: Option<f64>
     let (expected, got) = (number(expected, index)?, number(got, index)?);
     let apart = Some((expected.value - got.value).abs()).filter(|apart| apart.is_finite());
     Some(Difference { element: Some(index), expected: expected.text, got: got.text, apart, tolerance })
-}
-
-pub(super) fn is_float(datatype: DataType) -> bool {
-    matches!(datatype, DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64)
 }
 
 /// Bit for bit: the largest integers have no exact form as floating-point numbers. Every byte but 0 means true.

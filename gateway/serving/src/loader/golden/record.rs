@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bascule_runtime_api::{RunContext, Session, Signature, Tensor, TensorSpec};
 use serde::{Deserialize, Serialize};
 
-use super::difference::{BetweenRuns, difference, is_float};
+use super::difference::{BetweenRuns, difference};
 use super::{GoldenTensor, MAX_GOLDEN_BYTES, SCHEMA, StoredSample};
 use crate::TrialFailure;
 use crate::nan::has_nan;
@@ -129,7 +129,7 @@ fn chosen(signature: &Signature, plan: &RecordPlan) -> Result<Vec<RecordedOutput
     }
     let outputs = signature.outputs.iter().filter(|spec| only.is_empty() || only.contains(&spec.name));
     let outputs = outputs.map(|spec| {
-        let general = plan.tolerance.filter(|_| is_float(spec.datatype));
+        let general = plan.tolerance.filter(|_| spec.datatype.is_float());
         RecordedOutput { spec: spec.clone(), tolerance: plan.tolerances.get(&spec.name).copied().or(general), nan_samples: 0 }
     });
     Ok(outputs.collect())

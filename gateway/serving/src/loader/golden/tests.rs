@@ -25,7 +25,10 @@ fn check(datatype: &str, shape: &str, input: &str, output: &str, more: &str) -> 
     let options = LoadOptions { entrypoint: ENTRYPOINT.into(), ..LoadOptions::default() };
     let mut session = FakeRuntime::new().load(dir.path(), &options).unwrap();
     let golden = parse(&sample(datatype, shape, input, output, more)).unwrap();
-    golden.compare(session.as_mut(), &AtomicBool::new(false)).err().unwrap_or_else(|| "equal".to_owned())
+    golden
+        .compare(session.as_mut(), &AtomicBool::new(false), &mut NanOutputs::default())
+        .err()
+        .unwrap_or_else(|| "equal".to_owned())
 }
 
 #[test]
@@ -72,7 +75,9 @@ fn what_does_not_belong_to_the_model_is_named() {
     ));
     let options = LoadOptions { entrypoint: ENTRYPOINT.into(), ..LoadOptions::default() };
     let mut session = FakeRuntime::new().load(dir.path(), &options).unwrap();
-    let mut compare = |text: &str| parse(text).unwrap().compare(session.as_mut(), &AtomicBool::new(false)).unwrap_err();
+    let mut compare = |text: &str| {
+        parse(text).unwrap().compare(session.as_mut(), &AtomicBool::new(false), &mut NanOutputs::default()).unwrap_err()
+    };
     assert_eq!(compare(&sample("FP32", "[1]", "[1]", "[1]", "")), "golden sample 0: it has no input 'a'");
     let tensor = r#"{"datatype": "FP32", "shape": [1], "data": [1]}"#;
     let with =

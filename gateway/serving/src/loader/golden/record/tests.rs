@@ -6,6 +6,7 @@ use bascule_runtime_fake::{FakeModel, FakeOp, FakeRuntime};
 
 use super::super::Golden;
 use super::*;
+use crate::nan::NanOutputs;
 use crate::testing::{ENTRYPOINT, folder};
 
 /// A model whose outputs are its inputs.
@@ -48,7 +49,7 @@ fn what_is_recorded_is_what_a_version_is_compared_with() {
     let tolerances: Vec<_> = recorded.outputs.iter().map(|output| (output.spec.name.as_str(), output.tolerance)).collect();
     assert_eq!((recorded.samples, tolerances), (1, vec![("x", Some(0.25)), ("n", None)]));
     let golden = Golden::parse(recorded.text.as_bytes()).unwrap();
-    assert_eq!(golden.compare(session.as_mut(), &AtomicBool::new(false)), Ok(()));
+    assert_eq!(golden.compare(session.as_mut(), &AtomicBool::new(false), &mut NanOutputs::default()), Ok(()));
     let changed = Golden::parse(
         recorded
             .text
@@ -56,7 +57,7 @@ fn what_is_recorded_is_what_a_version_is_compared_with() {
             .replace("[1.5]}},\"outputs", "[1.8]}},\"outputs")
             .as_bytes(),
     );
-    let error = changed.unwrap().compare(session.as_mut(), &AtomicBool::new(false)).unwrap_err();
+    let error = changed.unwrap().compare(session.as_mut(), &AtomicBool::new(false), &mut NanOutputs::default()).unwrap_err();
     assert!(error.starts_with("golden sample 0: output 'x': element 0: expected 1.5, got 1.79"), "{error}");
 }
 
@@ -105,7 +106,11 @@ fn nan_and_infinity_are_recorded_and_compared_and_nan_is_told() {
     let recorded = record(session.as_mut(), &plan).unwrap();
     assert_eq!(recorded.warnings, ["output 'x' has NaN in 1 of 2 samples"]);
     let compare = |session: &mut dyn Session, text: &str| {
-        Golden::parse(text.as_bytes()).unwrap().compare(session, &AtomicBool::new(false)).err().unwrap_or_default()
+        Golden::parse(text.as_bytes())
+            .unwrap()
+            .compare(session, &AtomicBool::new(false), &mut NanOutputs::default())
+            .err()
+            .unwrap_or_default()
     };
     assert_eq!(compare(session.as_mut(), &recorded.text), "");
     let (before, answers) = recorded.text.split_once("\"outputs\"").unwrap();
