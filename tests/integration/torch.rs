@@ -61,9 +61,18 @@ fn infer(gateway: &Gateway, model: &str, inputs: &Value) -> Value {
 }
 
 fn by_torch(gateway: &Gateway, part: usize) -> f64 {
+    by(gateway, "vad_torch", part)
+}
+
+/// The same network, and as it was written: neither frozen nor in inference mode.
+fn as_written(gateway: &Gateway, part: usize) -> f64 {
+    by(gateway, "vad_as_written", part)
+}
+
+fn by(gateway: &Gateway, model: &str, part: usize) -> f64 {
     let inputs =
         json!([input("x", "FP32", &json!([1, PART]), &json!(samples(part))), input("sr", "INT64", &json!([]), &json!([RATE]))]);
-    infer(gateway, "vad_torch", &inputs)["outputs"][0]["data"][0].as_f64().unwrap()
+    infer(gateway, model, &inputs)["outputs"][0]["data"][0].as_f64().unwrap()
 }
 
 /// What ONNX Runtime says, and the state to tell next.
@@ -91,9 +100,13 @@ fn one_network_says_the_same_in_both_runtimes_of_one_process() {
     };
     sandbox.write("vad_torch/1/model.pt", &script.bytes);
     sandbox.write("vad_torch/model.toml", SIGNATURE);
+    sandbox.write("vad_as_written/1/model.pt", &script.bytes);
+    let plain = "[runtime]\nFREEZE = \"off\"\nINFERENCE_MODE = \"false\"\n";
+    sandbox.write("vad_as_written/model.toml", format!("{plain}{SIGNATURE}"));
     sandbox.plain("vad_onnx", 1, &onnx);
     let gateway = sandbox.serve().ready();
     gateway.wait_version("vad_torch", 1);
+    gateway.wait_version("vad_as_written", 1);
     gateway.wait_version("vad_onnx", 1);
     let metadata = get(gateway.http, "/v2/models/vad_torch").json();
     assert_eq!(
@@ -106,12 +119,14 @@ fn one_network_says_the_same_in_both_runtimes_of_one_process() {
         let (expected, next) = by_onnx(&gateway, part, &state);
         let found = by_torch(&gateway, part);
         assert!((found - expected).abs() < TOLERANCE, "part {part}: {found} by libtorch, {expected} by onnx runtime");
+        let written = as_written(&gateway, part);
+        assert!((found - written).abs() < TOLERANCE, "part {part}: {found}, {written} as it was written");
         state = next;
     }
     let status = get(gateway.admin, "/admin/v1/status").json();
     let runtimes: Vec<&str> =
         status["models"].as_array().unwrap().iter().map(|model| model["versions"][0]["runtime"].as_str().unwrap()).collect();
-    assert!(runtimes[0].starts_with("onnxruntime 1.") && runtimes[1].starts_with("torch 2."), "{runtimes:?}");
+    assert!(runtimes[0].starts_with("torch 2.") && runtimes[1].starts_with("onnxruntime 1."), "{runtimes:?}");
     // Sizes that the network refuses are told as what they are, and the next request is answered.
     let wrong = json!([input("x", "FP32", &json!([1, 3]), &json!([0, 0, 0])), input("sr", "INT64", &json!([]), &json!([RATE]))]);
     let refused = post(gateway.http, "/v2/models/vad_torch/infer", &json!({ "inputs": wrong }));

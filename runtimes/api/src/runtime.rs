@@ -181,6 +181,11 @@ pub trait Session: Send {
 
     /// The device that really runs.
     fn device(&self) -> Device;
+
+    /// What was found while loading and is no error, for the log: a runtime that is a plugin has none of its own.
+    fn remarks(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// A library that executes models of one format. Calls block.

@@ -14,6 +14,7 @@ mod module;
 mod runtime;
 mod session;
 mod settings;
+mod shim;
 mod signature;
 mod value;
 

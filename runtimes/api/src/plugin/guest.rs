@@ -113,8 +113,8 @@ unsafe extern "C" fn load(
         answer(error, || {
             let options: LoadOptions = read(options.bytes())?;
             let made: OwnSession = runtime.load(path(dir.bytes()), &options)?;
-            let signature = made.signature().clone();
-            described.write(json(&Described { signature, footprint: made.footprint(), device: made.device() }));
+            let (signature, remarks) = (made.signature().clone(), made.remarks().to_vec());
+            described.write(json(&Described { signature, footprint: made.footprint(), device: made.device(), remarks }));
             *session = Box::into_raw(Box::new(made)).cast();
             Ok(())
         })

@@ -24,6 +24,9 @@ pub struct Described {
     pub footprint: Footprint,
     /// The device that really runs.
     pub device: Device,
+    /// What the log is to say of the load.
+    #[serde(default)]
+    pub remarks: Vec<String>,
 }
 
 /// A [`LoadError`] without what can't cross: an error of the system is what it says.
