@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -14,11 +15,19 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/ir/ir.h>
+#include <torch/csrc/jit/ir/scope.h>
 
 namespace {
 
+using torch::jit::AttributeKind;
+using torch::jit::Block;
+using torch::jit::Function;
+using torch::jit::Graph;
+using torch::jit::InlinedCallStack;
 using torch::jit::IValue;
 using torch::jit::Module;
+using torch::jit::Node;
 
 // A text that can't be allocated leaves nothing to tell the error with.
 char* said(const char* what) {
@@ -43,6 +52,28 @@ char* guarded(Work work) noexcept {
   }
 }
 
+// Freezing inlines methods and then frees them, but the nodes that came out of them go on pointing to them: an error that such a node
+// raises would read what was freed, to tell where it was. From now on they came out of a function that lives as long as they do.
+void point_to(Function* living, Block* block) {
+  for (Node* node : block->nodes()) {
+    if (const auto inlined = node->callstack()) {
+      node->setCallStack(c10::make_intrusive<InlinedCallStack>(living, (*inlined)->source_range()));
+    }
+    for (Block* inner : node->blocks()) {
+      point_to(living, inner);
+    }
+    for (const auto name : node->attributeNames()) {
+      if (node->kindOf(name) == AttributeKind::g) {
+        point_to(living, node->g(name)->block());
+      } else if (node->kindOf(name) == AttributeKind::gs) {
+        for (const std::shared_ptr<Graph>& graph : node->gs(name)) {
+          point_to(living, graph->block());
+        }
+      }
+    }
+  }
+}
+
 } // namespace
 
 extern "C" {
@@ -54,7 +85,12 @@ char* bascule_torch_freeze(const Module* module, bool optimized, Module** frozen
     // Constants that are computed here must be tensors of either mode.
     const at::NoGradGuard no_grad;
     Module made = torch::jit::freeze(*module);
-    *frozen = new Module(optimized ? torch::jit::optimize_for_inference(made) : made);
+    if (optimized) {
+      made = torch::jit::optimize_for_inference(made);
+    }
+    const auto forward = made.get_method("forward");
+    point_to(&forward.function(), forward.graph()->block());
+    *frozen = new Module(made);
   });
 }
 

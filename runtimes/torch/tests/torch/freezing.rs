@@ -71,6 +71,28 @@ fn a_module_that_cannot_be_frozen_is_served_as_it_is_and_says_why() {
 }
 
 #[test]
+fn what_a_frozen_module_raises_is_told() {
+    let folders = Folders::new();
+    // What is called is inlined, and the method itself is gone by then.
+    let forward = |text: &str| {
+        format!(
+            "x: Tensor) -> Tensor:\n    return (self).checked(x, )\n  def checked(self: __torch__.Model,\n    x: Tensor) -> Tensor:\n    \
+             if torch.lt(torch.numel(x), 2):\n      ops.prim.RaiseException(\"{text}\", \"builtins.ValueError\")\n    \
+             else:\n      pass\n    return torch.add(x, self.weight)"
+        )
+    };
+    let mut sessions: Vec<_> =
+        (0..8).map(|number| folders.load(&module(&folders, &forward(&format!("too short for {number}")), &[1.0]))).collect();
+    for (number, session) in sessions.iter_mut().enumerate() {
+        for _ in 0..4 {
+            let RunError::Failed { message } = answer(session.as_mut(), &[1.0]).unwrap_err() else { panic!("another error") };
+            assert_eq!(message, format!("builtins.ValueError: too short for {number}"));
+            assert_eq!(answer(session.as_mut(), &[1.0, 2.0]), Ok(vec![2.0, 3.0]));
+        }
+    }
+}
+
+#[test]
 fn a_module_that_asks_for_gradients_itself_needs_inference_mode_off() {
     let folders = Folders::new();
     let forward = "x: Tensor) -> Tensor:\n    ops.aten.set_grad_enabled(True)\n    _0 = torch.requires_grad_(torch.detach(x))\n    \
