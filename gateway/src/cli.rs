@@ -18,6 +18,7 @@ mod publish;
 mod rollout;
 mod serve;
 mod status;
+mod threads;
 mod trial;
 mod unload;
 

@@ -16,7 +16,7 @@ use crate::config::{Effective, Entry, help_of, schema, variable_of};
 use super::args::ConfigArgs;
 use super::failure::Failure;
 use super::output::{note, print, print_json, rows, table};
-use super::{Outcome, in_background, listing};
+use super::{Outcome, in_background, listing, threads};
 
 /// Check the configuration and the repository, and print every setting, its value and where it comes from.
 ///
@@ -132,11 +132,18 @@ pub(super) async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -
     match listing::list(&effective.config).await {
         Ok(listing) => {
             found.take(&listing, &reader);
+            let is_used = |format: &str| exists(&listing, format);
+            found.warnings.extend(threads::too_many(&effective.config, is_used, threads::processors()));
             found.try_versions(effective, &listing, &reader, runtimes).await;
         }
         Err(failure) => found.problems.push(failure.summary()),
     }
     found
+}
+
+/// Whether a version has this format.
+fn exists(listing: &Listing, format: &str) -> bool {
+    listing.models.values().flat_map(|model| model.versions.values()).any(|one| one.manifest.format == format)
 }
 
 async fn try_version(
@@ -174,10 +181,7 @@ impl Found {
         // Without its library nothing can be said of a runtime's models; that is said once.
         let broken = |runtime: &&Arc<dyn Runtime>| runtime.version().err().map(|error| (runtime.format(), error.to_string()));
         let unavailable: BTreeMap<&str, String> = runtimes.iter().collect::<Vec<_>>().iter().filter_map(broken).collect();
-        let exists = |format: &str| {
-            listing.models.values().flat_map(|model| model.versions.values()).any(|one| one.manifest.format == format)
-        };
-        for (format, why) in unavailable.iter().filter(|(format, _)| exists(format)) {
+        for (format, why) in unavailable.iter().filter(|(format, _)| exists(listing, format)) {
             self.warnings.push(format!("versions of the format {format} are not loaded to check them: {why}"));
         }
         let source = match Source::open(&effective.config) {
