@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
+#[path = "../../runtimes/torch/tests/torch/archive.rs"]
+mod archive;
+
 use crate::http::{call, get, post};
 use crate::real_models::model_or_skip;
 use crate::sandbox::{Gateway, Sandbox, skip};
@@ -191,14 +194,40 @@ fn a_signature_that_is_published_with_a_model_is_that_of_its_versions() {
     assert!(refused.status.code() == Some(1) && said.contains("it has no [signature]"), "{said}");
 }
 
-/// The cause of a model's failed version.
-fn cause(gateway: &Gateway, model: &str) -> String {
+/// The step and the cause of a model's failed version.
+fn failure(gateway: &Gateway, model: &str) -> (String, String) {
     let of = |status: &Value| {
         let models = status["models"].as_array().cloned().unwrap_or_default();
         let found = models.iter().find(|found| found["name"] == model).cloned().unwrap_or_default();
-        found["versions"][0]["cause"].as_str().map(str::to_owned)
+        let version = &found["versions"][0];
+        Some((version["failed_step"].as_str()?.to_owned(), version["cause"].as_str()?.to_owned()))
     };
     of(&gateway.eventually_admin("/admin/v1/status", |_, status| of(status).is_some())).unwrap()
+}
+
+fn cause(gateway: &Gateway, model: &str) -> String {
+    failure(gateway, model).1
+}
+
+#[test]
+fn a_script_that_crashes_libtorch_fails_its_trial_and_takes_nothing_with_it() {
+    let Some(sandbox) = sandbox() else { return };
+    sandbox.plain("linear", 1, &bascule_onnx_writer::models::linear(&[2.0], &[1.0]));
+    let gateway = sandbox.serve().ready();
+    gateway.wait_version("linear", 1);
+    // Deeper than the stack of libtorch's parser.
+    let (open, close) = ("(".repeat(1_000_000), ")".repeat(1_000_000));
+    let forward = format!("x: Tensor,\n    sr: int) -> Tensor:\n    return {open}x{close}");
+    sandbox.write("deep/model.toml", SIGNATURE);
+    sandbox.write("deep/1/model.pt", archive::write(&archive::Script { forward: &forward, weight: &[] }));
+    let (step, cause) = failure(&gateway, "deep");
+    // An overflow of the stack is a SIGSEGV, out of which the program's own handler may make an abort.
+    let signals = ["SIGSEGV", "SIGABRT"];
+    assert_eq!(step, "trial", "{cause}");
+    assert!(signals.iter().any(|signal| cause.starts_with(&format!("its process was ended by {signal}"))), "{cause}");
+    let request = json!({ "inputs": [input("x", "FP32", &json!([1, 1]), &json!([3]))] });
+    let answer = post(gateway.http, "/v2/models/linear/infer", &request);
+    assert_eq!((answer.status, &answer.json()["outputs"][0]["data"]), (200, &json!([7.0])), "{}", answer.text());
 }
 
 #[test]
