@@ -17,6 +17,6 @@ mod signature;
 mod tensor;
 
 pub use datatype::{DataType, UnknownDataType};
-pub use runtime::{Device, Footprint, Interrupt, LoadError, LoadOptions, RunContext, RunError, Runtime, Session};
+pub use runtime::{Device, Footprint, Interrupt, LoadError, LoadOptions, RunContext, RunError, Runtime, Session, switch};
 pub use signature::{Side, Signature, SignatureError, TensorSpec};
 pub use tensor::{AlignedBuffer, BytesElements, Element, Shape, Tensor, TensorError, element_count};

@@ -1,6 +1,6 @@
 //! Load options → how a module is run. Keys are those of Triton's backend where it has them; `FREEZE` is ours.
 
-use bascule_runtime_api::{LoadError, LoadOptions};
+use bascule_runtime_api::{LoadError, LoadOptions, switch};
 
 /// How the modules of a process are run.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
@@ -45,12 +45,12 @@ impl Settings {
                 "DISABLE_OPTIMIZED_EXECUTION" => settings.optimized = !switch(key, value)?,
                 "FREEZE" => settings.freeze = freeze(key, value)?,
                 "INFERENCE_MODE" => settings.inference_mode = switch(key, value)?,
-                _ => return Err(option(key, format!("unknown, expected one of {}", KEYS.join(", ")))),
+                _ => return Err(LoadError::unknown_option(key, &KEYS)),
             }
         }
         if options.intra_op_threads > 1 {
             let message = "libtorch has one number for all models of a process; set torch.threads instead".to_owned();
-            return Err(option("intra_op_threads", message));
+            return Err(LoadError::option("intra_op_threads", message));
         }
         // Who wants the module run as it was written does not want it rewritten before.
         if !settings.optimized {
@@ -60,24 +60,12 @@ impl Settings {
     }
 }
 
-fn option(key: &str, message: String) -> LoadError {
-    LoadError::Option { key: key.to_owned(), message }
-}
-
 fn freeze(key: &str, value: &str) -> Result<Freeze, LoadError> {
     match value.trim().to_ascii_lowercase().as_str() {
         "off" => Ok(Freeze::Off),
         "auto" => Ok(Freeze::Auto),
         "optimize" => Ok(Freeze::Optimize),
-        _ => Err(option(key, format!("expected auto, optimize or off, got '{value}'"))),
-    }
-}
-
-fn switch(key: &str, value: &str) -> Result<bool, LoadError> {
-    match value.trim().to_ascii_lowercase().as_str() {
-        "0" | "false" => Ok(false),
-        "1" | "true" => Ok(true),
-        _ => Err(option(key, format!("expected true or false, got '{value}'"))),
+        _ => Err(LoadError::option(key, format!("expected auto, optimize or off, got '{value}'"))),
     }
 }
 
