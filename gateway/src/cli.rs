@@ -19,6 +19,7 @@ mod record_golden;
 mod rollout;
 mod serve;
 mod status;
+mod threads;
 mod trial;
 mod unload;
 

@@ -119,6 +119,11 @@ pub fn open_runtimes(libraries: &Libraries) -> Vec<Arc<dyn Runtime>> {
     all.into_iter().map(allowed).collect()
 }
 
+/// The threads of an operator, by the format that it belongs to: the setting that says how many, and the number.
+pub fn operator_threads(config: &Config) -> [(&'static str, &'static str, u32); 2] {
+    [("onnx", "onnxruntime.threads", config.onnxruntime_threads), ("torchscript", "torch.threads", config.torch.threads)]
+}
+
 /// libtorch, behind a plugin that is opened with the first model that needs it.
 fn torch(program: &Path, config: &TorchConfig) -> PluginConfig {
     let plugins = || beside(program, &PLUGIN_FOLDERS).into_iter().map(|folder| folder.join(TORCH_PLUGIN)).collect();

@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
+#[path = "../../runtimes/torch/tests/torch/archive.rs"]
+mod archive;
+
 use crate::http::{call, get, post};
 use crate::real_models::model_or_skip;
 use crate::sandbox::{Gateway, Sandbox, skip};
@@ -61,9 +64,18 @@ fn infer(gateway: &Gateway, model: &str, inputs: &Value) -> Value {
 }
 
 fn by_torch(gateway: &Gateway, part: usize) -> f64 {
+    by(gateway, "vad_torch", part)
+}
+
+/// The same network, and as it was written: neither frozen nor in inference mode.
+fn as_written(gateway: &Gateway, part: usize) -> f64 {
+    by(gateway, "vad_as_written", part)
+}
+
+fn by(gateway: &Gateway, model: &str, part: usize) -> f64 {
     let inputs =
         json!([input("x", "FP32", &json!([1, PART]), &json!(samples(part))), input("sr", "INT64", &json!([]), &json!([RATE]))]);
-    infer(gateway, "vad_torch", &inputs)["outputs"][0]["data"][0].as_f64().unwrap()
+    infer(gateway, model, &inputs)["outputs"][0]["data"][0].as_f64().unwrap()
 }
 
 /// What ONNX Runtime says, and the state to tell next.
@@ -91,9 +103,13 @@ fn one_network_says_the_same_in_both_runtimes_of_one_process() {
     };
     sandbox.write("vad_torch/1/model.pt", &script.bytes);
     sandbox.write("vad_torch/model.toml", SIGNATURE);
+    sandbox.write("vad_as_written/1/model.pt", &script.bytes);
+    let plain = "[runtime]\nFREEZE = \"off\"\nINFERENCE_MODE = \"false\"\n";
+    sandbox.write("vad_as_written/model.toml", format!("{plain}{SIGNATURE}"));
     sandbox.plain("vad_onnx", 1, &onnx);
     let gateway = sandbox.serve().ready();
     gateway.wait_version("vad_torch", 1);
+    gateway.wait_version("vad_as_written", 1);
     gateway.wait_version("vad_onnx", 1);
     let metadata = get(gateway.http, "/v2/models/vad_torch").json();
     assert_eq!(
@@ -106,12 +122,14 @@ fn one_network_says_the_same_in_both_runtimes_of_one_process() {
         let (expected, next) = by_onnx(&gateway, part, &state);
         let found = by_torch(&gateway, part);
         assert!((found - expected).abs() < TOLERANCE, "part {part}: {found} by libtorch, {expected} by onnx runtime");
+        let written = as_written(&gateway, part);
+        assert!((found - written).abs() < TOLERANCE, "part {part}: {found}, {written} as it was written");
         state = next;
     }
     let status = get(gateway.admin, "/admin/v1/status").json();
     let runtimes: Vec<&str> =
         status["models"].as_array().unwrap().iter().map(|model| model["versions"][0]["runtime"].as_str().unwrap()).collect();
-    assert!(runtimes[0].starts_with("onnxruntime 1.") && runtimes[1].starts_with("torch 2."), "{runtimes:?}");
+    assert!(runtimes[0].starts_with("torch 2.") && runtimes[1].starts_with("onnxruntime 1."), "{runtimes:?}");
     // Sizes that the network refuses are told as what they are, and the next request is answered.
     let wrong = json!([input("x", "FP32", &json!([1, 3]), &json!([0, 0, 0])), input("sr", "INT64", &json!([]), &json!([RATE]))]);
     let refused = post(gateway.http, "/v2/models/vad_torch/infer", &json!({ "inputs": wrong }));
@@ -176,14 +194,40 @@ fn a_signature_that_is_published_with_a_model_is_that_of_its_versions() {
     assert!(refused.status.code() == Some(1) && said.contains("it has no [signature]"), "{said}");
 }
 
-/// The cause of a model's failed version.
-fn cause(gateway: &Gateway, model: &str) -> String {
+/// The step and the cause of a model's failed version.
+fn failure(gateway: &Gateway, model: &str) -> (String, String) {
     let of = |status: &Value| {
         let models = status["models"].as_array().cloned().unwrap_or_default();
         let found = models.iter().find(|found| found["name"] == model).cloned().unwrap_or_default();
-        found["versions"][0]["cause"].as_str().map(str::to_owned)
+        let version = &found["versions"][0];
+        Some((version["failed_step"].as_str()?.to_owned(), version["cause"].as_str()?.to_owned()))
     };
     of(&gateway.eventually_admin("/admin/v1/status", |_, status| of(status).is_some())).unwrap()
+}
+
+fn cause(gateway: &Gateway, model: &str) -> String {
+    failure(gateway, model).1
+}
+
+#[test]
+fn a_script_that_crashes_libtorch_fails_its_trial_and_takes_nothing_with_it() {
+    let Some(sandbox) = sandbox() else { return };
+    sandbox.plain("linear", 1, &bascule_onnx_writer::models::linear(&[2.0], &[1.0]));
+    let gateway = sandbox.serve().ready();
+    gateway.wait_version("linear", 1);
+    // Deeper than the stack of libtorch's parser.
+    let (open, close) = ("(".repeat(1_000_000), ")".repeat(1_000_000));
+    let forward = format!("x: Tensor,\n    sr: int) -> Tensor:\n    return {open}x{close}");
+    sandbox.write("deep/model.toml", SIGNATURE);
+    sandbox.write("deep/1/model.pt", archive::write(&archive::Script { forward: &forward, weight: &[] }));
+    let (step, cause) = failure(&gateway, "deep");
+    // An overflow of the stack is a SIGSEGV, out of which the program's own handler may make an abort.
+    let signals = ["SIGSEGV", "SIGABRT"];
+    assert_eq!(step, "trial", "{cause}");
+    assert!(signals.iter().any(|signal| cause.starts_with(&format!("its process was ended by {signal}"))), "{cause}");
+    let request = json!({ "inputs": [input("x", "FP32", &json!([1, 1]), &json!([3]))] });
+    let answer = post(gateway.http, "/v2/models/linear/infer", &request);
+    assert_eq!((answer.status, &answer.json()["outputs"][0]["data"]), (200, &json!([7.0])), "{}", answer.text());
 }
 
 #[test]

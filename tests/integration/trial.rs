@@ -206,6 +206,15 @@ fn the_command_says_what_a_gateway_would_find() {
     let failed = sandbox.run(&["trial", &endless, "--set", "trial.timeout=1s"]);
     let said = String::from_utf8_lossy(&failed.stderr).into_owned();
     assert!(failed.status.code() == Some(1) && said.contains("fails its trial at trial: it did not end within 1s"), "{said}");
+    // Ten gigabytes that take no room on the disk.
+    let huge = file("huge.onnx", &good());
+    std::fs::File::options().write(true).open(&huge).unwrap().set_len(10 << 30).unwrap();
+    let failed = sandbox.run(&["trial", &huge, "--set", "trial.memory_limit=400MiB"]);
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(
+        failed.status.code() == Some(1) && said.contains("huge.onnx: has 10737418240 bytes, expected at most 2147483647"),
+        "{said}"
+    );
     // A training job learns of it before anything is uploaded.
     let registry = sandbox.registry().display().to_string();
     let publish =

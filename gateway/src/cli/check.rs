@@ -19,7 +19,7 @@ use super::args::ConfigArgs;
 use super::failure::Failure;
 use super::output::{note, print, print_json, rows, table};
 use super::trial::limits;
-use super::{Outcome, in_background, listing};
+use super::{Outcome, in_background, listing, threads};
 
 /// Check the configuration and the repository, and print every setting, its value and where it comes from.
 ///
@@ -135,6 +135,8 @@ pub(super) async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -
     match listing::list(&effective.config).await {
         Ok(listing) => {
             found.take(&listing, &reader);
+            let is_used = |format: &str| exists(&listing, format);
+            found.warnings.extend(threads::too_many(&effective.config, is_used, threads::processors()));
             found.try_versions(effective, &listing, &reader, runtimes).await;
         }
         Err(failure) => found.problems.push(failure.summary()),
@@ -158,6 +160,11 @@ impl Loading<'_> {
         let tried = trial::try_once(&job, libraries, *limits);
         tried.map(drop).map_err(|failure| format!("{}: {}", failure.step, failure.cause))
     }
+}
+
+/// Whether a version has this format.
+fn exists(listing: &Listing, format: &str) -> bool {
+    listing.models.values().flat_map(|model| model.versions.values()).any(|one| one.manifest.format == format)
 }
 
 async fn try_version(
@@ -195,10 +202,7 @@ impl Found {
         // Without its library nothing can be said of a runtime's models; that is said once.
         let broken = |runtime: &&Arc<dyn Runtime>| runtime.version().err().map(|error| (runtime.format(), error.to_string()));
         let unavailable: BTreeMap<&str, String> = runtimes.iter().collect::<Vec<_>>().iter().filter_map(broken).collect();
-        let exists = |format: &str| {
-            listing.models.values().flat_map(|model| model.versions.values()).any(|one| one.manifest.format == format)
-        };
-        for (format, why) in unavailable.iter().filter(|(format, _)| exists(format)) {
+        for (format, why) in unavailable.iter().filter(|(format, _)| exists(listing, format)) {
             self.warnings.push(format!("versions of the format {format} are not loaded to check them: {why}"));
         }
         let source = match Source::open(&effective.config) {

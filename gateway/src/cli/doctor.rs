@@ -3,6 +3,8 @@
 mod machine;
 mod places;
 
+use std::sync::Arc;
+
 use bascule_runtime_api::{LoadError, Runtime};
 use clap::Args;
 use serde::Serialize;
@@ -14,7 +16,7 @@ use crate::config::{self, Config, Effective, Given};
 use super::args::ConfigArgs;
 use super::failure::Failure;
 use super::output::{print, print_json, rows, table};
-use super::{Outcome, in_background};
+use super::{Outcome, in_background, threads};
 
 /// Look at everything that a gateway needs here: libraries, devices, ports, registry, limits; with a hint for each fault.
 #[derive(Debug, Args)]
@@ -76,8 +78,10 @@ impl Doctor {
                 defaults(environment)?
             }
         };
-        findings.extend(compose::runtimes(&config).iter().map(|runtime| of_runtime(runtime.as_ref(), &config)));
+        let runtimes = compose::runtimes(&config);
+        findings.extend(runtimes.iter().map(|runtime| of_runtime(runtime.as_ref(), &config)));
         findings.extend(machine::look());
+        findings.push(of_threads(&runtimes, &config));
         in_background(async {
             findings.extend(places::look(&config).await);
             Ok(())
@@ -121,6 +125,16 @@ fn of_runtime(runtime: &dyn Runtime, config: &Config) -> Finding {
         }
         Err(LoadError::Unavailable { message, hint }) => Finding::broken(what, message, hint),
         Err(error) => Finding::broken(what, error.to_string(), "run `make deps`, or set onnxruntime.library"),
+    }
+}
+
+/// A runtime that is not there runs nothing.
+fn of_threads(runtimes: &[Arc<dyn Runtime>], config: &Config) -> Finding {
+    let named = compose::operator_threads(config).map(|(_, setting, threads)| format!("{setting} = {threads}"));
+    let is_there = |format: &str| runtimes.iter().any(|runtime| runtime.format() == format && runtime.version().is_ok());
+    match threads::too_many(config, is_there, threads::processors()) {
+        None => Finding::ok("threads", named.join(", ")),
+        Some(found) => Finding::warning("threads", found, "set runtime.threads, or those of one runtime, lower"),
     }
 }
 

@@ -151,6 +151,16 @@ impl Layers {
     /// The value that applies. Whatever is given is checked, even where something stronger hides it; what is wrong becomes a
     /// problem, and the next weaker value applies, so that everything can be checked at once.
     pub(crate) fn take<T: Value>(&mut self, key: &Key<T>) -> T {
+        self.take_or(key, (key.default(), Origin::Default))
+    }
+
+    /// The same for a setting whose default is the value of another one, where that is set.
+    pub(crate) fn take_following<T: Value>(&mut self, key: &Key<T>, leader: &Key<Option<T>>, value: Option<T>) -> T {
+        let origin = self.origin_of(leader);
+        self.take_or(key, value.map_or_else(|| (key.default(), Origin::Default), |value| (value, origin)))
+    }
+
+    fn take_or<T: Value>(&mut self, key: &Key<T>, fallback: (T, Origin)) -> T {
         let mut given = self.given.remove(key.name()).unwrap_or_default();
         // Of two that are equally strong, which only `--set` can be, the last one counts.
         given.reverse();
@@ -167,7 +177,7 @@ impl Layers {
                 Err(problem) => self.refuse(origin, format!("`{}`: {problem}", key.name())),
             }
         }
-        let (value, origin) = found.unwrap_or_else(|| (key.default(), Origin::Default));
+        let (value, origin) = found.unwrap_or(fallback);
         self.entries.push(Entry { name: key.name(), value: value.show(), origin, live: key.is_live() });
         value
     }

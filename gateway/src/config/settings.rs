@@ -37,6 +37,10 @@ fn threads(number: &u32) -> Result<(), &'static str> {
     if (1..=1024).contains(number) { Ok(()) } else { Err("expected 1 to 1024") }
 }
 
+fn some_threads(number: &Option<u32>) -> Result<(), &'static str> {
+    number.as_ref().map_or(Ok(()), threads)
+}
+
 fn some_bytes(size: &ByteCount) -> Result<(), &'static str> {
     if size.0 == 0 { Err("expected 1 byte or more") } else { Ok(()) }
 }
@@ -130,8 +134,15 @@ const GPU_MEMORY_BUDGET: Key<Option<GpuBudgets>> = Key::new(
 const LOADER_THREADS: Key<u32> =
     Key::new("load.loader_threads", || 2, "versions that load side by side").live().checked(at_least_one);
 const STRICT: Key<bool> = Key::new("ready.strict", || false, "a failed model makes the server unready").live();
+const RUNTIME_THREADS: Key<Option<u32>> = Key::new(
+    "runtime.threads",
+    || None,
+    "threads that an operator may have, whichever runtime runs it; unset for that of the run alone",
+)
+.checked(some_threads);
 const LIBRARY: Key<Option<PathBuf>> = Key::new("onnxruntime.library", || None, "your own libonnxruntime.so");
-const THREADS: Key<u32> = Key::new("onnxruntime.threads", || 0, "threads that sessions without their own share; 0 for none");
+const THREADS: Key<u32> =
+    Key::new("onnxruntime.threads", || 0, "threads that sessions without their own share; 0 for none; follows runtime.threads");
 const OPERATORS: Key<Vec<PathBuf>> = Key::new(
     "onnxruntime.operator_libraries",
     Vec::new,
@@ -140,7 +151,7 @@ const OPERATORS: Key<Vec<PathBuf>> = Key::new(
 const TORCH_LIBRARY: Key<Option<PathBuf>> = Key::new("torch.library", || None, "the folder of your own libtorch_cpu.so");
 const TORCH_PLUGIN: Key<Option<PathBuf>> = Key::new("torch.plugin", || None, "your own libbascule_torch.so");
 const TORCH_THREADS: Key<u32> =
-    Key::new("torch.threads", || 1, "threads of one operator, for all TorchScript models together").checked(threads);
+    Key::new("torch.threads", || 1, "threads of one operator of any TorchScript model; follows runtime.threads").checked(threads);
 const TRIAL_MODE: Key<TrialMode> =
     Key::new("trial.mode", || TrialMode::Process, "whether a version is tried out in a process of its own before it is loaded");
 const TRIAL_TIMEOUT: Key<Duration> =
@@ -206,6 +217,7 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &GPU_MEMORY_BUDGET,
     &LOADER_THREADS,
     &STRICT,
+    &RUNTIME_THREADS,
     &LIBRARY,
     &THREADS,
     &OPERATORS,
@@ -369,6 +381,7 @@ pub struct LoadConfig {
 impl Config {
     /// Takes every setting out of the layers and checks how they go together.
     pub(crate) fn take(layers: &mut Layers) -> Config {
+        let threads = layers.take(&RUNTIME_THREADS);
         let config = Config {
             server: ServerConfig {
                 http: layers.take(&HTTP),
@@ -408,12 +421,12 @@ impl Config {
             },
             strict_ready: layers.take(&STRICT),
             onnxruntime_library: layers.take(&LIBRARY),
-            onnxruntime_threads: layers.take(&THREADS),
+            onnxruntime_threads: layers.take_following(&THREADS, &RUNTIME_THREADS, threads),
             onnxruntime_operators: layers.take(&OPERATORS),
             torch: TorchConfig {
                 library: layers.take(&TORCH_LIBRARY),
                 plugin: layers.take(&TORCH_PLUGIN),
-                threads: layers.take(&TORCH_THREADS),
+                threads: layers.take_following(&TORCH_THREADS, &RUNTIME_THREADS, threads),
             },
             trial: TrialConfig {
                 mode: layers.take(&TRIAL_MODE),

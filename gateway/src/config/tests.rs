@@ -33,6 +33,18 @@ fn the_strongest_layer_wins() {
 }
 
 #[test]
+fn one_number_of_threads_counts_for_all_runtimes_that_have_none_of_their_own() {
+    let found = |key: &str, sets: &[&str]| check("[runtime]\nthreads = 3\n", &[], sets, key);
+    assert_eq!(check("", &[], &[], "onnxruntime.threads"), Ok("0 (default)".into()));
+    assert_eq!(check("", &[], &[], "torch.threads"), Ok("1 (default)".into()));
+    assert_eq!(found("onnxruntime.threads", &[]), Ok("3 (bascule.toml:2)".into()));
+    assert_eq!(found("torch.threads", &[]), Ok("3 (bascule.toml:2)".into()));
+    assert_eq!(found("torch.threads", &["torch.threads=2"]), Ok("2 (--set)".into()));
+    let refused = check("", &[], &["runtime.threads=0"], "torch.threads");
+    assert_eq!(refused, Err(vec!["--set: `runtime.threads`: expected 1 to 1024, got \"0\"".into()]));
+}
+
+#[test]
 fn a_flag_of_its_own_is_stronger_than_set() {
     let given = Given {
         flags: vec![("server.http", "--http", "127.0.0.1:1".into())],

@@ -57,7 +57,7 @@ const BACKENDS: [Backend; 2] = [
         runtime: "torch",
         backend: "pytorch",
         platform: "pytorch_libtorch",
-        parameters: &["DISABLE_OPTIMIZED_EXECUTION", "INFERENCE_MODE"],
+        parameters: &["DISABLE_OPTIMIZED_EXECUTION", "FREEZE", "INFERENCE_MODE"],
     },
 ];
 

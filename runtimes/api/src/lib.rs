@@ -17,6 +17,8 @@ mod signature;
 mod tensor;
 
 pub use datatype::{DataType, UnknownDataType};
-pub use runtime::{Device, Footprint, Interrupt, LoadError, LoadOptions, RunContext, RunError, Runtime, Session, UnknownDevice};
+pub use runtime::{
+    Device, Footprint, Interrupt, LoadError, LoadOptions, RunContext, RunError, Runtime, Session, UnknownDevice, switch,
+};
 pub use signature::{Side, Signature, SignatureError, TensorSpec};
 pub use tensor::{AlignedBuffer, BytesElements, Element, Shape, Tensor, TensorError, element_count};

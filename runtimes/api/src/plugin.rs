@@ -1,7 +1,8 @@
 //! The C ABI between the gateway and a runtime that is loaded as a library of its own.
 //!
 //! A plugin exports one function, [`ENTRY`], which returns a table of functions. The table begins with the version of this ABI, in every
-//! version: a host reads that number before anything else and refuses a plugin of another version. Within a version nothing changes.
+//! version: a host reads that number before anything else and refuses a plugin of another version. Within a version nothing changes, but
+//! that JSON may get members that the other side does not know.
 //!
 //! What is seldom passed (options, signatures, errors of a load) is JSON; tensors are pointers. Memory is lent for the length of a call
 //! ([`Lent`]), or given away together with the function that releases it ([`Given`]): neither side frees what the other allocated, so

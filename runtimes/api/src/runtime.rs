@@ -138,6 +138,30 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    /// A setting that is wrong.
+    pub fn option(key: &str, message: impl Into<String>) -> LoadError {
+        LoadError::Option { key: key.to_owned(), message: message.into() }
+    }
+
+    /// A setting that there is not.
+    pub fn unknown_option(key: &str, known: &[&str]) -> LoadError {
+        LoadError::option(key, format!("unknown, expected one of {}", known.join(", ")))
+    }
+}
+
+/// Reads a setting that is on or off.
+///
+/// # Errors
+/// [`LoadError::Option`] for any other word.
+pub fn switch(key: &str, value: &str) -> Result<bool, LoadError> {
+    match value.trim().to_ascii_lowercase().as_str() {
+        "0" | "false" => Ok(false),
+        "1" | "true" => Ok(true),
+        _ => Err(LoadError::option(key, format!("expected true or false, got '{value}'"))),
+    }
+}
+
 /// Why a run gave no outputs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RunError {
@@ -204,6 +228,11 @@ pub trait Session: Send {
     /// What an operator should know of this session although it works, for example that a part of it runs elsewhere.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// What was found while loading and is no error, for the log: a runtime that is a plugin has none of its own.
+    fn remarks(&self) -> &[String] {
+        &[]
     }
 }
 

@@ -18,16 +18,24 @@ const MAX_DEPTH: usize = 64;
 /// Longest path of a file of weights, in bytes.
 const MAX_PATH_BYTES: u64 = 4096;
 
+/// The most that a protobuf message can have, and so a model file with the weights that lie in it.
+const MAX_MODEL_BYTES: u64 = i32::MAX as u64;
+
 /// Bytes of the model file and of every file that it names, each counted once.
 ///
 /// # Errors
-/// [`LoadError::Io`] where one of the files can't be read, [`LoadError::InvalidModel`] where the model names one outside the folder.
+/// [`LoadError::Io`] where one of the files can't be read, [`LoadError::InvalidModel`] where the model names one outside the folder, or is itself
+/// longer than the library could read.
 pub(crate) fn total_bytes(dir: &Path, entrypoint: &Path) -> Result<u64, LoadError> {
     if !lies_below(entrypoint) {
         let message = "expected a file below the version's folder".to_owned();
         return Err(LoadError::InvalidModel { entrypoint: entrypoint.to_owned(), message });
     }
     let own = size_of(dir, entrypoint)?;
+    if own > MAX_MODEL_BYTES {
+        let message = format!("has {own} bytes, expected at most {MAX_MODEL_BYTES}: larger weights go into files of their own");
+        return Err(LoadError::InvalidModel { entrypoint: entrypoint.to_owned(), message });
+    }
     let beside = entrypoint.parent().unwrap_or(Path::new(""));
     let mut total = own;
     for location in weight_files(&dir.join(entrypoint)) {

@@ -14,8 +14,6 @@ use ort::session::Session as OrtSession;
 use ort::session::builder::SessionBuilder;
 use ort::{AsPointer as _, sys};
 
-use crate::settings::option;
-
 /// Makes the library keep where each node went.
 const RECORD: &str = "session.record_ep_graph_assignment_info";
 
@@ -74,14 +72,14 @@ impl Providers {
                 self.allows_cpu = match value.trim() {
                     "error" => false,
                     "warn" => true,
-                    _ => return Err(option(key, format!("expected error or warn, got '{value}'"))),
+                    _ => return Err(LoadError::option(key, format!("expected error or warn, got '{value}'"))),
                 };
             }
             _ => {
                 let Some((name, own)) = key.split_once('.') else { return Ok(false) };
                 let Some(provider) = Provider::ALL.into_iter().find(|provider| provider.name() == name) else { return Ok(false) };
                 if own == "device_id" {
-                    return Err(option(key, "the device is what `device` says".to_owned()));
+                    return Err(LoadError::option(key, "the device is what `device` says".to_owned()));
                 }
                 self.options.insert((provider, own.to_owned()), value.to_owned());
             }
@@ -99,13 +97,13 @@ impl Providers {
         if options.device == Device::Cpu
             && let Some(provider) = self.named.first()
         {
-            return Err(option("providers", format!("{} needs a GPU, and the model's device is cpu", provider.name())));
+            return Err(LoadError::option("providers", format!("{} needs a GPU, and the model's device is cpu", provider.name())));
         }
         if options.device != Device::Cpu
             && let Some((provider, key)) = self.options.keys().find(|(provider, _)| !used.contains(provider))
         {
             let name = provider.name();
-            return Err(option(&format!("{name}.{key}"), format!("`providers` does not name {name}")));
+            return Err(LoadError::option(&format!("{name}.{key}"), format!("`providers` does not name {name}")));
         }
         Ok(())
     }
@@ -158,7 +156,7 @@ fn provider(key: &str, name: &str) -> Result<Provider, LoadError> {
     Provider::ALL
         .into_iter()
         .find(|provider| provider.name() == name)
-        .ok_or_else(|| option(key, format!("expected cuda, tensorrt or both with a comma between, got '{name}'")))
+        .ok_or_else(|| LoadError::option(key, format!("expected cuda, tensorrt or both with a comma between, got '{name}'")))
 }
 
 /// Whether this library has what computes on NVIDIA GPUs.

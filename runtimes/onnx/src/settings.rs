@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use bascule_runtime_api::{LoadError, LoadOptions};
+use bascule_runtime_api::{LoadError, LoadOptions, switch};
 use ort::ep::CPU;
 use ort::logging::LogLevel;
 use ort::session::RunOptions;
@@ -58,13 +58,13 @@ impl Settings {
                 }
                 "memory.enable_memory_arena_shrinkage" => settings.arena_shrinkage = Some(value.clone()),
                 _ if settings.providers.take(key, value)? => {}
-                _ => return Err(option(key, format!("unknown, expected one of {}, cuda.* or tensorrt.*", KEYS.join(", ")))),
+                _ => return Err(LoadError::unknown_option(key, &KEYS)),
             }
         }
         for (key, threads) in [("intra_op_thread_count", settings.intra_threads), ("inter_op_thread_count", settings.inter_threads)]
         {
             if threads > MAX_THREADS {
-                return Err(option(key, format!("expected at most {MAX_THREADS}, got {threads}")));
+                return Err(LoadError::option(key, format!("expected at most {MAX_THREADS}, got {threads}")));
             }
         }
         settings.providers.check(options)?;
@@ -103,7 +103,7 @@ impl Settings {
     }
 }
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 13] = [
     "intra_op_thread_count",
     "inter_op_thread_count",
     "execution_mode",
@@ -115,23 +115,13 @@ const KEYS: [&str; 11] = [
     "memory.enable_memory_arena_shrinkage",
     "providers",
     "cpu_fallback",
+    "cuda.*",
+    "tensorrt.*",
 ];
-
-pub(crate) fn option(key: &str, message: String) -> LoadError {
-    LoadError::Option { key: key.to_owned(), message }
-}
 
 fn number(key: &str, value: &str) -> Result<usize, LoadError> {
     usize::from_str(value.trim())
-        .map_err(|_| option(key, format!("expected a number of threads from 0 to {MAX_THREADS}, got '{value}'")))
-}
-
-fn switch(key: &str, value: &str) -> Result<bool, LoadError> {
-    match value.trim() {
-        "0" | "false" => Ok(false),
-        "1" | "true" => Ok(true),
-        _ => Err(option(key, format!("expected 0 or 1, got '{value}'"))),
-    }
+        .map_err(|_| LoadError::option(key, format!("expected a number of threads from 0 to {MAX_THREADS}, got '{value}'")))
 }
 
 /// Triton's numbers, in which 2 means none, and names beside them.
@@ -142,7 +132,10 @@ fn level(key: &str, value: &str) -> Result<GraphOptimizationLevel, LoadError> {
         "1" | "extended" => Ok(GraphOptimizationLevel::Level2),
         "layout" => Ok(GraphOptimizationLevel::Level3),
         "0" | "all" => Ok(GraphOptimizationLevel::All),
-        _ => Err(option(key, format!("expected none, basic, extended, layout, all or Triton's 2, -1, 1, 0, got '{value}'"))),
+        _ => Err(LoadError::option(
+            key,
+            format!("expected none, basic, extended, layout, all or Triton's 2, -1, 1, 0, got '{value}'"),
+        )),
     }
 }
 
@@ -159,7 +152,7 @@ mod tests {
     fn every_key_is_known_and_checked() {
         let default = Settings::new(&LoadOptions::default()).unwrap();
         // Those of providers have tests of their own.
-        for key in KEYS.into_iter().filter(|key| !["providers", "cpu_fallback"].contains(key)) {
+        for key in KEYS.into_iter().filter(|key| !["providers", "cpu_fallback", "cuda.*", "tensorrt.*"].contains(key)) {
             let value = if key.starts_with("memory.") { "cpu:0" } else { "2" };
             let refused = key.contains("enable_mem_") || key.starts_with("session.") || key == "execution_mode";
             assert_eq!(check(key, value).is_err(), refused, "{key}");
@@ -175,7 +168,7 @@ mod tests {
 
     #[test]
     fn wrong_values_are_named() {
-        assert_eq!(check("execution_mode", "fast"), Err("setting 'execution_mode': expected 0 or 1, got 'fast'".into()));
+        assert_eq!(check("execution_mode", "fast"), Err("setting 'execution_mode': expected true or false, got 'fast'".into()));
         assert_eq!(
             check("intra_op_thread_count", "9999"),
             Err("setting 'intra_op_thread_count': expected at most 1024, got 9999".into())

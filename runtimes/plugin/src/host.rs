@@ -106,17 +106,21 @@ impl Host {
     /// # Errors
     /// What the plugin says.
     pub fn load(self: &Arc<Self>, dir: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, LoadError> {
-        let options = json(options)?;
+        let told = json(options)?;
         let (mut session, mut described, mut error) = (ptr::null_mut(), Given::NOTHING, Given::NOTHING);
         let dir = dir.as_os_str().as_encoded_bytes();
         // SAFETY: see above.
         let status = unsafe {
-            let (dir, options) = (Lent::of(dir), Lent::of(&options));
-            (self.table.load)(self.runtime, dir, options, &raw mut session, &raw mut described, &raw mut error)
+            let (dir, told) = (Lent::of(dir), Lent::of(&told));
+            (self.table.load)(self.runtime, dir, told, &raw mut session, &raw mut described, &raw mut error)
         };
         loaded(status, error)?;
         let session = Owned { host: Arc::clone(self), session };
-        Ok(Box::new(HostedSession { owned: session, described: read(&taken(described))? }))
+        let described: Described = read(&taken(described))?;
+        for remark in &described.remarks {
+            tracing::info!(entrypoint = %options.entrypoint.display(), "{remark}");
+        }
+        Ok(Box::new(HostedSession { owned: session, described }))
     }
 }
 
@@ -200,6 +204,10 @@ impl Session for HostedSession {
 
     fn warnings(&self) -> Vec<String> {
         self.described.warnings.clone()
+    }
+
+    fn remarks(&self) -> &[String] {
+        &self.described.remarks
     }
 }
 

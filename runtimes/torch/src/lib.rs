@@ -6,6 +6,8 @@
 //! A TorchScript file says nothing of its inputs and outputs that can be relied on, so that the signature always comes from elsewhere;
 //! [`signature`] says how its names find their places.
 //!
+//! What libtorch's C functions don't reach is a few functions of C++, in `shim/`.
+//!
 //! Deliberately absent: files of pickled Python objects, which run code when they are read.
 
 mod archive;
@@ -14,6 +16,7 @@ mod module;
 mod runtime;
 mod session;
 mod settings;
+mod shim;
 mod signature;
 mod value;
 

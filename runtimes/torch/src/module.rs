@@ -5,7 +5,7 @@
     reason = "libtorch's functions are C; each gets values that live, and room for as many as it was said to hold"
 )]
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CString, c_int};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::{self, NonNull};
@@ -14,8 +14,10 @@ use tch::{Device, Tensor};
 use torch_sys::{
     C_tensor, CIValue, CModule_, ati_bool, ati_double, ati_free, ati_generic_dict, ati_int, ati_length, ati_string, ati_tag,
     ati_tensor, ati_tensor_list, ati_to_generic_dict, ati_to_generic_list, ati_to_string, ati_to_tensor, ati_to_tensor_list,
-    ati_to_tuple, ati_tuple_length, atm_eval, atm_forward_, atm_free, atm_load_on_device, get_and_reset_last_err,
+    ati_to_tuple, ati_tuple_length, atm_eval, atm_free, atm_load_on_device, get_and_reset_last_err,
 };
+
+use crate::shim::{bascule_torch_forward, bascule_torch_freeze, text};
 
 /// Levels of tuples, lists and dictionaries in a result. Deeper ones are no outputs of a model.
 const MAX_DEPTH: usize = 4;
@@ -50,7 +52,7 @@ unsafe impl Send for Module {}
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // SAFETY: made by `load`, and used for the last time.
+        // SAFETY: made by `load` or `frozen`, and used for the last time.
         unsafe {
             atm_free(self.0.as_ptr());
         }
@@ -82,16 +84,33 @@ impl Module {
         Ok(module)
     }
 
-    /// Calls `forward`.
+    /// The module with its parameters as constants, and all that follows from them computed. It shares what it can with this one, which
+    /// is to be dropped: only then are parameters that were folded into others gone. `optimized`, it also computes in the layouts of
+    /// oneDNN, which refuse some inputs that the module itself takes.
+    ///
+    /// # Errors
+    /// What libtorch says. Not every module can be frozen.
+    pub(crate) fn frozen(&self, optimized: bool) -> Result<Module, String> {
+        let mut frozen = ptr::null_mut();
+        // SAFETY: the module lives; what comes is a new one of ours.
+        let said = unsafe { text(bascule_torch_freeze(self.0.as_ptr(), optimized, &raw mut frozen)) };
+        said.map_or(Ok(()), Err)?;
+        NonNull::new(frozen).map(Module).ok_or_else(|| "libtorch gave no module".to_owned())
+    }
+
+    /// Calls `forward` without gradients. In inference mode the module can't turn them on either.
     ///
     /// # Errors
     /// What libtorch says.
-    pub(crate) fn forward(&mut self, arguments: &[Argument]) -> Result<Results, String> {
+    pub(crate) fn forward(&mut self, arguments: &[Argument], inference_mode: bool) -> Result<Results, String> {
         let arguments = arguments.iter().map(IValue::of).collect::<Result<Vec<IValue>, String>>()?;
         let pointers: Vec<*mut CIValue> = arguments.iter().map(|argument| argument.0.as_ptr()).collect();
-        let count = c_int::try_from(pointers.len()).map_err(|_| "too many inputs".to_owned())?;
-        // SAFETY: the module and so many arguments live.
-        let result = unsafe { atm_forward_(self.0.as_ptr(), pointers.as_ptr(), count) };
+        let mut result = ptr::null_mut();
+        // SAFETY: the module and so many arguments live; what comes is a new value of ours.
+        let said = unsafe {
+            text(bascule_torch_forward(self.0.as_ptr(), pointers.as_ptr(), pointers.len(), inference_mode, &raw mut result))
+        };
+        said.map_or(Ok(()), Err)?;
         let result = IValue::made(result)?;
         if result.tag()? == tag::DICT {
             return result.named().map(Results::Named);
@@ -291,25 +310,6 @@ fn checked() -> Result<(), String> {
 fn last_error() -> Option<String> {
     // SAFETY: the text of this thread's last error is ours from then on.
     unsafe { text(get_and_reset_last_err()) }
-}
-
-/// Takes a text that was allocated by C.
-///
-/// # Safety
-/// `pointer` is null, or a text from `malloc` that nobody else has.
-unsafe fn text(pointer: *mut c_char) -> Option<String> {
-    unsafe extern "C" {
-        fn free(pointer: *mut std::ffi::c_void);
-    }
-    if pointer.is_null() {
-        return None;
-    }
-    // SAFETY: the caller says so.
-    unsafe {
-        let text = CStr::from_ptr(pointer).to_string_lossy().into_owned();
-        free(pointer.cast());
-        Some(text)
-    }
 }
 
 /// What libtorch says, without where in its source it says so.

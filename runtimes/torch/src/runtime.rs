@@ -9,7 +9,7 @@ use bascule_runtime_api::{Device, Footprint, LoadError, LoadOptions, Runtime, Se
 use crate::archive;
 use crate::module::{Module, first_line};
 use crate::session::TorchSession;
-use crate::settings::{Process, Settings};
+use crate::settings::{Freeze, Process, Settings};
 use crate::signature;
 
 /// Bytes of main memory that a module takes for each byte of its file, while it is loaded and afterwards: parameters are copied out of
@@ -72,8 +72,21 @@ impl Runtime for TorchRuntime {
             message: first_line(&said).replace(&format!("{}/", dir.display()), ""),
         };
         let module = Module::load(&dir.join(&options.entrypoint), torch_device(options.device)).map_err(invalid)?;
+        let (module, remarks) = match settings.freeze {
+            Freeze::Off => (module, Vec::new()),
+            Freeze::Auto => freeze(module, false),
+            Freeze::Optimize => freeze(module, true),
+        };
         let footprint = footprint(found.bytes, options.device);
-        Ok(Box::new(TorchSession { module, placed, device: options.device, footprint, optimized: settings.optimized }))
+        Ok(Box::new(TorchSession { module, placed, device: options.device, footprint, settings, remarks }))
+    }
+}
+
+/// The module frozen, or where that can't be done as it is, and why.
+fn freeze(module: Module, optimized: bool) -> (Module, Vec<String>) {
+    match module.frozen(optimized) {
+        Ok(frozen) => (frozen, Vec::new()),
+        Err(said) => (module, vec![format!("the module is served as it is, since it can't be frozen: {}", first_line(&said))]),
     }
 }
 

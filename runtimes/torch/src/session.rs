@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bascule_runtime_api::{Device, Footprint, Interrupt, RunContext, RunError, Session, Signature, Tensor};
 
 use crate::module::{Argument, Module, Results, first_line};
+use crate::settings::Settings;
 use crate::signature::{Call, Placed};
 use crate::value;
 
@@ -27,8 +28,9 @@ pub(crate) struct TorchSession {
     pub(crate) placed: Placed,
     pub(crate) device: Device,
     pub(crate) footprint: Footprint,
-    /// Whether the graph executor may rewrite the module.
-    pub(crate) optimized: bool,
+    pub(crate) settings: Settings,
+    /// Why the module is not frozen, where it was to be.
+    pub(crate) remarks: Vec<String>,
 }
 
 impl Session for TorchSession {
@@ -61,9 +63,9 @@ impl Session for TorchSession {
             }
         };
         // The thread's own, so it is said for each run.
-        tch::jit::f_set_graph_executor_optimize(self.optimized).map_err(|error| RunError::Failed { message: error.to_string() })?;
-        let module = &mut self.module;
-        let results = tch::no_grad(|| module.forward(&given)).map_err(|said| fault(&said, signature))?;
+        let Settings { optimized, inference_mode, .. } = self.settings;
+        tch::jit::f_set_graph_executor_optimize(optimized).map_err(|error| RunError::Failed { message: error.to_string() })?;
+        let results = self.module.forward(&given, inference_mode).map_err(|said| fault(&said, signature))?;
         match results {
             Results::Listed(listed) => take_listed(&listed, &self.placed),
             Results::Named(named) => take_named(&named, signature),
@@ -81,6 +83,10 @@ impl Session for TorchSession {
 
     fn device(&self) -> Device {
         self.device
+    }
+
+    fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 }
 

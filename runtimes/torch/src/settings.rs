@@ -1,6 +1,6 @@
-//! Load options → how a module is run. Keys are those of Triton's backend where it has them.
+//! Load options → how a module is run. Keys are those of Triton's backend where it has them; `FREEZE` is ours.
 
-use bascule_runtime_api::{LoadError, LoadOptions};
+use bascule_runtime_api::{LoadError, LoadOptions, switch};
 
 /// How the modules of a process are run.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
@@ -15,9 +15,23 @@ pub(crate) struct Process {
 pub(crate) struct Settings {
     /// The graph executor rewrites the module for what it is run with.
     pub(crate) optimized: bool,
+    /// Runs keep nothing that only gradients need. A module that asks for gradients itself needs it off.
+    pub(crate) inference_mode: bool,
+    pub(crate) freeze: Freeze,
 }
 
-const KEYS: [&str; 2] = ["DISABLE_OPTIMIZED_EXECUTION", "INFERENCE_MODE"];
+/// What becomes of a module when it is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Freeze {
+    /// It stays as it was written.
+    Off,
+    /// Parameters become constants, where that can be done.
+    Auto,
+    /// That, and convolutions and products become those of oneDNN. Not for every module: a convolution without a batch then fails.
+    Optimize,
+}
+
+const KEYS: [&str; 3] = ["DISABLE_OPTIMIZED_EXECUTION", "FREEZE", "INFERENCE_MODE"];
 
 impl Settings {
     /// Reads and checks every option.
@@ -25,32 +39,33 @@ impl Settings {
     /// # Errors
     /// [`LoadError::Option`] for an unknown key or a wrong value.
     pub(crate) fn new(options: &LoadOptions) -> Result<Settings, LoadError> {
-        let mut settings = Settings { optimized: true };
+        let mut settings = Settings { optimized: true, inference_mode: true, freeze: Freeze::Auto };
         for (key, value) in &options.options {
             match key.as_str() {
                 "DISABLE_OPTIMIZED_EXECUTION" => settings.optimized = !switch(key, value)?,
-                // Nothing here ever asks for gradients: there is no other mode to run in.
-                "INFERENCE_MODE" => drop(switch(key, value)?),
-                _ => return Err(option(key, format!("unknown, expected one of {}", KEYS.join(", ")))),
+                "FREEZE" => settings.freeze = freeze(key, value)?,
+                "INFERENCE_MODE" => settings.inference_mode = switch(key, value)?,
+                _ => return Err(LoadError::unknown_option(key, &KEYS)),
             }
         }
         if options.intra_op_threads > 1 {
             let message = "libtorch has one number for all models of a process; set torch.threads instead".to_owned();
-            return Err(option("intra_op_threads", message));
+            return Err(LoadError::option("intra_op_threads", message));
+        }
+        // Who wants the module run as it was written does not want it rewritten before.
+        if !settings.optimized {
+            settings.freeze = Freeze::Off;
         }
         Ok(settings)
     }
 }
 
-fn option(key: &str, message: String) -> LoadError {
-    LoadError::Option { key: key.to_owned(), message }
-}
-
-fn switch(key: &str, value: &str) -> Result<bool, LoadError> {
+fn freeze(key: &str, value: &str) -> Result<Freeze, LoadError> {
     match value.trim().to_ascii_lowercase().as_str() {
-        "0" | "false" => Ok(false),
-        "1" | "true" => Ok(true),
-        _ => Err(option(key, format!("expected true or false, got '{value}'"))),
+        "off" => Ok(Freeze::Off),
+        "auto" => Ok(Freeze::Auto),
+        "optimize" => Ok(Freeze::Optimize),
+        _ => Err(LoadError::option(key, format!("expected auto, optimize or off, got '{value}'"))),
     }
 }
 
@@ -65,12 +80,17 @@ mod tests {
 
     #[test]
     fn keys_are_known_and_values_checked() {
-        assert_eq!(check("DISABLE_OPTIMIZED_EXECUTION", "true"), Ok(Settings { optimized: false }));
-        assert_eq!(check("INFERENCE_MODE", "0"), Ok(Settings { optimized: true }));
+        let default = Settings { optimized: true, inference_mode: true, freeze: Freeze::Auto };
+        assert_eq!(check("FREEZE", "auto"), Ok(default));
+        assert_eq!(check("FREEZE", "off"), Ok(Settings { freeze: Freeze::Off, ..default }));
+        assert_eq!(check("FREEZE", "optimize"), Ok(Settings { freeze: Freeze::Optimize, ..default }));
+        assert_eq!(check("DISABLE_OPTIMIZED_EXECUTION", "true"), Ok(Settings { optimized: false, freeze: Freeze::Off, ..default }));
+        assert_eq!(check("INFERENCE_MODE", "0"), Ok(Settings { inference_mode: false, ..default }));
+        assert_eq!(check("FREEZE", "1"), Err("setting 'FREEZE': expected auto, optimize or off, got '1'".into()));
         assert_eq!(check("INFERENCE_MODE", "fast"), Err("setting 'INFERENCE_MODE': expected true or false, got 'fast'".into()));
         assert_eq!(
             check("ENABLE_NVFUSER", "true"),
-            Err("setting 'ENABLE_NVFUSER': unknown, expected one of DISABLE_OPTIMIZED_EXECUTION, INFERENCE_MODE".into())
+            Err("setting 'ENABLE_NVFUSER': unknown, expected one of DISABLE_OPTIMIZED_EXECUTION, FREEZE, INFERENCE_MODE".into())
         );
     }
 }

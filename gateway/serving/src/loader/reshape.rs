@@ -96,6 +96,10 @@ impl Session for Reshaped {
     fn device(&self) -> Device {
         self.session.device()
     }
+
+    fn warnings(&self) -> Vec<String> {
+        self.session.warnings()
+    }
 }
 
 fn relabel(tensor: &Tensor, from: &[i64], to: &[i64], batched: bool) -> Option<Tensor> {

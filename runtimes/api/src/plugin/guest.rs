@@ -122,9 +122,9 @@ unsafe extern "C" fn load(
         answer(error, || {
             let options: LoadOptions = read(options.bytes())?;
             let made: OwnSession = runtime.load(path(dir.bytes()), &options)?;
-            let signature = made.signature().clone();
+            let (signature, remarks) = (made.signature().clone(), made.remarks().to_vec());
             let (footprint, device, warnings) = (made.footprint(), made.device(), made.warnings());
-            described.write(json(&Described { signature, footprint, device, warnings }));
+            described.write(json(&Described { signature, footprint, device, warnings, remarks }));
             *session = Box::into_raw(Box::new(made)).cast();
             Ok(())
         })

@@ -26,6 +26,8 @@ pub struct Described {
     pub device: Device,
     /// What an operator should know of it.
     pub warnings: Vec<String>,
+    /// What the log is to say of the load.
+    pub remarks: Vec<String>,
 }
 
 /// A [`LoadError`] without what can't cross: an error of the system is what it says.

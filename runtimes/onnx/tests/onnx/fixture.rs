@@ -63,6 +63,8 @@ impl Fixture for Folders {
             ("truncated by one byte", self.file(&whole[..whole.len() - 1])),
             ("a web page", self.file("<!DOCTYPE html><html><body>404</body></html>")),
             ("zeroes", self.file([0; 4096])),
+            ("an archive of another format", self.file(*b"PK\x03\x04\x00\x00\x00\x00\x00\x00model/data.pkl")),
+            ("pickled objects", self.file(*b"\x80\x02}q\x00.")),
         ]
     }
 

@@ -61,6 +61,17 @@ fn the_model_file_lies_below_its_folder() {
 }
 
 #[test]
+fn a_file_that_is_too_long_for_the_library_is_refused_without_being_read() {
+    let Some(folders) = Folders::new() else { return };
+    let model = folders.write(&models::add_sub());
+    // It takes no room on the disk: what was written is its start.
+    fs::OpenOptions::new().write(true).open(model.dir.join("model.onnx")).unwrap().set_len(10 << 30).unwrap();
+    let said = "model.onnx: has 10737418240 bytes, expected at most 2147483647: larger weights go into files of their own";
+    assert_eq!(folders.refused(&model).to_string(), said);
+    assert_eq!(folders.runtime.estimate(&model.dir, &model.options).unwrap_err().to_string(), said);
+}
+
+#[test]
 fn what_is_no_tensor_is_named() {
     let Some(folders) = Folders::new() else { return };
     let nested = Graph::new()

@@ -4,6 +4,7 @@
 
 mod archive;
 mod fixture;
+mod freezing;
 mod memory;
 mod running;
 

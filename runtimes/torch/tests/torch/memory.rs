@@ -1,5 +1,7 @@
 //! Memory comes back when a module is dropped.
 
+use bascule_runtime_api::conformance::Model;
+
 use crate::archive::{Script, write};
 use crate::fixture::{Folders, floats, floats_spec, run};
 
@@ -17,14 +19,17 @@ fn resident_bytes() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
+/// A module whose parameters take `MEGABYTES`.
+fn heavy(folders: &Folders, result: &str) -> Model {
+    let weight: Vec<f32> = (0..MEGABYTES * (1 << 20) / 4).map(|index| (index % 1009) as f32).collect();
+    let content = write(&Script { forward: &format!("x: Tensor) -> Tensor:\n    return {result}"), weight: &weight });
+    folders.file(&content, vec![floats_spec("x", &[1])], vec![floats_spec("y", &[1])])
+}
+
 #[test]
 fn memory_comes_back_after_each_unload() {
     let folders = Folders::new();
-    let weight: Vec<f32> = (0..MEGABYTES * (1 << 20) / 4).map(|index| (index % 1009) as f32).collect();
-    let content =
-        write(&Script { forward: "x: Tensor) -> Tensor:\n    return torch.add(torch.sum(self.weight), x)", weight: &weight });
-    let model = folders.file(&content, vec![floats_spec("x", &[1])], vec![floats_spec("y", &[1])]);
-    drop((weight, content));
+    let model = heavy(&folders, "torch.add(torch.dot(self.weight, torch.expand(x, [torch.numel(self.weight)])), x)");
     let mut second = None;
     for cycle in 1..=CYCLES {
         let mut session = folders.load(&model);
@@ -38,4 +43,20 @@ fn memory_comes_back_after_each_unload() {
     // The other tests of this program run beside it and take some memory of their own, far less than one of the models.
     let limit = second + second / 20 + (24 << 20);
     assert!(last <= limit, "{} MiB after {CYCLES} cycles, {} MiB after the second", last >> 20, second >> 20);
+    what_was_folded_is_gone(&folders);
+}
+
+/// Runs after the cycles and not beside them: both look at the memory of the process.
+fn what_was_folded_is_gone(folders: &Folders) {
+    let mut model = heavy(folders, "torch.add(torch.sum(self.weight), x)");
+    let mut taken = |freeze: &str| {
+        model.options.options.insert("FREEZE".to_owned(), freeze.to_owned());
+        let before = resident_bytes();
+        let mut session = folders.load(&model);
+        run(session.as_mut(), &[floats(&[1], &[1.0])]).unwrap();
+        resident_bytes().saturating_sub(before) >> 20
+    };
+    let half = MEGABYTES as u64 / 2;
+    let (written, frozen) = (taken("off"), taken("auto"));
+    assert!(written > half && frozen < half, "{written} MiB as it was written, {frozen} MiB with its parameters folded");
 }
