@@ -225,10 +225,9 @@ impl Serving {
 
     /// An operator who loads a model knows what happened before.
     async fn forgive(&self, name: ModelName) {
-        if let Some(trial) = self.shared.trial.clone() {
-            // A panic of a trial's is its own.
-            drop(tokio::task::spawn_blocking(move || trial.forgive(&name)).await);
-        }
+        let Some(trial) = self.shared.trial.clone() else { return };
+        // A panic of a trial's is its own.
+        drop(tokio::task::spawn_blocking(move || trial.forgive(&name)).await);
     }
 
     /// Loads what a look finds, and how that went; with a version that the look found and that could not count yet.

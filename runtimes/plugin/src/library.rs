@@ -98,7 +98,7 @@ mod tests {
             assert!(checked(std::ptr::null()).is_err());
             assert_eq!(
                 checked(&raw const THEIRS).unwrap_err(),
-                "a plugin of ABI version 7, expected version 1: build it from the sources of this program"
+                format!("a plugin of ABI version 7, expected version {ABI_VERSION}: build it from the sources of this program")
             );
         }
     }
