@@ -30,7 +30,7 @@ BUILD_PLUGIN = LIBTORCH="$(CURDIR)/.deps/torch" $(CARGO) build $(LOCKED) --relea
 export CARGO
 export CARGO_FUZZ := $(FUZZ)
 
-.PHONY: help deps test-deps build torch run demo test test-all test-long bench compare lint fmt clippy deny train
+.PHONY: help deps test-deps build torch run demo test test-all test-long test-gpu bench compare lint fmt clippy deny train
 
 help: ## Say what there is.
 	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' $(firstword $(MAKEFILE_LIST)) | awk -F'#' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -74,6 +74,9 @@ test: test-deps ## Run the tests; those of TorchScript where `make torch` was ru
 	@$(PYTHON) scripts/run_tests.py short
 
 test-all: torch test test-long ## Run the tests and the long ones: 1,000 swaps, 10,000 seeds, fuzzing, the demo.
+
+test-gpu: test-deps ## Run the tests that need an NVIDIA GPU; elsewhere each says that it is skipped.
+	@$(PYTHON) scripts/run_tests.py gpu
 
 # The long tests alone; BOX=SECONDS runs as many as fit.
 test-long: test-deps

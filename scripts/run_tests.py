@@ -4,6 +4,7 @@
     run_tests.py short                     every test that is not marked #[ignore], loom, the scripts, the sample models
     run_tests.py long [--box SECONDS]      the tests marked #[ignore] (they are the long ones), fuzzing, the demo; with a box,
                                            as many as fit, starting at another one each day and commit
+    run_tests.py gpu                                       the tests that need an NVIDIA GPU
     run_tests.py check NAME -- COMMAND     one command that passes or fails
     run_tests.py total                     the sum of what the calls above wrote to the file $BASCULE_TALLY
 
@@ -207,6 +208,12 @@ def short():
     return tally
 
 
+def gpu():
+    """The tests that need an NVIDIA GPU, one at a time: each wants to see the memory that it has itself taken."""
+    command = [CARGO, "test", *LOCKED, "--package", "bascule", "--test", "gpu", "--", "--test-threads=1"]
+    return cargo_suite("gpu", command)[0]
+
+
 # ---- the long tests
 
 
@@ -336,6 +343,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("short")
+    commands.add_parser("gpu")
     commands.add_parser("long").add_argument("--box", type=float, metavar="SECONDS")
     checked = commands.add_parser("check")
     checked.add_argument("name")
@@ -347,7 +355,7 @@ def main():
     if arguments.command == "check":
         tally = check(arguments.name, arguments.run)
     else:
-        tally = short() if arguments.command == "short" else long(arguments.box)
+        tally = {"short": short, "gpu": gpu, "long": lambda: long(arguments.box)}[arguments.command]()
     tally.write()
     return tally.report()
 

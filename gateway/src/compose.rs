@@ -18,7 +18,7 @@ use crate::config::{Config, ModelFormat, Place, TorchConfig, TrialMode, model_se
 use crate::forbidden::Forbidden;
 use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;
-use crate::supervise::{self, Supervised};
+use crate::supervise::{self, Guard, Supervised};
 use crate::trial::Trials;
 use journals::Journals;
 
@@ -250,7 +250,7 @@ pub fn engine_options(
             Some(trials.context("can't start the thread that tries versions")?)
         }
     };
-    let (trial, marks) = supervise::guard(supervised, state, trials)?;
+    let Guard { trial, marks } = supervise::guard(supervised, state, trials)?;
     Ok(EngineOptions {
         read_settings: settings_reader(config, &runtimes),
         runtimes,

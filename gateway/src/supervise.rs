@@ -33,17 +33,21 @@ pub enum Supervised {
     AfterCrash,
 }
 
+/// What a gateway is given.
+#[derive(Default)]
+pub(crate) struct Guard {
+    pub(crate) trial: Option<Arc<dyn Trial>>,
+    pub(crate) marks: Option<Arc<dyn Marks>>,
+}
+
 /// Opens the board, and puts a gate before the trials that knows who ran in crashes. Nothing of that without supervision. Blocks.
 ///
 /// # Errors
 /// The board's file can't be used.
-pub(crate) fn guard(
-    supervised: Supervised,
-    state: &StateDir,
-    trials: Option<Trials>,
-) -> Result<(Option<Arc<dyn Trial>>, Option<Arc<dyn Marks>>)> {
+pub(crate) fn guard(supervised: Supervised, state: &StateDir, trials: Option<Trials>) -> Result<Guard> {
     if supervised == Supervised::No {
-        return Ok((trials.map(|trials| Arc::new(trials) as Arc<dyn Trial>), None));
+        let trial = trials.map(|trials| Arc::new(trials) as Arc<dyn Trial>);
+        return Ok(Guard { trial, marks: None });
     }
     let path = state.path().join("marks");
     let (board, left) = board::Board::open(&path).with_context(|| format!("can't use {}", path.display()))?;
@@ -52,7 +56,7 @@ pub(crate) fn guard(
     if supervised == Supervised::AfterCrash {
         suspects.note(left, now);
     }
-    Ok((Some(Arc::new(suspects::Gate { suspects, trials })), Some(Arc::new(board))))
+    Ok(Guard { trial: Some(Arc::new(suspects::Gate { suspects, trials })), marks: Some(Arc::new(board)) })
 }
 
 #[cfg(test)]

@@ -191,6 +191,32 @@ fn what_passed_is_not_tried_again_after_a_restart() {
 }
 
 #[test]
+fn a_format_that_is_not_allowed_is_refused_by_name() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox.set("load.formats=torchscript");
+    sandbox.plain("m", 1, &good());
+    let gateway = sandbox.serve();
+    let failed = |_, status: &Value| version(status, 1).is_some_and(|version| version["cause"].is_string());
+    let status = gateway.eventually_admin("/admin/v1/status", failed);
+    let version = version(&status, 1).unwrap();
+    assert_eq!(version["failed_step"], "verifying");
+    let expected = "models of the format onnx are not allowed here; load.formats in bascule.toml names the formats that are";
+    assert_eq!(version["cause"], expected);
+}
+
+#[test]
+fn a_library_with_operators_of_ones_own_that_can_not_be_opened_is_named() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox.set("onnxruntime.operator_libraries=/nowhere/operators.so");
+    sandbox.plain("m", 1, &good());
+    let gateway = sandbox.serve();
+    let failed = |_, status: &Value| version(status, 1).is_some_and(|version| version["cause"].is_string());
+    let status = gateway.eventually_admin("/admin/v1/status", failed);
+    let cause = version(&status, 1).unwrap()["cause"].as_str().unwrap().to_owned();
+    assert!(cause.starts_with("the operator library /nowhere/operators.so can't be used: "), "{cause}");
+}
+
+#[test]
 fn the_command_says_what_a_gateway_would_find() {
     let Some(sandbox) = Sandbox::new() else { return };
     let file = |name: &str, model: &OnnxModel| {

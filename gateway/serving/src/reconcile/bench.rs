@@ -196,7 +196,7 @@ impl Bench {
             }
             Effect::Verify { id, job } => {
                 let around = loader::Surroundings { trial: None, crowded: crate::CrowdedTrial::default(), gpus: &crate::NoGpus };
-                let result = loader::verify(&self.runtimes, &job, &around);
+                let result = loader::verify(&self.runtimes, &job, &around).map(Box::new);
                 self.tell(Event::Verified { id, result });
             }
             Effect::Load { id, job } => {

@@ -108,7 +108,7 @@ pub(crate) enum Event {
     },
     Verified {
         id: ResidencyId,
-        result: Result<Verified, LoadFailure>,
+        result: Result<Box<Verified>, LoadFailure>,
     },
     /// Sessions are made, warm-up begins.
     Warming {

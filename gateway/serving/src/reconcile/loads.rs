@@ -113,7 +113,7 @@ impl Reconciler {
         });
     }
 
-    pub(super) fn verified(&mut self, id: ResidencyId, result: Result<Verified, LoadFailure>, now: Now) {
+    pub(super) fn verified(&mut self, id: ResidencyId, result: Result<Box<Verified>, LoadFailure>, now: Now) {
         self.verifying -= 1;
         self.with(id, |this, model| {
             let Some(residency) = model.residencies.get_mut(&id).filter(|residency| residency.stage() == Stage::Verifying) else {
@@ -402,7 +402,7 @@ fn verification(residency: &mut Residency, budget: &Budget) -> Option<Effect> {
 /// What loads a version; `None` where nobody wants it any more.
 fn load(residency: &mut Residency, _: &Budget) -> Option<Effect> {
     let files = residency.files.clone().filter(|_| residency.stage() == Stage::Loading)?;
-    let verified = residency.verified.take()?;
+    let verified = *residency.verified.take()?;
     let (generation, settings) = (Arc::clone(&residency.generation), Arc::clone(&residency.settings));
     Some(Effect::Load { id: residency.id, job: Box::new(LoadJob { generation, settings, files, verified }) })
 }

@@ -41,7 +41,7 @@ pub(super) struct Residency {
     /// How far its fetch is, while there is one.
     pub(super) fetch: Weak<FetchProgress>,
     pub(super) files: Option<Files>,
-    pub(super) verified: Option<Verified>,
+    pub(super) verified: Option<Box<Verified>>,
     /// Of all sessions: an estimate first, what the sessions say later.
     pub(super) footprint: Option<Footprint>,
     /// Taken from the budget for it.

@@ -163,7 +163,7 @@ impl Shell {
                 let (gpus, crowded) = (Arc::clone(&self.gpus), self.crowded_trial);
                 let work = move |_: &mpsc::WeakSender<Event>| {
                     let around = Surroundings { trial: trial.as_deref(), crowded, gpus: gpus.as_ref() };
-                    Event::Verified { id, result: loader::verify(&runtimes, &job, &around) }
+                    Event::Verified { id, result: loader::verify(&runtimes, &job, &around).map(Box::new) }
                 };
                 self.on_thread("loader", work, |failure| Event::Verified { id, result: Err(failure) });
             }

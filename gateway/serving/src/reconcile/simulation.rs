@@ -105,7 +105,7 @@ fn rules_by(chance: &mut Chance) -> Rules {
             strict_ready: chance.percent(20),
             memory_budgets: chance
                 .percent(40)
-                .then(|| [(Device::Cpu, 4500), (Device::Cuda(0), 2500)])
+                .then_some([(Device::Cpu, 4500), (Device::Cuda(0), 2500)])
                 .into_iter()
                 .flatten()
                 .collect(),
