@@ -147,31 +147,40 @@ pub fn settings_reader(config: &Config, runtimes: &[Arc<dyn Runtime>]) -> Settin
 /// A registry or repository as a source of versions.
 #[derive(Clone)]
 pub struct Source {
-    directory: Arc<DirectorySource>,
+    versions: Arc<dyn VersionSource>,
+    /// What can be watched, beside being polled.
+    directory: Option<Arc<DirectorySource>>,
 }
 
 impl Source {
-    /// Opens the place that is served. It need not exist yet.
+    /// Opens the place that is served. It need not exist or be reachable yet.
     ///
     /// # Errors
-    /// A kind of place that this build can't read.
+    /// A kind of place that this build can't read, or one that is written wrong.
     pub fn open(config: &Config) -> Result<Source> {
-        let root = local_path(&config.registry.url)?;
-        let options = DirectoryOptions { settle_interval: config.registry.settle_interval, ..DirectoryOptions::default() };
-        Ok(Source { directory: Arc::new(DirectorySource::new(root, options)) })
+        let place = &config.registry.url;
+        match Kind::of(place)? {
+            Kind::Directory(root) => {
+                let options = DirectoryOptions { settle_interval: config.registry.settle_interval, ..DirectoryOptions::default() };
+                let directory = Arc::new(DirectorySource::new(root, options));
+                Ok(Source { versions: Arc::<DirectorySource>::clone(&directory), directory: Some(directory) })
+            }
+            Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories"),
+        }
     }
 
     /// As the engine takes it.
     pub fn versions(&self) -> Arc<dyn VersionSource> {
-        Arc::<DirectorySource>::clone(&self.directory)
+        Arc::clone(&self.versions)
     }
 
     /// Calls `hint` whenever something may have changed, for as long as the returned future is polled. Where nothing can be watched,
     /// it tries again after `pause`, and after ever longer ones while that goes on: each try walks the whole directory.
     pub async fn watch(self, pause: Duration, hint: impl Fn()) {
+        let Some(directory) = self.directory else { return };
         let mut next = pause;
         loop {
-            match self.directory.watch().await {
+            match directory.watch().await {
                 Ok(mut watch) => {
                     next = pause;
                     // What changed before the watch began.
@@ -188,25 +197,43 @@ impl Source {
     }
 }
 
+/// What kind of place a registry is at.
+enum Kind {
+    /// A path, or `file://`.
+    Directory(PathBuf),
+    /// Anything else, by the scheme of its URL, in lower case.
+    Other { scheme: String },
+}
+
+impl Kind {
+    fn of(place: &Place) -> Result<Kind> {
+        if !place.is_url() {
+            return Ok(Kind::Directory(PathBuf::from(&place.0)));
+        }
+        let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
+        if url.scheme() != "file" {
+            return Ok(Kind::Other { scheme: url.scheme().to_owned() });
+        }
+        let path = url.to_file_path();
+        path.map(Kind::Directory).map_err(|()| anyhow::anyhow!("registry {} names no path on this machine", place.0))
+    }
+}
+
 /// The directory that a place names.
 ///
 /// # Errors
-/// A kind of place that this build can't read.
+/// A place that is not a directory of this machine.
 pub fn local_path(place: &Place) -> Result<PathBuf> {
-    if !place.is_url() {
-        return Ok(PathBuf::from(&place.0));
+    match Kind::of(place)? {
+        Kind::Directory(path) => Ok(path),
+        Kind::Other { scheme } => bail!("a directory is expected, not a place at {scheme}://"),
     }
-    let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
-    if url.scheme() != "file" {
-        bail!("registries at {}:// are not served by this release, only directories", url.scheme());
-    }
-    url.to_file_path().map_err(|()| anyhow::anyhow!("registry {} names no path on this machine", place.0))
 }
 
 /// What makes a registry the same one after a restart: its place as it is named, since a link that leads elsewhere tomorrow is still
 /// this registry.
 fn identity(place: &Place) -> Result<String> {
-    let path = local_path(place)?;
+    let Kind::Directory(path) = Kind::of(place)? else { return Ok(place.0.trim_end_matches('/').to_owned()) };
     let path = std::path::absolute(&path).with_context(|| format!("registry {} names no place", place.0))?;
     Ok(path.display().to_string())
 }
@@ -311,7 +338,7 @@ mod tests {
         let check = |place: &str| local_path(&Place(place.to_owned())).map_err(|error| error.to_string());
         assert_eq!(check("./models"), Ok("./models".into()));
         assert_eq!(check("file:///srv/my%20models"), Ok("/srv/my models".into()));
-        assert_eq!(check("s3://bucket/x"), Err("registries at s3:// are not served by this release, only directories".into()));
+        assert_eq!(check("s3://bucket/x"), Err("a directory is expected, not a place at s3://".into()));
         assert!(check("file://server/share").is_err());
     }
 

@@ -86,6 +86,14 @@ mod tests {
             extra: BTreeMap::new(),
         };
         let digest = Digest::of(format!("{model}@{version}").as_bytes());
-        Generation { key, digest, bytes: 0, layout: Layout::Plain, manifest: manifest.into(), tombstoned: false }
+        Generation {
+            key,
+            digest,
+            bytes: 0,
+            layout: Layout::Plain,
+            manifest: manifest.into(),
+            tombstoned: false,
+            signatures: Vec::new(),
+        }
     }
 }

@@ -21,6 +21,7 @@ mod log;
 mod manifest;
 mod name;
 mod registry;
+mod signing;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -35,4 +36,5 @@ pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
 pub use registry::{PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, collect_files};
+pub use signing::ManifestSignature;
 pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, VersionSource};

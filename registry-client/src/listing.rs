@@ -11,6 +11,7 @@ use crate::digest::{Digest, DigestBuilder};
 use crate::journal::Rollout;
 use crate::manifest::Manifest;
 use crate::name::{ModelName, VersionKey, VersionNumber};
+use crate::signing::ManifestSignature;
 
 /// How a model lies in its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -20,6 +21,27 @@ pub enum Layout {
     Registry,
     /// `<model>/<n>/model.onnx`: what Triton, TF Serving and OVMS read.
     Plain,
+    /// Registered models of an MLflow tracking server.
+    Mlflow,
+    /// Repositories of an OCI registry.
+    Oci,
+}
+
+impl Layout {
+    /// Whether the source itself holds the rollout journal; else it is kept beside the source.
+    pub fn holds_journal(self) -> bool {
+        self == Self::Registry
+    }
+
+    /// One word, as in status and listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Registry => "registry",
+            Self::Plain => "plain",
+            Self::Mlflow => "mlflow",
+            Self::Oci => "oci",
+        }
+    }
 }
 
 /// One content of one version. A plain directory can change under the same number: that is another generation.
@@ -37,6 +59,9 @@ pub struct Generation {
     pub manifest: Arc<Manifest>,
     /// Yanked: it must leave service and is never loaded anew.
     pub tombstoned: bool,
+    /// The signatures on its manifest, as they were found: not checked yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signatures: Vec<ManifestSignature>,
 }
 
 /// One model with all that its source knows of it.

@@ -51,7 +51,15 @@ fn declaring(model: &str, version: u64, fake: &FakeModel, signature: Option<&Sig
     let (manifest, digest) = Manifest::parse(manifest.to_string().as_bytes()).unwrap();
     let key = VersionKey { model: ModelName::new(model).unwrap(), version };
     let bytes = content.len() as u64;
-    let generation = Generation { key, digest, bytes, layout: Layout::Plain, manifest: Arc::new(manifest), tombstoned: false };
+    let generation = Generation {
+        key,
+        digest,
+        bytes,
+        layout: Layout::Plain,
+        manifest: Arc::new(manifest),
+        tombstoned: false,
+        signatures: Vec::new(),
+    };
     (Arc::new(generation), content)
 }
 

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Proposal, Rollout};
 
-/// Writes and reads rollout journals. Models of [`Layout::Registry`] bring their journal with the listing; those of [`Layout::Plain`]
-/// have it in a store beside their source.
+/// Writes and reads rollout journals. Where the layout holds a journal it comes with the listing; else it is in a store
+/// beside the source.
 #[async_trait]
 pub trait JournalStore: Send + Sync {
     /// Writes an entry after the model's last one and returns its number; the number that it has where its id is there already.

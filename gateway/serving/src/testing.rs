@@ -60,6 +60,8 @@ pub(crate) fn generation(model: &ModelName, version: VersionNumber, content: &st
         layout: Layout::Registry,
         manifest: Arc::new(manifest),
         tombstoned: false,
+        signatures: Vec::new(),
+        signatures: Vec::new(),
     }
 }
 

@@ -86,7 +86,15 @@ fn generation(model: &str, version: u64) -> Arc<Generation> {
     });
     let (manifest, digest) = Manifest::parse(manifest.to_string().as_bytes()).unwrap();
     let key = VersionKey { model: ModelName::new(model).unwrap(), version };
-    Arc::new(Generation { key, digest, bytes: 0, layout: Layout::Registry, manifest: Arc::new(manifest), tombstoned: false })
+    Arc::new(Generation {
+        key,
+        digest,
+        bytes: 0,
+        layout: Layout::Registry,
+        manifest: Arc::new(manifest),
+        tombstoned: false,
+        signatures: Vec::new(),
+    })
 }
 
 fn request(rows: i64) -> InferRequest {

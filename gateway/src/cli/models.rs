@@ -75,7 +75,7 @@ fn existing(generation: &Generation) -> Value {
     json!({
         "model": generation.key.model, "version": generation.key.version, "digest": generation.digest.to_string(),
         "state": if generation.tombstoned { "yanked" } else { "exists" },
-        "layout": match generation.layout { Layout::Registry => "registry", Layout::Plain => "plain" },
+        "layout": generation.layout.as_str(),
         "format": manifest.format, "bytes": generation.bytes, "created": manifest.created,
         "run_id": manifest.lineage.run_id, "metrics": manifest.metrics, "tags": manifest.tags,
     })

@@ -200,7 +200,15 @@ fn generation(chosen: &Chosen, subject: &Subject<'_>) -> Result<Generation, Fail
     let key = VersionKey { model, version: 1 };
     // Nothing is kept by it: each trial of files that lie about is a new one.
     let digest = Digest::of(b"trial");
-    Ok(Generation { key, digest, bytes, layout: Layout::Plain, manifest: Arc::new(manifest), tombstoned: false })
+    Ok(Generation {
+        key,
+        digest,
+        bytes,
+        layout: Layout::Plain,
+        manifest: Arc::new(manifest),
+        tombstoned: false,
+        signatures: Vec::new(),
+    })
 }
 
 /// Small files beside the settings, by the names that settings call them: labels, and inputs for warm-up runs.

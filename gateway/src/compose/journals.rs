@@ -33,10 +33,10 @@ impl Journals {
 #[async_trait]
 impl JournalStore for Journals {
     async fn append(&self, model: &ModelName, layout: Layout, proposal: &Proposal) -> Result<u64, JournalError> {
-        match layout {
-            Layout::Registry => self.registry().await?.propose(model, proposal).await,
-            Layout::Plain => self.beside.propose(model, proposal).await,
+        if layout.holds_journal() {
+            return self.registry().await?.propose(model, proposal).await;
         }
+        self.beside.propose(model, proposal).await
     }
 
     async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {

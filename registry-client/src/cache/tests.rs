@@ -119,7 +119,15 @@ fn generation(version: u64) -> Generation {
         extra: BTreeMap::new(),
     };
     let digest = Digest::of(&version.to_le_bytes());
-    Generation { key, digest, bytes: manifest.bytes(), layout: Layout::Registry, manifest: manifest.into(), tombstoned: false }
+    Generation {
+        key,
+        digest,
+        bytes: manifest.bytes(),
+        layout: Layout::Registry,
+        manifest: manifest.into(),
+        tombstoned: false,
+        signatures: Vec::new(),
+    }
 }
 
 fn left_in_tmp(dir: &Path) -> usize {

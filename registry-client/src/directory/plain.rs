@@ -174,7 +174,15 @@ pub(super) fn generation(key: &VersionKey, plain: &PlainFiles) -> Generation {
     };
     let bytes = manifest.bytes();
     let manifest = Arc::new(manifest);
-    Generation { key: key.clone(), digest: plain.digest, bytes, layout: Layout::Plain, manifest, tombstoned: false }
+    Generation {
+        key: key.clone(),
+        digest: plain.digest,
+        bytes,
+        layout: Layout::Plain,
+        manifest,
+        tombstoned: false,
+        signatures: Vec::new(),
+    }
 }
 
 /// Format and entrypoint by name: the usual ones, else the only file with a known ending. Where nothing is recognised the

@@ -190,7 +190,15 @@ impl Registry {
         let tombstoned = exists(self.store.as_ref(), &path).await;
         let tombstoned = tombstoned.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
         let bytes = manifest.bytes();
-        Ok(Generation { key: key.clone(), digest, bytes, layout: Layout::Registry, manifest: Arc::new(manifest), tombstoned })
+        Ok(Generation {
+            key: key.clone(),
+            digest,
+            bytes,
+            layout: Layout::Registry,
+            manifest: Arc::new(manifest),
+            tombstoned,
+            signatures: Vec::new(),
+        })
     }
 
     pub(super) async fn manifest_bytes(&self, key: &VersionKey) -> Result<Option<Read>, RegistryError> {

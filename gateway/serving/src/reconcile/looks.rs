@@ -220,7 +220,7 @@ impl Seer {
         let mut listing = self.listing.clone()?;
         self.rollouts.retain(|name, _| listing.models.contains_key(name));
         let mut unread = BTreeSet::new();
-        for model in listing.models.values_mut().filter(|model| model.layout == Layout::Plain) {
+        for model in listing.models.values_mut().filter(|model| !model.layout.holds_journal()) {
             if self.stale.contains(&model.name) || !self.rollouts.contains_key(&model.name) {
                 match self.journal.rollout(&model.name).await {
                     Ok(rollout) => drop(self.rollouts.insert(model.name.clone(), rollout)),
