@@ -118,6 +118,7 @@ def test_environment(log):
         "BASCULE_TEST_PYTHON": ".deps/venv/bin/python",
         "BASCULE_TEST_MODELS": ".deps/models",
         "BASCULE_TEST_TORCH": ".deps/torch/lib",
+        "BASCULE_TEST_SERVERS": ".deps",
     }
     for name, place in places.items():
         if (REPOSITORY / place).exists():

@@ -2,8 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
@@ -24,7 +27,19 @@ pub(crate) enum Content {
     /// A local file, copied by the kernel: reflinked where the file system can, never hard-linked.
     Local(File),
     /// Pieces from elsewhere.
-    Stream(BoxStream<'static, Result<Bytes, FetchError>>),
+    Stream(Pieces),
+    /// A file elsewhere of which parts can be read.
+    Ranged(Arc<dyn Ranges>),
+}
+
+/// Pieces of a file, in order.
+pub(crate) type Pieces = BoxStream<'static, Result<Bytes, FetchError>>;
+
+/// A file elsewhere, of which parts can be read.
+#[async_trait]
+pub(crate) trait Ranges: Send + Sync {
+    /// The bytes of this range as they come; fewer where the file ends before.
+    async fn read(&self, range: Range<u64>) -> Result<Pieces, FetchError>;
 }
 
 /// Writes `file` to its place below `dest` and checks it against its manifest.
@@ -39,6 +54,7 @@ pub(crate) async fn bring(
     let (sha256, bytes) = match content {
         Content::Local(source) => copy_local(source, target, file, progress).await?,
         Content::Stream(pieces) => write_stream(pieces, target, file, progress).await?,
+        Content::Ranged(ranges) => write_stream(ranges.read(0..file.bytes).await?, target, file, progress).await?,
     };
     check(file, sha256, bytes)?;
     progress.advance(&file.path, bytes, file.bytes);
