@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
+use bascule_registry::{
+    Cache, DirectoryOptions, DirectorySource, LocalJournal, NamedSource, Registries, Registry, VersionKey, VersionSource,
+};
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
 use bascule_serving::{EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, ModelFormat, Place, TorchConfig, TrialMode, model_settings};
+use crate::config::{Config, ModelFormat, Place, RegistrySpec, TorchConfig, TrialMode, model_settings};
 use crate::forbidden::Forbidden;
 use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;
@@ -144,56 +146,70 @@ pub fn settings_reader(config: &Config, runtimes: &[Arc<dyn Runtime>]) -> Settin
     model_settings::reader(runtimes.iter().map(|runtime| runtime.name()).collect(), config.onnxruntime_threads > 0)
 }
 
-/// A registry or repository as a source of versions.
+/// The registries that are served, as one source of versions.
 #[derive(Clone)]
 pub struct Source {
-    versions: Arc<dyn VersionSource>,
+    registries: Arc<Registries>,
     /// What can be watched, beside being polled.
-    directory: Option<Arc<DirectorySource>>,
+    directories: Vec<Arc<DirectorySource>>,
 }
 
 impl Source {
-    /// Opens the place that is served. It need not exist or be reachable yet.
+    /// Opens the places that are served. They need not exist or be reachable yet.
     ///
     /// # Errors
     /// A kind of place that this build can't read, or one that is written wrong.
     pub fn open(config: &Config) -> Result<Source> {
-        let place = &config.registry.url;
-        match Kind::of(place)? {
-            Kind::Directory(root) => {
-                let options = DirectoryOptions { settle_interval: config.registry.settle_interval, ..DirectoryOptions::default() };
-                let directory = Arc::new(DirectorySource::new(root, options));
-                Ok(Source { versions: Arc::<DirectorySource>::clone(&directory), directory: Some(directory) })
-            }
-            Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories"),
+        let (mut members, mut directories) = (Vec::new(), Vec::new());
+        for spec in &config.registry.all {
+            let source = open_source(spec, &mut directories)?;
+            members.push(NamedSource { name: spec.name.clone(), place: identity(&spec.url)?.into(), source });
         }
+        Ok(Source { registries: Arc::new(Registries::new(members)), directories })
     }
 
     /// As the engine takes it.
     pub fn versions(&self) -> Arc<dyn VersionSource> {
-        Arc::clone(&self.versions)
+        Arc::<Registries>::clone(&self.registries)
     }
 
     /// Calls `hint` whenever something may have changed, for as long as the returned future is polled. Where nothing can be watched,
     /// it tries again after `pause`, and after ever longer ones while that goes on: each try walks the whole directory.
     pub async fn watch(self, pause: Duration, hint: impl Fn()) {
-        let Some(directory) = self.directory else { return };
-        let mut next = pause;
-        loop {
-            match directory.watch().await {
-                Ok(mut watch) => {
-                    next = pause;
-                    // What changed before the watch began.
-                    hint();
-                    while watch.changed().await.is_some() {
-                        hint();
-                    }
-                }
-                Err(error) => tracing::debug!(%error, "the registry can't be watched, only polled"),
-            }
-            tokio::time::sleep(next).await;
-            next = next.saturating_mul(2).min(MAX_WATCH_PAUSE.max(pause));
+        let hint = &hint;
+        futures::future::join_all(self.directories.into_iter().map(|directory| watch(directory, pause, hint))).await;
+    }
+}
+
+/// One registry, and whether it can be watched.
+fn open_source(spec: &RegistrySpec, directories: &mut Vec<Arc<DirectorySource>>) -> Result<Arc<dyn VersionSource>> {
+    match Kind::of(&spec.url)? {
+        Kind::Directory(root) => {
+            let options = DirectoryOptions { settle_interval: spec.settle_interval, ..DirectoryOptions::default() };
+            let directory = Arc::new(DirectorySource::new(root, options));
+            directories.push(Arc::clone(&directory));
+            Ok(directory)
         }
+        Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories"),
+    }
+}
+
+async fn watch(directory: Arc<DirectorySource>, pause: Duration, hint: &impl Fn()) {
+    let mut next = pause;
+    loop {
+        match directory.watch().await {
+            Ok(mut watch) => {
+                next = pause;
+                // What changed before the watch began.
+                hint();
+                while watch.changed().await.is_some() {
+                    hint();
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the registry can't be watched, only polled"),
+        }
+        tokio::time::sleep(next).await;
+        next = next.saturating_mul(2).min(MAX_WATCH_PAUSE.max(pause));
     }
 }
 
@@ -238,6 +254,11 @@ fn identity(place: &Place) -> Result<String> {
     Ok(path.display().to_string())
 }
 
+/// What the state of a gateway is kept under: its registry, or the first of several, so that it keeps what it knows when others join.
+fn state_identity(config: &Config) -> Result<String> {
+    config.registry.all.first().context("no registry is configured").and_then(|spec| identity(&spec.url))
+}
+
 /// Opens a registry to publish to or to write a journal in; `create` makes the directory where it is not there. Blocks.
 ///
 /// # Errors
@@ -266,8 +287,8 @@ pub fn engine_options(
 ) -> Result<EngineOptions> {
     let gpus = gpus();
     let cache = Cache::open(state.cache_dir())?;
-    let own = state.of_registry(&identity(&config.registry.url)?)?;
-    let journal = journal(config, &own)?;
+    let own = state.of_registry(&state_identity(config)?)?;
+    let journal = journal(config, source, &own)?;
     let defaults = EngineOptions::new(source.versions(), journal, cache, own);
     let trials = match config.trial.mode {
         TrialMode::Off => None,
@@ -316,7 +337,7 @@ pub fn live_options(config: &Config, gpus: &dyn Gpus) -> LiveOptions {
 }
 
 /// Where rollout decisions go: into the registry that is served, for models in its own layout; for plain models beside it.
-fn journal(config: &Config, own: &Path) -> Result<Arc<dyn JournalStore>> {
+fn journal(config: &Config, source: &Source, own: &Path) -> Result<Arc<dyn JournalStore>> {
     let beside = match &config.journal {
         Some(place) => {
             let dir = local_path(place).context("rollout.journal")?;
@@ -326,7 +347,9 @@ fn journal(config: &Config, own: &Path) -> Result<Arc<dyn JournalStore>> {
         None => own.join("journal"),
     };
     let beside = LocalJournal::open(&beside)?;
-    Ok(Arc::new(Journals::new(config.registry.url.clone(), beside, config.journal.is_some())))
+    let places = config.registry.all.iter().map(|spec| Ok((identity(&spec.url)?.into(), spec.url.clone())));
+    let places = places.collect::<Result<_>>()?;
+    Ok(Arc::new(Journals::new(Arc::clone(&source.registries), places, beside, config.journal.is_some())))
 }
 
 #[cfg(test)]

@@ -240,6 +240,7 @@ impl Outcome {
         let mut model = ListedModel {
             name: name.clone(),
             layout: Layout::Plain,
+            registry: None,
             versions: BTreeMap::new(),
             unsettled: BTreeSet::new(),
             settings: Settings::new(),

@@ -20,6 +20,7 @@ mod listing;
 mod log;
 mod manifest;
 mod name;
+mod registries;
 mod registry;
 mod signing;
 mod source;
@@ -35,6 +36,7 @@ pub use journal::{Entry, JournalError, LocalJournal, Op, Proposal, Rollout, Weig
 pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
+pub use registries::{NamedSource, Registries};
 pub use registry::{PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, collect_files};
 pub use signing::ManifestSignature;
-pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, VersionSource};
+pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, SourceHealth, VersionSource};

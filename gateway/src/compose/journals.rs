@@ -1,30 +1,43 @@
 //! Which journal a decision goes to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Proposal, Registry, Rollout};
+use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Proposal, Registries, Registry, Rollout};
 use bascule_serving::JournalStore;
 
 use crate::config::Place;
 
-/// The registry's own journals for models in its layout, which every replica sees; one beside it for plain models.
+/// The registry's own journals for models in its layout, which every replica sees; one beside it for the others.
 pub(super) struct Journals {
-    registry: Place,
+    registries: Arc<Registries>,
+    /// Where the registries are, as users wrote it.
+    places: BTreeMap<Arc<str>, Place>,
     beside: LocalJournal,
     /// Other replicas write the one beside it, too.
     shared: bool,
 }
 
 impl Journals {
-    pub(super) fn new(registry: Place, beside: LocalJournal, shared: bool) -> Journals {
-        Journals { registry, beside, shared }
+    pub(super) fn new(
+        registries: Arc<Registries>,
+        places: BTreeMap<Arc<str>, Place>,
+        beside: LocalJournal,
+        shared: bool,
+    ) -> Journals {
+        Journals { registries, places, beside, shared }
     }
 
     /// Opened for each decision: the directory may have been away when the program started, or have become another since.
-    async fn registry(&self) -> Result<Registry, JournalError> {
-        let location = self.registry.0.clone();
-        let unavailable = |source| JournalError::Unavailable { place: format!("registry {}", self.registry.0), source };
+    async fn registry_of(&self, model: &ModelName) -> Result<Registry, JournalError> {
+        let place = self.registries.place_of(model).and_then(|place| self.places.get(&place));
+        let Some(Place(location)) = place.cloned() else {
+            let problem = "is in no registry that could be read yet";
+            return Err(JournalError::Model { model: model.to_string(), problem });
+        };
+        let describe = format!("registry {location}");
+        let unavailable = |source| JournalError::Unavailable { place: describe.clone(), source };
         let opened = tokio::task::spawn_blocking(move || Registry::open(&location)).await;
         opened.map_err(|error| unavailable(Arc::new(error)))?.map_err(|error| unavailable(Arc::new(error)))
     }
@@ -34,7 +47,7 @@ impl Journals {
 impl JournalStore for Journals {
     async fn append(&self, model: &ModelName, layout: Layout, proposal: &Proposal) -> Result<u64, JournalError> {
         if layout.holds_journal() {
-            return self.registry().await?.propose(model, proposal).await;
+            return self.registry_of(model).await?.propose(model, proposal).await;
         }
         self.beside.propose(model, proposal).await
     }

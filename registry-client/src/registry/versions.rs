@@ -228,6 +228,7 @@ pub(crate) fn listed(
     Some(ListedModel {
         name: name.clone(),
         layout: Layout::Registry,
+        registry: None,
         versions,
         unsettled: BTreeSet::new(),
         settings,
@@ -242,6 +243,7 @@ fn plain_elsewhere(name: &ModelName) -> ListedModel {
     ListedModel {
         name: name.clone(),
         layout: Layout::Plain,
+        registry: None,
         versions: BTreeMap::new(),
         unsettled: BTreeSet::new(),
         settings: BTreeMap::new(),
