@@ -20,7 +20,9 @@ mod listing;
 mod log;
 mod manifest;
 mod name;
+mod plain;
 mod registry;
+mod settle;
 mod signing;
 mod source;
 #[cfg(test)]
@@ -35,6 +37,8 @@ pub use journal::{Entry, JournalError, LocalJournal, Op, Proposal, Rollout, Weig
 pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
-pub use registry::{PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, collect_files};
+pub use registry::{
+    PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, StoreEnvironment, collect_files,
+};
 pub use signing::ManifestSignature;
 pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, VersionSource};
