@@ -286,7 +286,10 @@ impl Registry {
     }
 
     async fn check_exists(&self, model: &ModelName, op: &Op) -> Result<(), JournalError> {
-        let unreachable = |error: RegistryError| JournalError::unavailable(format!("model {model} of {}", self.description), error);
+        let unreachable = |error: RegistryError| match error {
+            RegistryError::NoPutIfAbsent { store } => JournalError::NoPutIfAbsent { store },
+            error => JournalError::unavailable(format!("model {model} of {}", self.description), error),
+        };
         let problem = match self.shape(model).await.map_err(unreachable)? {
             shape if shape.ours => None,
             shape if !shape.numeric.is_empty() => Some("is in the plain layout: its journal is kept by the gateway that serves it"),

@@ -16,6 +16,7 @@ use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStore};
 
 use super::Registry;
 use super::known::Known;
+use super::location::Listing as Lists;
 use super::reading::Seen;
 use super::tree::{ModelTree, Stamp, Stamps, Tree, object_below};
 use crate::digest::{Digest, DigestBuilder};
@@ -136,7 +137,9 @@ fn unavailable(generation: &Generation, error: StoreError) -> FetchError {
 struct PlainObject {
     store: Arc<dyn ObjectStore>,
     place: Path,
-    stamp: Stamp,
+    bytes: u64,
+    /// What its tag has to be.
+    condition: Option<String>,
     /// For people: the file, and the version.
     file: String,
     version: String,
@@ -149,7 +152,8 @@ impl PlainObject {
         Self {
             store: Arc::clone(&registry.store),
             place: object_below(&folder, path),
-            stamp: stamp.clone(),
+            bytes: stamp.bytes,
+            condition: stamp.e_tag.as_deref().and_then(|e_tag| condition(e_tag, registry.may_list)),
             file: path.to_owned(),
             version: generation.key.to_string(),
         }
@@ -163,16 +167,27 @@ impl PlainObject {
     }
 }
 
+/// A listed tag as requests name it, where the server can be expected to know it again.
+fn condition(e_tag: &str, lists: Lists) -> Option<String> {
+    match lists {
+        // Azure lists tags without the quotes that belong to them.
+        Lists::Recursive if e_tag.starts_with("0x") => Some(format!("\"{e_tag}\"")),
+        Lists::Recursive => Some(e_tag.to_owned()),
+        // Of web servers, some give out tags without quotes and then refuse their own; and a weak one never matches.
+        Lists::Unknown => Some(e_tag.to_owned()).filter(|e_tag| e_tag.starts_with('"')),
+    }
+}
+
 #[async_trait]
 impl Ranges for PlainObject {
     async fn read(&self, range: Range<u64>) -> Result<Pieces, FetchError> {
-        let range = range.start..range.end.min(self.stamp.bytes);
+        let range = range.start..range.end.min(self.bytes);
         if range.is_empty() {
             return Ok(futures::stream::empty().boxed());
         }
         // A server that knows no ranges can still send the whole.
-        let part = (range != (0..self.stamp.bytes)).then(|| GetRange::Bounded(range));
-        let options = GetOptions { if_match: self.stamp.e_tag.clone(), range: part, ..GetOptions::default() };
+        let part = (range != (0..self.bytes)).then(|| GetRange::Bounded(range));
+        let options = GetOptions { if_match: self.condition.clone(), range: part, ..GetOptions::default() };
         let result = self.store.get_opts(&self.place, options).await.map_err(|error| self.error(error))?;
         let (file, version) = (self.file.clone(), self.version.clone());
         let failed = move |error| match error {

@@ -167,6 +167,7 @@ impl From<RegistryError> for PublishError {
     fn from(error: RegistryError) -> Self {
         match error {
             RegistryError::Unavailable { place, source } => Self::Unavailable { place, source },
+            RegistryError::NoPutIfAbsent { store } => Self::NoPutIfAbsent { store },
             other => Self::unavailable("the registry", other),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 
+use super::location::Listing as Lists;
 use super::{Registry, RegistryError};
 use crate::journal::Rollout;
 use crate::listing::{Generation, Layout, ListedModel};
@@ -58,7 +59,11 @@ impl Registry {
         Ok(self.committed(model).await?.versions)
     }
 
+    /// How a model looks to whoever is about to write.
     pub(crate) async fn shape(&self, model: &ModelName) -> Result<Shape, RegistryError> {
+        if self.may_list == Lists::Unknown {
+            return Err(RegistryError::NoPutIfAbsent { store: self.description.clone() });
+        }
         let path = self.model_path(model);
         let level = self.store.list_with_delimiter(Some(&path)).await;
         let level = level.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;

@@ -42,7 +42,8 @@ impl SeaweedFs {
             for (option, port) in [("s3.port", ports.s3), ("webdav.port", ports.webdav), ("filer.port", ports.files)] {
                 command.arg(format!("-{option}={port}"));
             }
-            for option in ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port.grpc", "s3.port.grpc"] {
+            for option in ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port.grpc", "s3.port.grpc"]
+            {
                 command.arg(format!("-{option}={}", free_port()));
             }
             command
