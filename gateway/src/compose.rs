@@ -2,25 +2,28 @@
 
 mod journals;
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
+use bascule_registry::{
+    Cache, DirectoryOptions, DirectorySource, LocalJournal, NamedSource, Registries, Registry, VersionKey, VersionSource,
+};
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
 use bascule_serving::{EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, ModelFormat, Place, TorchConfig, TrialMode, model_settings};
+use crate::config::{Config, ModelFormat, Place, RegistrySpec, TorchConfig, TrialMode, model_settings};
 use crate::forbidden::Forbidden;
 use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;
 use crate::supervise::{self, Guard, Supervised};
 use crate::trial::Trials;
-use journals::Journals;
+use journals::{Held, Journals};
 
 /// The folders, relative to that of the program, in which ONNX Runtime is looked for: beside an installed program, and where
 /// `make deps` puts it for one that was built in this repository.
@@ -144,56 +147,73 @@ pub fn settings_reader(config: &Config, runtimes: &[Arc<dyn Runtime>]) -> Settin
     model_settings::reader(runtimes.iter().map(|runtime| runtime.name()).collect(), config.onnxruntime_threads > 0)
 }
 
-/// A registry or repository as a source of versions.
+/// The registries that are served, as one source of versions.
 #[derive(Clone)]
 pub struct Source {
-    versions: Arc<dyn VersionSource>,
+    registries: Arc<Registries>,
     /// What can be watched, beside being polled.
-    directory: Option<Arc<DirectorySource>>,
+    directories: Vec<Arc<DirectorySource>>,
+    /// Registries that other machines hold, by their places: kept open, with their connections and credentials.
+    stores: BTreeMap<Arc<str>, Arc<Registry>>,
 }
 
 impl Source {
-    /// Opens the place that is served. It need not exist or be reachable yet.
+    /// Opens the places that are served. They need not exist or be reachable yet.
     ///
     /// # Errors
-    /// A kind of place that this build can't read, or one that is written wrong.
+    /// A kind of place that this build can't read, one that is written wrong, or credentials that the environment has by halves.
     pub fn open(config: &Config) -> Result<Source> {
-        let place = &config.registry.url;
-        match Kind::of(place)? {
-            Kind::Directory(root) => {
-                let options = DirectoryOptions { settle_interval: config.registry.settle_interval, ..DirectoryOptions::default() };
-                let directory = Arc::new(DirectorySource::new(root, options));
-                Ok(Source { versions: Arc::<DirectorySource>::clone(&directory), directory: Some(directory) })
-            }
-            Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories"),
+        let (mut members, mut directories, mut stores) = (Vec::new(), Vec::new(), BTreeMap::new());
+        for spec in &config.registry.all {
+            let place: Arc<str> = identity(&spec.url)?.into();
+            let source: Arc<dyn VersionSource> = match Kind::of(&spec.url)? {
+                Kind::Directory(root) => {
+                    let options = DirectoryOptions { settle_interval: spec.settle_interval, ..DirectoryOptions::default() };
+                    let directory = Arc::new(DirectorySource::new(root, options));
+                    directories.push(Arc::clone(&directory));
+                    directory
+                }
+                Kind::Other { .. } => {
+                    let registry = open_registry(&spec.url, false)?.with_settle_interval(spec.settle_interval);
+                    let registry = Arc::new(registry);
+                    stores.insert(Arc::clone(&place), Arc::clone(&registry));
+                    registry
+                }
+            };
+            members.push(NamedSource { name: spec.name.clone(), place, source });
         }
+        Ok(Source { registries: Arc::new(Registries::new(members)), directories, stores })
     }
 
     /// As the engine takes it.
     pub fn versions(&self) -> Arc<dyn VersionSource> {
-        Arc::clone(&self.versions)
+        Arc::<Registries>::clone(&self.registries)
     }
 
     /// Calls `hint` whenever something may have changed, for as long as the returned future is polled. Where nothing can be watched,
     /// it tries again after `pause`, and after ever longer ones while that goes on: each try walks the whole directory.
     pub async fn watch(self, pause: Duration, hint: impl Fn()) {
-        let Some(directory) = self.directory else { return };
-        let mut next = pause;
-        loop {
-            match directory.watch().await {
-                Ok(mut watch) => {
-                    next = pause;
-                    // What changed before the watch began.
+        let hint = &hint;
+        futures::future::join_all(self.directories.into_iter().map(|directory| watch(directory, pause, hint))).await;
+    }
+}
+
+async fn watch(directory: Arc<DirectorySource>, pause: Duration, hint: &impl Fn()) {
+    let mut next = pause;
+    loop {
+        match directory.watch().await {
+            Ok(mut watch) => {
+                next = pause;
+                // What changed before the watch began.
+                hint();
+                while watch.changed().await.is_some() {
                     hint();
-                    while watch.changed().await.is_some() {
-                        hint();
-                    }
                 }
-                Err(error) => tracing::debug!(%error, "the registry can't be watched, only polled"),
             }
-            tokio::time::sleep(next).await;
-            next = next.saturating_mul(2).min(MAX_WATCH_PAUSE.max(pause));
+            Err(error) => tracing::debug!(%error, "the registry can't be watched, only polled"),
         }
+        tokio::time::sleep(next).await;
+        next = next.saturating_mul(2).min(MAX_WATCH_PAUSE.max(pause));
     }
 }
 
@@ -210,10 +230,12 @@ impl Kind {
         if !place.is_url() {
             return Ok(Kind::Directory(PathBuf::from(&place.0)));
         }
-        let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
-        if url.scheme() != "file" {
-            return Ok(Kind::Other { scheme: url.scheme().to_owned() });
+        // What other schemes have in their places is for those who open them to judge.
+        let scheme = place.0.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).unwrap_or_default();
+        if scheme != "file" {
+            return Ok(Kind::Other { scheme });
         }
+        let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
         let path = url.to_file_path();
         path.map(Kind::Directory).map_err(|()| anyhow::anyhow!("registry {} names no path on this machine", place.0))
     }
@@ -238,13 +260,21 @@ fn identity(place: &Place) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-/// Opens a registry to publish to or to write a journal in; `create` makes the directory where it is not there. Blocks.
+/// What the state of a gateway is kept under: its registry, or the first of several, so that it keeps what it knows when others join.
+fn state_identity(config: &Config) -> Result<String> {
+    config.registry.all.first().context("no registry is configured").and_then(|spec| identity(&spec.url))
+}
+
+/// Opens a registry to publish to or to write a journal in; `create` makes a directory where it is not there. Blocks.
 ///
 /// # Errors
-/// Where it is not there, or of a kind that this build can't write.
+/// A directory that is not there, a place that is written wrong, or credentials that the environment has by halves.
 pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
     let open = if create { Registry::open_or_create } else { Registry::open };
-    open(&place.0).with_context(|| format!("can't open registry {}", place.0))
+    // What is wrong with a place names it, without the passwords that it may hold.
+    let named = place.is_url() && matches!(Kind::of(place), Ok(Kind::Other { .. }));
+    let opened = open(&place.0);
+    if named { opened.context("can't open the registry") } else { opened.with_context(|| format!("can't open registry {}", place.0)) }
 }
 
 /// Looks at this machine's GPUs.
@@ -266,8 +296,8 @@ pub fn engine_options(
 ) -> Result<EngineOptions> {
     let gpus = gpus();
     let cache = Cache::open(state.cache_dir())?;
-    let own = state.of_registry(&identity(&config.registry.url)?)?;
-    let journal = journal(config, &own)?;
+    let own = state.of_registry(&state_identity(config)?)?;
+    let journal = journal(config, source, &own)?;
     let defaults = EngineOptions::new(source.versions(), journal, cache, own);
     let trials = match config.trial.mode {
         TrialMode::Off => None,
@@ -316,7 +346,7 @@ pub fn live_options(config: &Config, gpus: &dyn Gpus) -> LiveOptions {
 }
 
 /// Where rollout decisions go: into the registry that is served, for models in its own layout; for plain models beside it.
-fn journal(config: &Config, own: &Path) -> Result<Arc<dyn JournalStore>> {
+fn journal(config: &Config, source: &Source, own: &Path) -> Result<Arc<dyn JournalStore>> {
     let beside = match &config.journal {
         Some(place) => {
             let dir = local_path(place).context("rollout.journal")?;
@@ -326,7 +356,9 @@ fn journal(config: &Config, own: &Path) -> Result<Arc<dyn JournalStore>> {
         None => own.join("journal"),
     };
     let beside = LocalJournal::open(&beside)?;
-    Ok(Arc::new(Journals::new(config.registry.url.clone(), beside, config.journal.is_some())))
+    let places = config.registry.all.iter().map(|spec| Ok((identity(&spec.url)?.into(), spec.url.clone())));
+    let held = Held { places: places.collect::<Result<_>>()?, stores: source.stores.clone() };
+    Ok(Arc::new(Journals::new(Arc::clone(&source.registries), held, beside, config.journal.is_some())))
 }
 
 #[cfg(test)]
@@ -334,7 +366,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_directories_are_served() {
+    fn places_of_this_machine() {
         let check = |place: &str| local_path(&Place(place.to_owned())).map_err(|error| error.to_string());
         assert_eq!(check("./models"), Ok("./models".into()));
         assert_eq!(check("file:///srv/my%20models"), Ok("/srv/my models".into()));

@@ -21,6 +21,7 @@ mod log;
 mod manifest;
 mod name;
 mod plain;
+mod registries;
 mod registry;
 mod settle;
 mod signing;
@@ -37,8 +38,9 @@ pub use journal::{Entry, JournalError, LocalJournal, Op, Proposal, Rollout, Weig
 pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
+pub use registries::{NamedSource, Registries};
 pub use registry::{
     PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, StoreEnvironment, collect_files,
 };
 pub use signing::ManifestSignature;
-pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, VersionSource};
+pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, SourceHealth, VersionSource};

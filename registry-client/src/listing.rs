@@ -71,6 +71,8 @@ pub struct ListedModel {
     pub name: ModelName,
     /// How it lies.
     pub layout: Layout,
+    /// The place of its registry; nothing where its source does not say.
+    pub registry: Option<Arc<str>>,
     /// The versions that exist, tombstoned ones among them.
     pub versions: BTreeMap<VersionNumber, Arc<Generation>>,
     /// Versions whose files, or those of the model's settings, have changed lately and do not count yet. One that was listed
@@ -130,6 +132,7 @@ fn state_digest(complete: bool, models: &BTreeMap<ModelName, Arc<ListedModel>>, 
     let mut state = DigestBuilder::default();
     state.number(u64::from(complete)).number(models.len() as u64);
     for model in models.values() {
+        state.field(model.registry.as_deref().unwrap_or_default().as_bytes());
         state.field(model.name.as_str().as_bytes()).number(model.layout as u64).number(model.versions.len() as u64);
         for (version, generation) in &model.versions {
             state.number(*version).bytes(generation.digest.as_bytes()).number(u64::from(generation.tombstoned));

@@ -84,6 +84,7 @@ pub(crate) fn model(name: &ModelName, problems: Vec<String>) -> ListedModel {
     ListedModel {
         name: name.clone(),
         layout: Layout::Plain,
+        registry: None,
         versions: BTreeMap::new(),
         unsettled: BTreeSet::new(),
         settings: Settings::new(),

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 
 use crate::digest::Digest;
 use crate::listing::{Cursor, Generation, Listing};
+use crate::name::ModelName;
 use crate::registry::access::access_error;
 
 /// A cause that can be shared by all who waited for the same attempt.
@@ -39,6 +41,32 @@ pub trait VersionSource: Send + Sync {
     /// # Errors
     /// What `dest` holds afterwards counts for nothing.
     async fn fetch(&self, generation: &Generation, dest: &Path, progress: &dyn Progress) -> Result<Fetched, FetchError>;
+
+    /// How looking at each of its parts went; nothing where it has none.
+    fn health(&self) -> Vec<SourceHealth> {
+        Vec::new()
+    }
+
+    /// Told at the start of a model that was served before it, from the registry at this place ([`crate::ListedModel::registry`]).
+    /// False where that is none of this source's: then it is not served any more.
+    fn adopt(&self, _model: &ModelName, _registry: &str) -> bool {
+        true
+    }
+}
+
+/// How looking at one of several registries went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceHealth {
+    /// What users call it, where it has a name.
+    pub name: Option<String>,
+    /// For people.
+    pub describe: String,
+    /// When a look last succeeded.
+    pub last_good: Option<DateTime<Utc>>,
+    /// Why the last look failed; nothing after one that did not.
+    pub error: Option<String>,
+    /// What the last look found wrong outside any model.
+    pub problems: Vec<String>,
 }
 
 /// Told how far a transfer is. Called often: it must be cheap and must not block.

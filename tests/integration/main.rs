@@ -8,13 +8,18 @@ mod bad_input;
 mod clients;
 mod commands;
 mod crate_edges;
+mod faults;
 mod golden;
 mod http;
 mod killed;
 mod lifecycle;
+mod outage;
 mod real_models;
 mod recorded;
+mod registries;
 mod sandbox;
+#[path = "../../registry-client/tests/real/servers.rs"]
+mod servers;
 mod supervise;
 mod swap;
 mod torch;

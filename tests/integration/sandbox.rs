@@ -30,6 +30,9 @@ pub fn skip(reason: &str) {
 pub struct Sandbox {
     dir: TempDir,
     settings: Vec<String>,
+    /// What `--registry` says, where it says anything.
+    place: Option<String>,
+    variables: Vec<(String, String)>,
     library: PathBuf,
 }
 
@@ -40,12 +43,25 @@ impl Sandbox {
         let dir = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir(dir.path().join("registry")).expect("a registry folder");
         let settings = ["registry.poll_interval=200ms", "registry.settle_interval=50ms"].map(str::to_owned).to_vec();
-        Some(Sandbox { dir, settings, library })
+        let place = Some(dir.path().join("registry").display().to_string());
+        Some(Sandbox { dir, settings, place, variables: Vec::new(), library })
     }
 
     /// Adds a `--set key=value`.
     pub fn set(mut self, setting: &str) -> Sandbox {
         self.settings.push(setting.to_owned());
+        self
+    }
+
+    /// Serves another place than the folder, or what the configuration file says.
+    pub fn at(mut self, place: Option<&str>) -> Sandbox {
+        self.place = place.map(str::to_owned);
+        self
+    }
+
+    /// Gives every command an environment variable.
+    pub fn variable(mut self, name: &str, value: &str) -> Sandbox {
+        self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -95,7 +111,7 @@ impl Sandbox {
                 command.env_remove(name);
             }
         }
-        command.env("BASCULE_ONNXRUNTIME_LIBRARY", &self.library);
+        command.env("BASCULE_ONNXRUNTIME_LIBRARY", &self.library).envs(self.variables.iter().cloned());
         command
     }
 
@@ -125,10 +141,12 @@ impl Sandbox {
     /// The same; what it said and how it ended, where it did not get to listen.
     pub fn try_serve(&self, arguments: &[&str]) -> Result<Gateway, (ExitStatus, String)> {
         let any = "127.0.0.1:0";
-        let registry = self.registry();
         let state = self.state();
         let mut command = self.command(&["serve", "--http", any, "--grpc", any, "--admin", any]);
-        command.arg("--registry").arg(registry).arg("--state-dir").arg(state);
+        if let Some(place) = &self.place {
+            command.arg("--registry").arg(place);
+        }
+        command.arg("--state-dir").arg(state);
         for setting in &self.settings {
             command.args(["--set", setting]);
         }

@@ -155,6 +155,7 @@ impl VersionSource for Shelf {
                 name: name.clone(),
                 // Its journal is the local one.
                 layout: Layout::Plain,
+                registry: None,
                 versions: versions.iter().map(|(version, shelved)| (*version, Arc::clone(&shelved.generation))).collect(),
                 unsettled: BTreeSet::new(),
                 settings: BTreeMap::new(),

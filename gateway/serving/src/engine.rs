@@ -250,7 +250,14 @@ async fn prepare(options: &EngineOptions) -> Result<(Persisted, Arc<Stock>, Arc<
     let (state_dir, runtimes) = (options.state_dir.clone(), options.runtimes.clone());
     let (source, cache, max_bytes) = (Arc::clone(&options.source), options.cache.clone(), options.cache_max_bytes);
     let prepared = tokio::task::spawn_blocking(move || {
-        let persisted = Persisted::read(&state_dir).map_err(|source| StartError::State { dir: state_dir, source })?;
+        let mut persisted = Persisted::read(&state_dir).map_err(|source| StartError::State { dir: state_dir, source })?;
+        persisted.served.retain(|name, served| {
+            let stays = served.registry.as_ref().is_none_or(|registry| source.adopt(name, registry));
+            if !stays {
+                tracing::warn!(model = %name, registry = ?served.registry, "its registry is not configured any more: it is not served");
+            }
+            stays
+        });
         let served = persisted.served.values().flat_map(|served| &served.versions).map(|generation| generation.digest);
         let stock = Stock::new(source, cache, max_bytes, served);
         let runtimes = Runtimes::open(runtimes);

@@ -65,7 +65,8 @@ pub use settings::{
 pub use state::{FailedStep, Failure, IllegalTransition, Outward, Stage, VersionState};
 pub use stats::{BatchStats, Phase, Snapshot, Stats};
 pub use status::{
-    CandidateStatus, DeviceMemory, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryStatus, Status, VersionStatus,
+    CandidateStatus, DeviceMemory, DrainReceipt, MemoryStatus, ModelStatus, Readiness, RegistryPart, RegistryStatus, Status,
+    VersionStatus,
 };
 pub use table::{Candidate, Publisher, Route, ServingTable, Split, Standing};
 pub use trial::{Latency, Trial, TrialFailure, TrialJob, TrialReport, Wanted, examine, record};

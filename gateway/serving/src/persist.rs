@@ -46,6 +46,9 @@ pub(crate) enum Operator {
 pub(crate) struct Served {
     pub(crate) model: ModelName,
     pub(crate) layout: Layout,
+    /// The place of its registry: what is served of one that is not configured any more ends with a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) registry: Option<Arc<str>>,
     pub(crate) stable: Option<VersionNumber>,
     pub(crate) versions: Vec<Arc<Generation>>,
     pub(crate) settings: BTreeMap<String, Content>,
@@ -59,6 +62,7 @@ impl Served {
         ListedModel {
             name: self.model.clone(),
             layout: self.layout,
+            registry: self.registry.clone(),
             versions: self.versions.iter().map(|generation| (generation.key.version, Arc::clone(generation))).collect(),
             unsettled: std::collections::BTreeSet::new(),
             settings: self.settings.iter().map(|(name, content)| (name.clone(), content.bytes())).collect(),

@@ -167,7 +167,7 @@ impl Reconciler {
     /// Takes one event in. What follows from it is decided by [`Reconciler::settle`].
     pub(crate) fn handle(&mut self, event: Event, now: Now) {
         match event {
-            Event::Looked { ticket, look } => self.looked(ticket, look, now),
+            Event::Looked { ticket, look, registries } => self.looked(ticket, look, registries, now),
             Event::Fetched { id, result } => self.fetched(id, result, now),
             Event::Verified { id, result } => self.verified(id, result, now),
             Event::Warming { id } => self.warming(id),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bascule_registry::SourceHealth;
 use bascule_runtime_api::Device;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,33 @@ pub struct RegistryStatus {
     pub last_error: Option<String>,
     /// What the last look found wrong outside any model.
     pub problems: Vec<String>,
+    /// The same of each registry, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<RegistryPart>,
+}
+
+/// One of several registries, and how looking at it went.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RegistryPart {
+    /// What the configuration calls it.
+    pub name: String,
+    /// For people.
+    pub describe: String,
+    /// When a look last succeeded.
+    pub last_good_look: Option<DateTime<Utc>>,
+    /// Why the last look failed; absent after one that did not.
+    pub last_error: Option<String>,
+}
+
+impl RegistryPart {
+    pub(crate) fn of(health: &SourceHealth) -> RegistryPart {
+        RegistryPart {
+            name: health.name.clone().unwrap_or_default(),
+            describe: health.describe.clone(),
+            last_good_look: health.last_good,
+            last_error: health.error.clone(),
+        }
+    }
 }
 
 /// Main memory, in bytes.

@@ -69,6 +69,7 @@ pub(crate) fn listed(model: &ModelName, generations: impl IntoIterator<Item = Ge
     ListedModel {
         name: model.clone(),
         layout: Layout::Registry,
+        registry: None,
         versions: generations.into_iter().map(|generation| (generation.key.version, Arc::new(generation))).collect(),
         unsettled: BTreeSet::new(),
         settings: BTreeMap::new(),

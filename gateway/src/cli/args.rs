@@ -15,8 +15,8 @@ pub(super) struct ConfigArgs {
     /// The configuration file [default: bascule.toml, where it exists; env: BASCULE_CONFIG].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The registry or repository: a path or URL [default: ./models].
-    #[arg(long, value_name = "PATH|URL")]
+    /// The registry or repository: a path, a URL, or its name where the configuration lists several [default: ./models].
+    #[arg(long, value_name = "PATH|URL|NAME")]
     registry: Option<String>,
     /// Any setting of the configuration file; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]

@@ -102,8 +102,9 @@ impl Publish {
         let gateways = if self.wait.is_some() { gateways(&self.gateways)? } else { Vec::new() };
         // Before anything else runs: see there.
         let request = self.request(&effective.config, environment)?;
-        let registry = compose::open_registry(&effective.config.registry.url, true)?;
-        in_background(self.publish(registry, request, gateways, &effective.config.registry.url))
+        let place = &effective.config.registry.only().map_err(Failure::new)?.url;
+        let registry = compose::open_registry(place, true)?;
+        in_background(self.publish(registry, request, gateways, place))
     }
 
     async fn publish(&self, registry: Registry, request: PublishRequest, gateways: Vec<Gateway>, place: &Place) -> Outcome {

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::config::Place;
 use crate::config::env::Environment;
+use crate::config::{self, Given, Place};
 
 use super::Outcome;
 use super::args::GatewayArgs;
@@ -35,8 +35,8 @@ pub(super) struct Rollout {
 struct Target {
     #[command(flatten)]
     gateway: GatewayArgs,
-    /// Write to the journal of this registry instead of asking a gateway.
-    #[arg(long, value_name = "PATH|URL", global = true)]
+    /// Write to the journal of this registry instead of asking a gateway: its place, or its name in bascule.toml.
+    #[arg(long, value_name = "PATH|URL|NAME", global = true)]
     registry: Option<String>,
     /// Why, for the journal.
     #[arg(long, default_value = "", global = true)]
@@ -44,6 +44,16 @@ struct Target {
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
+}
+
+impl Target {
+    /// The registry that was named, by its place or its name in the configuration.
+    fn place(&self, environment: &Environment) -> Result<Option<Place>, Failure> {
+        let Some(registry) = self.registry.clone() else { return Ok(None) };
+        let given = Given { flags: vec![("registry.url", "--registry", registry)], ..Given::default() };
+        let config = config::load(&given, environment)?.config;
+        Ok(Some(config.registry.only().map_err(Failure::new)?.url.clone()))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -148,11 +158,9 @@ impl Rollout {
     pub(super) async fn run(self, environment: &Environment) -> Outcome {
         let (model, op) = (self.verb.model(), self.verb.op());
         let target = &self.target;
-        match (&target.registry, op) {
-            (Some(registry), None) => journal::show(&Place(registry.clone()), model, target.json).await,
-            (Some(registry), Some(op)) => {
-                journal::write(&Place(registry.clone()), model, op, &environment.user(), &target.reason, target.json).await
-            }
+        match (target.place(environment)?, op) {
+            (Some(place), None) => journal::show(&place, model, target.json).await,
+            (Some(place), Some(op)) => journal::write(&place, model, op, &environment.user(), &target.reason, target.json).await,
             (None, None) => {
                 let gateway = Gateway::at(&target.gateway.url)?;
                 let shown: RolloutShown = gateway.get(&format!("{}/rollout", model_path(model.as_str())?), &[]).await?;

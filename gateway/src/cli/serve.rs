@@ -91,7 +91,7 @@ impl Serve {
             let server = Server::start(&effective, runtimes, self.supervised).await.map_err(not_started)?;
             let addresses = server.addresses;
             print(&format!("bascule: http {} grpc {} admin {}", addresses.http, addresses.grpc, addresses.admin))?;
-            tracing::info!(http = %addresses.http, grpc = %addresses.grpc, admin = %addresses.admin, registry = %effective.config.registry.url.0, "listening");
+            tracing::info!(http = %addresses.http, grpc = %addresses.grpc, admin = %addresses.admin, registry = %effective.config.registry.describe(), "listening");
             let hint = tokio::spawn(example::print_when_ready(server.serving.clone(), addresses.http));
             self.until_stopped(&server, &mut signals, effective, &level, environment).await;
             hint.abort();

@@ -1,8 +1,10 @@
 //! `bascule status`: what a gateway serves.
 
+use std::time::Duration;
+
 use bascule_registry::Weight;
 use bascule_serving::{DeviceMemory, ModelStatus, Status, VersionStatus};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use clap::Args;
 use comfy_table::Table;
 
@@ -54,14 +56,30 @@ fn device(gpu: &DeviceMemory) -> String {
     text
 }
 
+/// How long ago a moment was, in whole seconds.
+fn ago(moment: DateTime<Utc>) -> String {
+    let seconds = (Utc::now() - moment).num_seconds();
+    match u64::try_from(seconds) {
+        Ok(0) | Err(_) => "just now".to_owned(),
+        Ok(seconds) => format!("{} ago", humantime::format_duration(Duration::from_secs(seconds))),
+    }
+}
+
 /// The status for people.
 fn shown(status: &Status) -> String {
     let mut text = format!("{}, {}", status.registry.describe, if status.ready { "ready" } else { "not ready" });
+    if let Some(look) = status.registry.last_good_look.filter(|_| status.registry.registries.is_empty()) {
+        text += &format!(", looked at {}", ago(look));
+    }
     if let Some(rss) = status.memory.rss_bytes {
         text += &format!(", memory {}", bytes(rss));
     }
     if let Some(budget) = status.memory.budget_bytes {
         text += &format!(", {} of {} reserved", bytes(status.memory.reserved_bytes), bytes(budget));
+    }
+    for part in &status.registry.registries {
+        let look = part.last_good_look.map_or_else(|| "not read yet".to_owned(), |look| format!("looked at {}", ago(look)));
+        text += &format!("\nregistry `{}` ({}), {look}", part.name, part.describe);
     }
     for gpu in &status.memory.devices {
         text += &format!("\n{}", device(gpu));

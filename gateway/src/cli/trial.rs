@@ -236,6 +236,7 @@ fn read_settings(config: &Config, generation: &Arc<Generation>, subject: &Subjec
     let listed = ListedModel {
         name: generation.key.model.clone(),
         layout: Layout::Plain,
+        registry: None,
         versions: [(1, Arc::clone(generation))].into(),
         unsettled: BTreeSet::new(),
         settings,

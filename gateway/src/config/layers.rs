@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::key::{AnyKey, Key};
 use super::raw::{Located, Raw, Table, parse_toml};
+use super::registries::{self, Written};
 use super::suggest::did_you_mean;
 use super::value::Value;
 
@@ -88,12 +89,14 @@ pub(crate) struct Layers {
     given: BTreeMap<&'static str, Vec<Given>>,
     entries: Vec<Entry>,
     problems: Vec<Problem>,
+    /// `[[registry]]`, and where it stands.
+    registries: Option<(Vec<Written>, Origin)>,
 }
 
 impl Layers {
     /// Nothing given yet.
     pub(crate) fn new(keys: &'static [&'static dyn AnyKey]) -> Layers {
-        Layers { keys, given: BTreeMap::new(), entries: Vec::new(), problems: Vec::new() }
+        Layers { keys, given: BTreeMap::new(), entries: Vec::new(), problems: Vec::new(), registries: None }
     }
 
     /// Notes a problem.
@@ -104,6 +107,23 @@ impl Layers {
     /// A value from a flag or variable; an unknown name is a problem.
     pub(crate) fn give_word(&mut self, name: &str, word: &str, origin: Origin) {
         self.give(name, Raw::Word(word.to_owned()), origin);
+    }
+
+    /// A value of a file, under the whole name of its setting.
+    pub(crate) fn give_raw(&mut self, name: &str, raw: Raw, origin: Origin) {
+        self.give(name, raw, origin);
+    }
+
+    /// The registries of the file, where it has a list of them.
+    pub(crate) fn take_registries(&mut self) -> Option<(Vec<Written>, Origin)> {
+        self.registries.take()
+    }
+
+    /// Says how a setting that was taken is shown, and where it comes from.
+    pub(crate) fn show_as<T: Value>(&mut self, key: &Key<T>, value: String, origin: Origin) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == key.name()) {
+            (entry.value, entry.origin) = (value, origin);
+        }
     }
 
     fn give(&mut self, name: &str, raw: Raw, origin: Origin) {
@@ -136,6 +156,10 @@ impl Layers {
                 self.keys.iter().any(|key| key.name().strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.')));
             match raw {
                 Raw::Table(inner) if is_section => self.give_table(&name, inner, path, broken),
+                Raw::List(items) if name == "registry" => {
+                    let written = registries::read(items, path, self);
+                    self.registries = Some((written, origin));
+                }
                 other if is_section => self.refuse(origin, format!("`{name}`: expected a section, got {other}")),
                 Raw::Table(_) if !self.keys.iter().any(|key| key.name() == name) => {
                     let mut sections: Vec<&str> = self.keys.iter().filter_map(|key| Some(key.name().split_once('.')?.0)).collect();

@@ -12,8 +12,9 @@ use bascule_serving::{Absent, CrowdedTrial, LoadMode, TransitionPolicy};
 
 use super::devices::GpuBudgets;
 use super::key::{AnyKey, Key};
-use super::layers::Layers;
+use super::layers::{Layers, Origin};
 use super::lists::ModelFormat;
+use super::registries::{self, RegistrySpec};
 use super::value::{ByteCount, Place, words};
 
 const MIB: u64 = 1 << 20;
@@ -261,6 +262,21 @@ fn directives(text: &String) -> Result<(), &'static str> {
     }
 }
 
+/// `[registry]`, or the list `[[registry]]`.
+fn take_registry(layers: &mut Layers) -> RegistryConfig {
+    let written = layers.take_registries();
+    let (url, settle_interval) = (layers.take(&REGISTRY), layers.take(&SETTLE_INTERVAL));
+    let origin = layers.origin_of(&REGISTRY);
+    let (written, place) = written.unwrap_or((Vec::new(), Origin::Default));
+    let all = registries::choose(&written, &url, &origin, settle_interval);
+    if all.iter().any(|spec| spec.name.is_some()) {
+        let shown = all.iter().map(|spec| format!("{}={}", spec.name.as_deref().unwrap_or_default(), spec.url.0));
+        let shown = shown.collect::<Vec<_>>().join(",");
+        layers.show_as(&REGISTRY, shown, if matches!(origin, Origin::Default) { place } else { origin });
+    }
+    RegistryConfig { all, poll_interval: layers.take(&POLL_INTERVAL), absent: layers.take(&ABSENT) }
+}
+
 /// Everything that can be set, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -321,10 +337,31 @@ pub struct ServerConfig {
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "each field is the setting of the same name, which has its help text above")]
 pub struct RegistryConfig {
-    pub url: Place,
+    /// All of them; one at the least.
+    pub all: Vec<RegistrySpec>,
     pub poll_interval: Duration,
-    pub settle_interval: Duration,
     pub absent: Absent,
+}
+
+impl RegistryConfig {
+    /// The registry that a command works on, where the configuration leaves no doubt.
+    ///
+    /// # Errors
+    /// Several are configured: their names.
+    pub fn only(&self) -> Result<&RegistrySpec, String> {
+        match self.all.as_slice() {
+            [only] => Ok(only),
+            several => {
+                let names: Vec<_> = several.iter().filter_map(|spec| spec.name.as_deref()).collect();
+                Err(format!("several registries are configured: say which one with --registry {}", names.join("|")))
+            }
+        }
+    }
+
+    /// All of them for people.
+    pub fn describe(&self) -> String {
+        self.all.iter().map(|spec| spec.url.0.as_str()).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// Where versions are tried out before they are loaded.
@@ -400,12 +437,7 @@ impl Config {
                 write_timeout: layers.take(&WRITE_TIMEOUT),
                 idle_timeout: layers.take(&IDLE_TIMEOUT),
             },
-            registry: RegistryConfig {
-                url: layers.take(&REGISTRY),
-                poll_interval: layers.take(&POLL_INTERVAL),
-                settle_interval: layers.take(&SETTLE_INTERVAL),
-                absent: layers.take(&ABSENT),
-            },
+            registry: take_registry(layers),
             journal: layers.take(&JOURNAL),
             load: LoadConfig {
                 mode: layers.take(&LOAD_MODE),

@@ -141,7 +141,7 @@ fn paths_in_a_file_are_relative_to_the_file() {
     fs::write(&path, "[state]\ndir = \"state\"\n[registry]\nurl = \"http://127.0.0.1:1/models\"\n").unwrap();
     let effective = load(&Given { file: Some(path), ..Given::default() }, &Environment::default()).unwrap();
     assert_eq!(effective.config.state_dir, folder.path().join("state"));
-    assert_eq!(effective.config.registry.url, Place("http://127.0.0.1:1/models".into()));
+    assert_eq!(effective.config.registry.only().unwrap().url, Place("http://127.0.0.1:1/models".into()));
     assert!(!Path::new("state").exists());
 }
 

@@ -10,6 +10,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use super::*;
 use crate::clock::ManualClock;
 use crate::directory::{DirectoryOptions, DirectorySource, SETTLE_INTERVAL};
+use crate::registries::{NamedSource, Registries};
 use crate::registry::Registry;
 use crate::testing::{registry_over, request};
 
@@ -153,4 +154,26 @@ async fn the_plain_layout() {
     std::fs::create_dir(&root).unwrap();
     let clock = Arc::new(ManualClock::default());
     check(&Plain { source: directory_source(&root, Arc::clone(&clock)), clock }).await;
+}
+
+#[tokio::test]
+async fn a_registry_among_several() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let clock = Arc::new(ManualClock::default());
+    let over = |store: &Arc<dyn ObjectStore>| registry_over(store).with_clock(Arc::<ManualClock>::clone(&clock));
+    let member = |name: &str, store: &Arc<dyn ObjectStore>| NamedSource {
+        name: Some(name.to_owned()),
+        place: name.into(),
+        source: Arc::new(over(store)),
+    };
+    let members = vec![member("empty", &(Arc::new(InMemory::new()) as Arc<dyn ObjectStore>)), member("full", &store)];
+    let fixture = Published {
+        source: Box::new(Registries::new(members).with_clock(Arc::<ManualClock>::clone(&clock))),
+        writer: registry_over(&store),
+        store,
+        root: None,
+        clock,
+        files: tempfile::tempdir().unwrap(),
+    };
+    check(&fixture).await;
 }

@@ -194,6 +194,7 @@ pub(crate) fn listed(
     Some(ListedModel {
         name: name.clone(),
         layout: Layout::Registry,
+        registry: None,
         versions,
         unsettled: BTreeSet::new(),
         settings,

@@ -1,6 +1,7 @@
 //! Starting real servers on ports of their own, and ending them.
 
-#![expect(clippy::disallowed_methods, reason = "the environment tells tests where things are")]
+#![allow(dead_code, reason = "each test program that includes this uses what it needs")]
+#![allow(clippy::disallowed_methods, reason = "the environment tells tests where things are")]
 
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};

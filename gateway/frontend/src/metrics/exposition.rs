@@ -66,6 +66,11 @@ impl Family {
         self.samples.push(Sample::new("", label_text(labels), value));
     }
 
+    /// Whether it has no series.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
     /// The same with one series.
     #[must_use]
     pub fn with(mut self, labels: &[(&str, &str)], value: f64) -> Family {

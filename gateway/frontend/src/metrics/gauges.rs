@@ -26,13 +26,11 @@ fn program(status: &Status, now: DateTime<Utc>) -> Vec<Family> {
         Family::gauge("bascule_models", "Models that are known.").with(&[], status.models.len() as f64),
         Family::gauge("bascule_memory_reserved_bytes", "What loaded and loading versions take, by estimate or measurement.")
             .with(&[], status.memory.reserved_bytes as f64),
-        Family::gauge("bascule_registry_healthy", "1 where the last look at the registry succeeded.")
-            .with(&[], flag(status.registry.last_error.is_none() && status.registry.last_good_look.is_some())),
     ];
+    families.extend(registries(status, now));
     let mut optional = |name, help, value: Option<f64>| {
         families.extend(value.map(|value| Family::gauge(name, help).with(&[], value)));
     };
-    let age = |look: DateTime<Utc>| (now - look).as_seconds_f64().max(0.0);
     optional(
         "bascule_memory_budget_bytes",
         "What all versions together may take.",
@@ -43,12 +41,28 @@ fn program(status: &Status, now: DateTime<Utc>) -> Vec<Family> {
         "Main memory of the whole process.",
         status.memory.rss_bytes.map(|bytes| bytes as f64),
     );
-    optional(
-        "bascule_registry_look_age_seconds",
-        "Time since a look at the registry last succeeded.",
-        status.registry.last_good_look.map(age),
-    );
     families
+}
+
+/// How looking at the registry goes; of each where there are several.
+fn registries(status: &Status, now: DateTime<Utc>) -> impl Iterator<Item = Family> {
+    let mut healthy = Family::gauge("bascule_registry_healthy", "1 where the last look at the registry succeeded.");
+    let mut age = Family::gauge("bascule_registry_look_age_seconds", "Time since a look at the registry last succeeded.");
+    let all = &status.registry;
+    let mut add = |labels: &[(&'static str, &str)], error: &Option<String>, good: Option<DateTime<Utc>>| {
+        healthy.add(labels, flag(error.is_none() && good.is_some()));
+        if let Some(good) = good {
+            age.add(labels, (now - good).as_seconds_f64().max(0.0));
+        }
+    };
+    if all.registries.is_empty() {
+        add(&[], &all.last_error, all.last_good_look);
+    }
+    for part in &all.registries {
+        add(&[("registry", &part.name)], &part.last_error, part.last_good_look);
+    }
+    // Before the first look there is no age.
+    [healthy, age].into_iter().filter(|family| !family.is_empty())
 }
 
 /// Of each GPU that is there or has a limit.

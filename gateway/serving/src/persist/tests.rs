@@ -12,6 +12,7 @@ fn served(model: &str) -> Served {
         [("model.toml".to_owned(), Content::of(b"instances = 2\n")), ("labels.txt".to_owned(), Content::of(b"\xff\x00a"))];
     Served {
         layout: Layout::Plain,
+        registry: Some("./models".into()),
         stable: Some(2),
         versions: vec![Arc::new(generation(&model, 1, "one")), Arc::new(generation(&model, 2, "two"))],
         settings: settings.into(),

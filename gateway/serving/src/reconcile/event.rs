@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bascule_registry::{Generation, Lease, ListedModel, Listing, ModelName, VersionKey};
+use bascule_registry::{Generation, Lease, ListedModel, Listing, ModelName, SourceHealth, VersionKey};
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
@@ -101,6 +101,8 @@ pub(crate) enum Event {
     Looked {
         ticket: u64,
         look: Look,
+        /// How it went at each registry, where the source has several.
+        registries: Vec<SourceHealth>,
     },
     Fetched {
         id: ResidencyId,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bascule_registry::{Listing, ModelName};
+use bascule_registry::{Listing, ModelName, SourceHealth};
 use chrono::{DateTime, Utc};
 
 use super::Reconciler;
@@ -13,7 +13,7 @@ use crate::LoadMode;
 use crate::aspire::{Removal, adopt_decisions, fold};
 use crate::engine::Absent;
 use crate::persist::{Operator, Write};
-use crate::status::RegistryStatus;
+use crate::status::{RegistryPart, RegistryStatus};
 
 /// How looking at the source goes.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub(super) struct SourceView {
     last_good: Option<DateTime<Utc>>,
     last_error: Option<String>,
     problems: Vec<String>,
+    /// The same of each registry, where there are several.
+    registries: Vec<SourceHealth>,
 }
 
 impl SourceView {
@@ -43,6 +45,7 @@ impl SourceView {
             last_good: None,
             last_error: None,
             problems: Vec::new(),
+            registries: Vec::new(),
         }
     }
 
@@ -54,6 +57,7 @@ impl SourceView {
             last_good_look: self.last_good,
             last_error: self.last_error.clone(),
             problems: self.problems.iter().cloned().chain(missing).collect(),
+            registries: self.registries.iter().filter(|_| self.registries.len() > 1).map(RegistryPart::of).collect(),
         }
     }
 
@@ -94,12 +98,13 @@ pub(super) enum Follow {
 
 impl Reconciler {
     /// Takes in what a look brought.
-    pub(super) fn looked(&mut self, ticket: u64, look: Look, now: Now) {
+    pub(super) fn looked(&mut self, ticket: u64, look: Look, registries: Vec<SourceHealth>, now: Now) {
         if matches!(look, Look::Slow) {
             self.source.failed = true;
             return;
         }
         self.source.looked = self.source.looked.max(ticket);
+        self.source.registries = registries;
         match look {
             Look::Listed(listing) => self.listed(&listing, now),
             Look::Unchanged => self.source.last_good = Some(now.utc),

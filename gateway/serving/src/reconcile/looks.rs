@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bascule_registry::{Layout, ListedModel, Listing, ModelName, Rollout, VersionSource};
+use bascule_registry::{ListedModel, Listing, ModelName, Rollout, VersionSource};
 use futures::FutureExt as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -142,7 +142,7 @@ impl Seer {
 
     async fn tell(&self, ticket: u64, look: Look) -> bool {
         match self.mailbox.upgrade() {
-            Some(mailbox) => mailbox.send(Event::Looked { ticket, look }).await.is_ok(),
+            Some(mailbox) => mailbox.send(Event::Looked { ticket, look, registries: self.source.health() }).await.is_ok(),
             None => false,
         }
     }
@@ -166,7 +166,7 @@ impl Seer {
             Err(_) => {
                 if let Some(mailbox) = mailbox.upgrade() {
                     // The engine may have ended: the look's own report will find out.
-                    drop(mailbox.send(Event::Looked { ticket, look: Look::Slow }).await);
+                    drop(mailbox.send(Event::Looked { ticket, look: Look::Slow, registries: Vec::new() }).await);
                 }
                 look.await
             }

@@ -111,6 +111,7 @@ impl Reconciler {
             (Some(exists), Some(route)) if serves => Some(Arc::new(Served {
                 model: model.name.clone(),
                 layout: exists.layout,
+                registry: exists.registry.clone(),
                 stable: stable_version(Some(route)),
                 versions: route.versions().iter().map(|servable| Arc::clone(&servable.spec().generation)).collect(),
                 settings: model.settings.good_files().iter().map(|(name, bytes)| (name.clone(), Content::of(bytes))).collect(),

@@ -21,7 +21,7 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
         port("admin port", "server.admin", server.admin, running),
     ];
     findings.push(registry(config).await);
-    findings.extend(registry_writable(config));
+    findings.extend(registries_writable(config));
     findings.push(state(&config.state_dir));
     findings
 }
@@ -48,7 +48,7 @@ fn port(what: &'static str, setting: &str, address: SocketAddr, running: bool) -
 }
 
 async fn registry(config: &Config) -> Finding {
-    let place = &config.registry.url.0;
+    let place = config.registry.describe();
     match listing::list(config).await {
         Ok(listing) => {
             let versions: usize = listing.models.values().map(|model| model.versions.len()).sum();
@@ -59,20 +59,30 @@ async fn registry(config: &Config) -> Finding {
                 _ => Finding::warning("registry", format!("{found}, {problems} problems"), "`bascule check` names them"),
             }
         }
-        Err(failure) => Finding::broken("registry", failure.summary(), "make it, or name another with --registry or registry.url"),
+        Err(failure) => {
+            let hint = match compose::local_path(&config.registry.url) {
+                Ok(_) => "make it, or name another with --registry or registry.url",
+                Err(_) => "look at the place and at the credentials in the environment, or name another with --registry or registry.url",
+            };
+            Finding::broken("registry", failure.summary(), hint)
+        }
     }
 }
 
-/// Whether something can be published from here; nothing is said where there is no registry at all.
-fn registry_writable(config: &Config) -> Option<Finding> {
-    let root = compose::local_path(&config.registry.url).ok().filter(|root| root.is_dir())?;
-    match tempfile::Builder::new().prefix(".bascule-doctor").tempfile_in(&root) {
-        Ok(_) => Some(Finding::ok("registry, writing", "possible")),
-        Err(error) => Some(Finding::warning(
+/// Whether something can be published from here; nothing is said of what is no directory.
+fn registries_writable(config: &Config) -> impl Iterator<Item = Finding> {
+    let roots = config.registry.all.iter().filter_map(|spec| compose::local_path(&spec.url).ok());
+    roots.filter(|root| root.is_dir()).map(|root| registry_writable(&root))
+}
+
+fn registry_writable(root: &Path) -> Finding {
+    match tempfile::Builder::new().prefix(".bascule-doctor").tempfile_in(root) {
+        Ok(_) => Finding::ok("registry, writing", "possible"),
+        Err(error) => Finding::warning(
             "registry, writing",
             error.to_string(),
             "serving needs no more than reading; publish and rollout need permission to write there",
-        )),
+        ),
     }
 }
 

@@ -9,6 +9,7 @@ fn listed(files: &[(&str, &str)]) -> ListedModel {
     ListedModel {
         name: ModelName::new("m").unwrap(),
         layout: Layout::Plain,
+        registry: None,
         versions: BTreeMap::new(),
         unsettled: BTreeSet::new(),
         settings: files.iter().map(|(name, content)| ((*name).to_owned(), Arc::from(content.as_bytes()))).collect(),
