@@ -30,10 +30,10 @@ BUILD_PLUGIN = LIBTORCH="$(CURDIR)/.deps/torch" $(CARGO) build $(LOCKED) --relea
 export CARGO
 export CARGO_FUZZ := $(FUZZ)
 
-.PHONY: help deps test-deps build torch run demo test test-all test-long test-gpu bench compare lint fmt clippy deny train
+.PHONY: help deps test-deps test-servers build torch run demo test test-all test-long test-gpu bench compare lint fmt clippy deny train
 
 help: ## Say what there is.
-	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' $(firstword $(MAKEFILE_LIST)) | awk -F'#' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' $(firstword $(MAKEFILE_LIST)) | awk -F'#' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 deps: ## Fetch ONNX Runtime into .deps/ (24 MB).
 	@$(PYTHON) scripts/deps.py onnxruntime
@@ -67,8 +67,15 @@ run: build ## Serve a copy of models/ on 127.0.0.1: HTTP 8000, gRPC 8001, admin 
 demo: build ## Swap versions under real traffic and print what happened; fails where a request failed.
 	@target/release/bascule demo --models models $(ARGS)
 
-test-deps: ## Set up what only tests need: Python clients (310 MB) and real models (23 MB).
+test-deps: ## Set up what only tests need: Python clients (310 MB), real models (23 MB) and an object store (150 MB).
 	@$(PYTHON) scripts/deps.py onnxruntime models venv || echo "make: going on without; the tests that need it will be counted as skipped"
+
+	@$(PYTHON) scripts/deps.py seaweedfs || echo "make: going on without SeaweedFS; the tests that need an object store will be counted as skipped"
+
+test-servers: ## Set up the servers that only the long tests need: a second S3, Azure's and Google's storage (500 MB).
+	@for part in moto azurite gcs; do \
+	  $(PYTHON) scripts/deps.py $$part || echo "make: going on without $$part; its tests will be counted as skipped"; \
+	done
 
 test: test-deps ## Run the tests; those of TorchScript where `make torch` was run.
 	@$(PYTHON) scripts/run_tests.py short
@@ -79,7 +86,7 @@ test-gpu: test-deps ## Run the tests that need an NVIDIA GPU; elsewhere each say
 	@$(PYTHON) scripts/run_tests.py gpu
 
 # The long tests alone; BOX=SECONDS runs as many as fit.
-test-long: test-deps
+test-long: test-deps test-servers
 	@$(MAKE) $(FUZZ) || echo "make: going on without cargo-fuzz; fuzzing will be counted as skipped"
 	@$(PYTHON) scripts/run_tests.py long $(if $(BOX),--box $(BOX))
 

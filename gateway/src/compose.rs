@@ -2,6 +2,7 @@
 
 mod journals;
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;
 use crate::supervise::{self, Guard, Supervised};
 use crate::trial::Trials;
-use journals::Journals;
+use journals::{Held, Journals};
 
 /// The folders, relative to that of the program, in which ONNX Runtime is looked for: beside an installed program, and where
 /// `make deps` puts it for one that was built in this repository.
@@ -152,20 +153,36 @@ pub struct Source {
     registries: Arc<Registries>,
     /// What can be watched, beside being polled.
     directories: Vec<Arc<DirectorySource>>,
+    /// Registries that other machines hold, by their places: kept open, with their connections and credentials.
+    stores: BTreeMap<Arc<str>, Arc<Registry>>,
 }
 
 impl Source {
     /// Opens the places that are served. They need not exist or be reachable yet.
     ///
     /// # Errors
-    /// A kind of place that this build can't read, or one that is written wrong.
+    /// A kind of place that this build can't read, one that is written wrong, or credentials that the environment has by halves.
     pub fn open(config: &Config) -> Result<Source> {
-        let (mut members, mut directories) = (Vec::new(), Vec::new());
+        let (mut members, mut directories, mut stores) = (Vec::new(), Vec::new(), BTreeMap::new());
         for spec in &config.registry.all {
-            let source = open_source(spec, &mut directories)?;
-            members.push(NamedSource { name: spec.name.clone(), place: identity(&spec.url)?.into(), source });
+            let place: Arc<str> = identity(&spec.url)?.into();
+            let source: Arc<dyn VersionSource> = match Kind::of(&spec.url)? {
+                Kind::Directory(root) => {
+                    let options = DirectoryOptions { settle_interval: spec.settle_interval, ..DirectoryOptions::default() };
+                    let directory = Arc::new(DirectorySource::new(root, options));
+                    directories.push(Arc::clone(&directory));
+                    directory
+                }
+                Kind::Other { .. } => {
+                    let registry = open_registry(&spec.url, false)?.with_settle_interval(spec.settle_interval);
+                    let registry = Arc::new(registry);
+                    stores.insert(Arc::clone(&place), Arc::clone(&registry));
+                    registry
+                }
+            };
+            members.push(NamedSource { name: spec.name.clone(), place, source });
         }
-        Ok(Source { registries: Arc::new(Registries::new(members)), directories })
+        Ok(Source { registries: Arc::new(Registries::new(members)), directories, stores })
     }
 
     /// As the engine takes it.
@@ -178,19 +195,6 @@ impl Source {
     pub async fn watch(self, pause: Duration, hint: impl Fn()) {
         let hint = &hint;
         futures::future::join_all(self.directories.into_iter().map(|directory| watch(directory, pause, hint))).await;
-    }
-}
-
-/// One registry, and whether it can be watched.
-fn open_source(spec: &RegistrySpec, directories: &mut Vec<Arc<DirectorySource>>) -> Result<Arc<dyn VersionSource>> {
-    match Kind::of(&spec.url)? {
-        Kind::Directory(root) => {
-            let options = DirectoryOptions { settle_interval: spec.settle_interval, ..DirectoryOptions::default() };
-            let directory = Arc::new(DirectorySource::new(root, options));
-            directories.push(Arc::clone(&directory));
-            Ok(directory)
-        }
-        Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories"),
     }
 }
 
@@ -226,10 +230,12 @@ impl Kind {
         if !place.is_url() {
             return Ok(Kind::Directory(PathBuf::from(&place.0)));
         }
-        let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
-        if url.scheme() != "file" {
-            return Ok(Kind::Other { scheme: url.scheme().to_owned() });
+        // What other schemes have in their places is for those who open them to judge.
+        let scheme = place.0.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).unwrap_or_default();
+        if scheme != "file" {
+            return Ok(Kind::Other { scheme });
         }
+        let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
         let path = url.to_file_path();
         path.map(Kind::Directory).map_err(|()| anyhow::anyhow!("registry {} names no path on this machine", place.0))
     }
@@ -259,13 +265,16 @@ fn state_identity(config: &Config) -> Result<String> {
     config.registry.all.first().context("no registry is configured").and_then(|spec| identity(&spec.url))
 }
 
-/// Opens a registry to publish to or to write a journal in; `create` makes the directory where it is not there. Blocks.
+/// Opens a registry to publish to or to write a journal in; `create` makes a directory where it is not there. Blocks.
 ///
 /// # Errors
-/// Where it is not there, or of a kind that this build can't write.
+/// A directory that is not there, a place that is written wrong, or credentials that the environment has by halves.
 pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
     let open = if create { Registry::open_or_create } else { Registry::open };
-    open(&place.0).with_context(|| format!("can't open registry {}", place.0))
+    // What is wrong with a place names it, without the passwords that it may hold.
+    let named = place.is_url() && matches!(Kind::of(place), Ok(Kind::Other { .. }));
+    let opened = open(&place.0);
+    if named { opened.context("can't open the registry") } else { opened.with_context(|| format!("can't open registry {}", place.0)) }
 }
 
 /// Looks at this machine's GPUs.
@@ -348,8 +357,8 @@ fn journal(config: &Config, source: &Source, own: &Path) -> Result<Arc<dyn Journ
     };
     let beside = LocalJournal::open(&beside)?;
     let places = config.registry.all.iter().map(|spec| Ok((identity(&spec.url)?.into(), spec.url.clone())));
-    let places = places.collect::<Result<_>>()?;
-    Ok(Arc::new(Journals::new(Arc::clone(&source.registries), places, beside, config.journal.is_some())))
+    let held = Held { places: places.collect::<Result<_>>()?, stores: source.stores.clone() };
+    Ok(Arc::new(Journals::new(Arc::clone(&source.registries), held, beside, config.journal.is_some())))
 }
 
 #[cfg(test)]
@@ -357,7 +366,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_directories_are_served() {
+    fn places_of_this_machine() {
         let check = |place: &str| local_path(&Place(place.to_owned())).map_err(|error| error.to_string());
         assert_eq!(check("./models"), Ok("./models".into()));
         assert_eq!(check("file:///srv/my%20models"), Ok("/srv/my models".into()));

@@ -10,7 +10,6 @@ mod copying;
 mod look;
 mod plain;
 mod settings;
-mod settle;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,25 +22,22 @@ use object_store::Error as StoreError;
 
 use crate::clock::{Clock, SystemClock};
 use crate::digest::Digest;
-use crate::journal::Rollout;
 use crate::listing::{Cursor, Generation, Layout, ListedModel, Listing};
 use crate::name::{ModelName, VersionKey};
+use crate::plain::{Recheck, Settings, add_version, model as plain_model, with_settings};
 use crate::registry::changes::Changes;
 use crate::registry::contained::ContainedDirectory;
 use crate::registry::versions::{Committed, listed, shadowed, with_causes};
 use crate::registry::{REPAIR_INTERVAL, Registry};
+use crate::settle::{LookTime, Settled, Settler};
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
 use look::{Look, ModelLook, look};
 use plain::ScanError;
-use settle::{LookTime, Settled, Settler};
 
 pub use watch::Watch;
 
 /// How long the files of a plain version have to stay as they are before it counts.
 pub const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Settling is never waited for in shorter steps.
-const SHORTEST_RECHECK: Duration = Duration::from_millis(10);
 
 /// How a directory is looked at.
 #[derive(Clone)]
@@ -81,9 +77,6 @@ struct State {
     listed: BTreeMap<ModelName, Arc<ListedModel>>,
 }
 
-/// Small files by name.
-type Settings = BTreeMap<String, Arc<[u8]>>;
-
 /// A model in our layout, as it was last read.
 struct Ours {
     fingerprint: Digest,
@@ -97,7 +90,7 @@ struct Outcome {
     complete: bool,
     models: BTreeMap<ModelName, Arc<ListedModel>>,
     problems: Vec<String>,
-    recheck_after: Option<Duration>,
+    recheck: Recheck,
 }
 
 impl DirectorySource {
@@ -206,71 +199,30 @@ impl Outcome {
         }
     }
 
-    fn look_again_after(&mut self, time: Duration) {
-        let time = time.max(SHORTEST_RECHECK);
-        self.recheck_after = Some(self.recheck_after.map_or(time, |other| other.min(time)));
-    }
-
-    /// Adds a model with its settings. While these have not settled it is as it was, but for tombstones and what was decided: a new
-    /// version could be loaded by the wrong ones.
-    fn add(&mut self, state: &State, mut model: ListedModel, settings: Settled<Settings>) {
-        match settings {
-            Settled::Now(settings) => model.settings = Settings::clone(&settings),
-            Settled::Not { before, again_after } => {
-                self.look_again_after(again_after);
-                model.problems.push("new settings wait until they have settled".to_owned());
-                model.settings = before.map(|before| Settings::clone(&before)).unwrap_or_default();
-                let listed = state.listed.get(&model.name);
-                model.unsettled.extend(model.versions.keys());
-                for (version, generation) in std::mem::take(&mut model.versions) {
-                    let before = listed.and_then(|listed| listed.versions.get(&version));
-                    if before.is_some_and(|before| before.digest == generation.digest) {
-                        model.versions.insert(version, generation);
-                    } else {
-                        model.versions.extend(before.map(|before| (version, Arc::clone(before))));
-                    }
-                }
-            }
-        }
+    /// Adds a model with its settings, as far as these have settled.
+    fn add(&mut self, state: &State, model: ListedModel, settings: Settled<Settings>) {
+        let listed = state.listed.get(&model.name);
+        let model = with_settings(model, settings, listed.map(AsRef::as_ref), &mut self.recheck);
         self.models.insert(model.name.clone(), Arc::new(model));
     }
 
     fn add_plain(&mut self, state: &mut State, seen: ModelLook, settings: Settled<Settings>, time: &LookTime) {
         let ModelLook { name, plain, problems, .. } = seen;
-        let mut model = ListedModel {
-            name: name.clone(),
-            layout: Layout::Plain,
-            registry: None,
-            versions: BTreeMap::new(),
-            unsettled: BTreeSet::new(),
-            settings: Settings::new(),
-            rollout: Rollout::default(),
-            aliases: BTreeMap::new(),
-            problems,
-        };
+        let mut model = plain_model(&name, problems);
         for (version, files) in plain {
             let key = VersionKey::new(name.clone(), version);
-            let counts = match files {
-                Ok(files) => match state.settler.observe(&key, files.digest, time, || plain::generation(&key, &files)) {
-                    Settled::Now(generation) => Some(generation),
-                    Settled::Not { before, again_after } => {
-                        model.unsettled.insert(version);
-                        model.problems.push(format!("version {version} waits until its files have settled"));
-                        self.look_again_after(again_after);
-                        before
-                    }
-                },
-                Err(ScanError::Refused(why)) => {
-                    model.problems.push(format!("version {version} is ignored: {why}"));
-                    None
+            match files {
+                Ok(files) => {
+                    let settled = state.settler.observe(&key, files.digest, time, || plain::generation(&key, &files));
+                    add_version(&mut model, version, settled, &mut self.recheck);
                 }
+                Err(ScanError::Refused(why)) => model.problems.push(format!("version {version} is ignored: {why}")),
                 Err(ScanError::Io(error)) => {
                     self.complete = false;
                     model.problems.push(format!("version {version} can't be read: {error}"));
-                    state.settler.last(&key)
+                    model.versions.extend(state.settler.last(&key).map(|generation| (version, generation)));
                 }
-            };
-            model.versions.extend(counts.map(|generation| (version, generation)));
+            }
         }
         self.add(state, model, settings);
     }
@@ -292,7 +244,7 @@ impl VersionSource for DirectorySource {
         let outcome = self.add_up(&mut state, seen, &time).await?;
         let mut listing = Listing::new(outcome.complete, outcome.models, self.options.clock.now(), outcome.problems);
         listing.cursor.changes = state.changes;
-        listing.recheck_after = outcome.recheck_after;
+        listing.recheck_after = outcome.recheck.0;
         state.listed.clone_from(&listing.models);
         Ok(Some(listing).filter(|listing| since.is_none_or(|since| since.state != listing.cursor.state)))
     }
@@ -320,7 +272,7 @@ impl DirectorySource {
         let registry = self.registry(state, &seen.root).map_err(|error| SourceError::unavailable(self.describe(), error))?;
         let changes = self.changes(state, &registry, time.began).await;
         let changes = changes.map_err(|error| SourceError::unavailable(self.describe(), error))?;
-        let mut outcome = Outcome { complete: true, models: BTreeMap::new(), problems: seen.problems, recheck_after: None };
+        let mut outcome = Outcome { complete: true, models: BTreeMap::new(), problems: seen.problems, recheck: Recheck::default() };
         let (mut ours, mut plain, mut names) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for mut model in seen.models {
             names.insert(model.name.clone());

@@ -10,7 +10,6 @@ mod local;
 
 use std::borrow::Cow;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -358,7 +357,7 @@ impl JournalError {
     }
 
     pub(crate) fn unavailable(place: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Unavailable { place: place.into(), source: Arc::new(source) }
+        Self::Unavailable { place: place.into(), source: crate::source::cause(source) }
     }
 }
 

@@ -20,8 +20,10 @@ mod listing;
 mod log;
 mod manifest;
 mod name;
+mod plain;
 mod registries;
 mod registry;
+mod settle;
 mod signing;
 mod source;
 #[cfg(test)]
@@ -37,6 +39,8 @@ pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
 pub use registries::{NamedSource, Registries};
-pub use registry::{PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, collect_files};
+pub use registry::{
+    PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, StoreEnvironment, collect_files,
+};
 pub use signing::ManifestSignature;
 pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, SourceHealth, VersionSource};

@@ -3,23 +3,31 @@
 //! A version exists once its manifest does; nothing before that is ever seen. Nothing that was committed is changed. Removing
 //! blobs that no manifest names is deliberately absent from this build.
 
+pub(crate) mod access;
 pub(crate) mod changes;
 pub(crate) mod contained;
+mod known;
 mod location;
+mod logged;
+mod plain;
 mod publish;
 mod reading;
+mod tree;
 pub(crate) mod versions;
 
 use std::borrow::Cow;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore};
 use uuid::Uuid;
 
+pub use location::StoreEnvironment;
 pub use publish::{PublishError, PublishRequest, Published, collect_files};
 
 use crate::clock::{Clock, SystemClock};
@@ -30,7 +38,7 @@ use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::source::Cause;
 use changes::What;
 
-/// How often all of a registry is read again, whatever its change log says.
+/// How often all of a registry is listed again, whatever its change log says; up to a tenth earlier, by chance.
 pub const REPAIR_INTERVAL: Duration = Duration::from_secs(600);
 
 /// A registry in our own layout.
@@ -40,6 +48,11 @@ pub struct Registry {
     description: String,
     clock: Arc<dyn Clock>,
     repair_interval: Duration,
+    /// How long plain versions have to stay as they are before they count.
+    settle_interval: Duration,
+    may_list: location::Listing,
+    /// Seeds what spreads the looks of replicas.
+    chance: AtomicU64,
     changes: NumberedLog,
     /// Where to look for the end of the change log: right most of the time.
     last_change: AtomicU64,
@@ -58,7 +71,9 @@ pub enum RegistryError {
         problem: Cow<'static, str>,
     },
     /// A store that this build does not know.
-    #[error("registries at {scheme}:// are not supported in this build yet")]
+    #[error(
+        "registries at {scheme}:// are not supported: write a path, file://, s3://, gs://, az://, http:// or https://, or memory:// for a test"
+    )]
     NotSupported {
         /// The scheme of the URL.
         scheme: String,
@@ -101,7 +116,7 @@ pub enum RegistryError {
 
 impl RegistryError {
     pub(crate) fn unavailable(place: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Unavailable { place: place.into(), source: Arc::new(source) }
+        Self::Unavailable { place: place.into(), source: crate::source::cause(source) }
     }
 
     fn writing(store: &dyn ObjectStore, place: impl Into<String>, error: StoreError) -> Self {
@@ -113,13 +128,25 @@ impl RegistryError {
 }
 
 impl Registry {
-    /// Opens a registry at a path, `file:///path` or, for tests, `memory://` (which is empty at each opening).
+    /// Opens a registry at a path, `file:///path`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`,
+    /// `http(s)://host/path` (to be read only) or, for tests, `memory://` (which is empty at each opening). Credentials and
+    /// settings of stores come from the variables of the environment that other tools go by. Stores on other machines are not asked yet.
     ///
     /// # Errors
-    /// [`RegistryError::Missing`] where the directory is not there, [`RegistryError::NotSupported`] for other stores.
+    /// [`RegistryError::Location`] says what is wrong with the place or lacks in the environment, [`RegistryError::Missing`] where a
+    /// directory is not there, [`RegistryError::NotSupported`] for other schemes.
     pub fn open(location: &str) -> Result<Self, RegistryError> {
-        let opened = location::open(location)?;
-        Ok(Self::over(opened.store, Path::default(), opened.description))
+        Self::open_in(location, &StoreEnvironment::of_process())
+    }
+
+    /// The same with these variables instead of those of the process.
+    ///
+    /// # Errors
+    /// As [`Registry::open`].
+    pub fn open_in(location: &str, environment: &StoreEnvironment) -> Result<Self, RegistryError> {
+        let opened = location::open(location, environment)?;
+        let registry = Self::over(opened.store, opened.prefix, opened.description);
+        Ok(Self { may_list: opened.listing, ..registry })
     }
 
     /// The same, and a directory that is not there is made. Blocks.
@@ -152,6 +179,9 @@ impl Registry {
             description: description.into(),
             clock: Arc::new(SystemClock::default()),
             repair_interval: REPAIR_INTERVAL,
+            settle_interval: crate::directory::SETTLE_INTERVAL,
+            may_list: location::Listing::Recursive,
+            chance: AtomicU64::new(RandomState::new().build_hasher().finish()),
             changes,
             last_change: AtomicU64::new(0),
             seen: tokio::sync::Mutex::default(),
@@ -168,6 +198,20 @@ impl Registry {
     pub fn with_repair_interval(mut self, interval: Duration) -> Self {
         self.repair_interval = interval;
         self
+    }
+
+    /// Lets plain versions count after this time instead of [`crate::SETTLE_INTERVAL`].
+    pub fn with_settle_interval(mut self, interval: Duration) -> Self {
+        self.settle_interval = interval;
+        self
+    }
+
+    /// From 0 to 1, another at each call: replicas that were started together must not look together for ever.
+    fn spread(&self) -> f64 {
+        // Knuth's linear congruential generator: no more than spreading is needed.
+        let next = |chance: u64| Some(chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
+        let chance = self.chance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
+        (chance >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// For people: `directory ./models`.
@@ -242,7 +286,10 @@ impl Registry {
     }
 
     async fn check_exists(&self, model: &ModelName, op: &Op) -> Result<(), JournalError> {
-        let unreachable = |error: RegistryError| JournalError::unavailable(format!("model {model} of {}", self.description), error);
+        let unreachable = |error: RegistryError| match error {
+            RegistryError::NoPutIfAbsent { store } => JournalError::NoPutIfAbsent { store },
+            error => JournalError::unavailable(format!("model {model} of {}", self.description), error),
+        };
         let problem = match self.shape(model).await.map_err(unreachable)? {
             shape if shape.ours => None,
             shape if !shape.numeric.is_empty() => Some("is in the plain layout: its journal is kept by the gateway that serves it"),

@@ -10,9 +10,16 @@ use chrono::{DateTime, Utc};
 use crate::digest::Digest;
 use crate::listing::{Cursor, Generation, Listing};
 use crate::name::ModelName;
+use crate::registry::access::access_error;
 
 /// A cause that can be shared by all who waited for the same attempt.
 pub type Cause = Arc<dyn StdError + Send + Sync>;
+
+/// A cause as it is shown. What was wrong with the access to a store says all that its wrapping says, and what was tried.
+pub(crate) fn cause(error: impl StdError + Send + Sync + 'static) -> Cause {
+    let access = (&error as &(dyn StdError + 'static)).downcast_ref().and_then(access_error).cloned();
+    access.map_or_else(|| Arc::new(error) as Cause, |access| Arc::new(access) as Cause)
+}
 
 /// Says which versions exist and brings their files. It never says what should be loaded.
 ///
@@ -116,7 +123,7 @@ pub enum SourceError {
 
 impl SourceError {
     pub(crate) fn unavailable(place: impl Into<String>, source: impl StdError + Send + Sync + 'static) -> Self {
-        Self::Unavailable { place: place.into(), source: Arc::new(source) }
+        Self::Unavailable { place: place.into(), source: cause(source) }
     }
 }
 
@@ -180,7 +187,7 @@ impl FetchError {
     }
 
     pub(crate) fn unavailable(place: impl Into<String>, source: impl StdError + Send + Sync + 'static) -> Self {
-        Self::Unavailable { place: place.into(), source: Arc::new(source) }
+        Self::Unavailable { place: place.into(), source: cause(source) }
     }
 
     pub(crate) fn disk(path: impl Into<PathBuf>, source: std::io::Error) -> Self {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
@@ -132,9 +132,11 @@ impl ObjectStore for FaultyStore {
         self.inner.delete_stream(locations)
     }
 
-    fn list(&self, _prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let error = Error::NotImplemented { operation: "recursive listing".into(), implementer: self.to_string() };
-        futures::stream::once(async move { Err(error) }).boxed()
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let objects = self.inner.list(prefix);
+        let (calls, fail_from, failure) = (Arc::clone(&self.calls), self.fail_from, self.failure);
+        let listed = async move { guard(&calls, fail_from, failure, async { Ok(objects) }).await };
+        futures::stream::once(listed).try_flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

@@ -12,34 +12,45 @@ use crate::config::Place;
 /// The registry's own journals for models in its layout, which every replica sees; one beside it for the others.
 pub(super) struct Journals {
     registries: Arc<Registries>,
-    /// Where the registries are, as users wrote it.
-    places: BTreeMap<Arc<str>, Place>,
+    held: Held,
     beside: LocalJournal,
     /// Other replicas write the one beside it, too.
     shared: bool,
 }
 
+/// What holds the journals of registries, by what identifies these.
+pub(super) struct Held {
+    /// Where the registries are, as users wrote it.
+    pub(super) places: BTreeMap<Arc<str>, Place>,
+    /// Those that other machines hold, which are open.
+    pub(super) stores: BTreeMap<Arc<str>, Arc<Registry>>,
+}
+
 impl Journals {
     pub(super) fn new(
         registries: Arc<Registries>,
-        places: BTreeMap<Arc<str>, Place>,
+        held: Held,
         beside: LocalJournal,
         shared: bool,
     ) -> Journals {
-        Journals { registries, places, beside, shared }
+        Journals { registries, held, beside, shared }
     }
 
-    /// Opened for each decision: the directory may have been away when the program started, or have become another since.
-    async fn registry_of(&self, model: &ModelName) -> Result<Registry, JournalError> {
-        let place = self.registries.place_of(model).and_then(|place| self.places.get(&place));
-        let Some(Place(location)) = place.cloned() else {
+    /// A directory is opened for each decision: it may have been away when the program started, or have become another since.
+    async fn registry_of(&self, model: &ModelName) -> Result<Arc<Registry>, JournalError> {
+        let place = self.registries.place_of(model);
+        if let Some(registry) = place.as_ref().and_then(|place| self.held.stores.get(place)) {
+            return Ok(Arc::clone(registry));
+        }
+        let Some(Place(location)) = place.and_then(|place| self.held.places.get(&place)).cloned() else {
             let problem = "is in no registry that could be read yet";
             return Err(JournalError::Model { model: model.to_string(), problem });
         };
         let describe = format!("registry {location}");
         let unavailable = |source| JournalError::Unavailable { place: describe.clone(), source };
         let opened = tokio::task::spawn_blocking(move || Registry::open(&location)).await;
-        opened.map_err(|error| unavailable(Arc::new(error)))?.map_err(|error| unavailable(Arc::new(error)))
+        let opened = opened.map_err(|error| unavailable(Arc::new(error)))?;
+        opened.map(Arc::new).map_err(|error| unavailable(Arc::new(error)))
     }
 }
 

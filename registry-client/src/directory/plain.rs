@@ -1,17 +1,15 @@
 //! One version in the plain layout: its files, and the manifest made up from them. All of it blocks.
 
-use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
 use crate::digest::{Digest, DigestBuilder};
-use crate::listing::{Generation, Layout};
-use crate::manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestFile, format_of};
+use crate::listing::Generation;
+use crate::manifest::{MAX_FILES, ManifestFile};
 use crate::name::{VersionKey, check_file_path, quoted};
 use crate::registry::contained::{is_absent, leads_out};
 
@@ -151,54 +149,8 @@ pub(super) fn resolve(root: &Path, entry: &std::fs::DirEntry) -> io::Result<Opti
 
 /// The version that these files are.
 pub(super) fn generation(key: &VersionKey, plain: &PlainFiles) -> Generation {
-    let (format, entrypoint) = guess(&plain.files);
     let newest = plain.files.iter().map(|file| file.stamp.modified).max().unwrap_or_default();
     let created = u32::try_from(newest.1).ok().and_then(|nanos| DateTime::<Utc>::from_timestamp(newest.0, nanos));
     let files = plain.files.iter().map(|file| ManifestFile { path: file.path.clone(), sha256: None, bytes: file.stamp.bytes });
-    let manifest = Manifest {
-        schema: MANIFEST_SCHEMA,
-        model: key.model.clone(),
-        version: key.version,
-        format: format.to_owned(),
-        entrypoint: entrypoint.to_owned(),
-        files: files.collect(),
-        signature: None,
-        golden: None,
-        lineage: Lineage::default(),
-        metrics: BTreeMap::new(),
-        tags: BTreeMap::new(),
-        created: created.unwrap_or(DateTime::UNIX_EPOCH),
-        publisher: String::new(),
-        hold: false,
-        extra: BTreeMap::new(),
-    };
-    let bytes = manifest.bytes();
-    let manifest = Arc::new(manifest);
-    Generation {
-        key: key.clone(),
-        digest: plain.digest,
-        bytes,
-        layout: Layout::Plain,
-        manifest,
-        tombstoned: false,
-        signatures: Vec::new(),
-    }
-}
-
-/// Format and entrypoint by name: the usual ones, else the only file with a known ending. Where nothing is recognised the
-/// format is [`FORMAT_UNKNOWN`], so that whoever wonders why it is not served finds it listed.
-fn guess(files: &[PlainFile]) -> (&'static str, &str) {
-    const USUAL: [(&str, &str); 4] =
-        [("model.onnx", "onnx"), ("model.onnx/model.onnx", "onnx"), ("model.pt", "torchscript"), ("model.fake.json", "fake")];
-    for (path, format) in USUAL {
-        if let Some(file) = files.iter().find(|file| file.path == path) {
-            return (format, &file.path);
-        }
-    }
-    let known = files.iter().filter_map(|file| Some((format_of(&file.path)?, file.path.as_str())));
-    let known: Vec<_> = known.collect();
-    match known[..] {
-        [only] => only,
-        _ => (FORMAT_UNKNOWN, files.first().map_or("", |file| &file.path)),
-    }
+    crate::plain::generation(key, plain.digest, files.collect(), created.unwrap_or(DateTime::UNIX_EPOCH))
 }

@@ -7,19 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
 use super::plain::{self, Stamp};
 use crate::digest::{Digest, DigestBuilder};
 use crate::name::quoted;
+use crate::plain::QUIET;
 use crate::registry::contained::is_absent;
 use crate::registry::versions::{SETTINGS_FILES, WARMUP_FOLDER, named_in, settings_problem};
-
-/// A file that nobody has touched for so long is not being written. Longer than the clocks of a file server and of this machine
-/// are apart.
-const QUIET: Duration = Duration::from_secs(60);
 
 /// The settings of a model as they lie there at one look.
 #[derive(Debug, Default)]

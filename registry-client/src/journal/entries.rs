@@ -73,6 +73,25 @@ impl JournalEntries {
         Ok(self.folded().await?.rollout)
     }
 
+    /// The state after the entry `tail`, read from where `known` stands.
+    pub(crate) async fn rollout_to(&self, known: Rollout, tail: u64) -> Result<Rollout, JournalError> {
+        // Far behind, a checkpoint saves most of the reading; and what froze may have been mended.
+        if known.frozen.is_some() || known.seq > tail || tail - known.seq > CHECKPOINT_EVERY {
+            let checkpoint = self.last_checkpoint(tail).await?;
+            return Ok(self.folded_to(checkpoint, tail).await?.rollout);
+        }
+        let mut rollout = known;
+        for entry in self.read(rollout.seq + 1, tail).await? {
+            rollout.apply(&entry);
+        }
+        Ok(rollout)
+    }
+
+    /// The number of the last entry. `known` is where to start looking.
+    pub(crate) async fn tail(&self, known: u64) -> Result<u64, JournalError> {
+        self.log.tail(known).await.map_err(|error| self.unavailable(error))
+    }
+
     /// Whether there is an entry of this number.
     pub(crate) async fn has(&self, seq: u64) -> Result<bool, JournalError> {
         self.log.exists(seq).await.map_err(|error| self.unavailable(error))

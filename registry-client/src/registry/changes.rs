@@ -11,10 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Registry;
 use crate::log::{Put, Read};
-use crate::name::{ModelName, VersionNumber};
+use crate::name::{ModelName, VersionNumber, check_version};
 
 /// How often an append that loses its number tries the next.
 const APPEND_TRIES: u32 = 64;
+/// How many entries are asked for at a time by whoever is far behind.
+const MAX_BATCH: u64 = 64;
+/// So many entries that can't be read, one after the other, are no change log.
+const MAX_UNREADABLE: u64 = 64;
 
 /// What has changed in a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -35,9 +39,26 @@ struct Change<'a> {
 }
 
 /// All that a reader needs of a change. Whatever else it says, newer builds included, the model is looked at again.
-#[derive(Deserialize)]
-struct ReadChange {
-    model: ModelName,
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct ReadChange {
+    pub(super) model: ModelName,
+    /// The version, where it is about one.
+    #[serde(default, deserialize_with = "number_or_nothing")]
+    pub(super) version: Option<VersionNumber>,
+}
+
+/// What a newer build may write there is no reason to overlook the model.
+fn number_or_nothing<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<VersionNumber>, D::Error> {
+    let value = Option::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(value.and_then(|value| value.as_u64()).filter(|version| check_version(*version).is_ok()))
+}
+
+/// Reads an entry of the log.
+pub(super) fn read_change(content: &Read) -> Result<ReadChange, String> {
+    match content {
+        Read::Whole(content) => serde_json::from_slice(content).map_err(|error| error.to_string()),
+        Read::TooLarge(bytes) => Err(format!("it has {bytes} bytes")),
+    }
 }
 
 /// What the log says since some number.
@@ -81,19 +102,28 @@ impl Registry {
     /// What has changed after this number: one GET where nothing has.
     pub(crate) async fn changes_after(&self, known: u64) -> Result<Changes, StoreError> {
         let mut changes = Changes { last: known, models: Some(BTreeSet::new()) };
-        while let Some(content) = self.changes.get(changes.last + 1).await? {
-            changes.last += 1;
-            let change = match &content {
-                Read::Whole(content) => serde_json::from_slice::<ReadChange>(content).map_err(|error| error.to_string()),
-                Read::TooLarge(bytes) => Err(format!("it has {bytes} bytes")),
-            };
-            match change {
-                Ok(change) => drop(changes.models.as_mut().map(|models| models.insert(change.model))),
-                Err(error) => {
-                    tracing::warn!(seq = changes.last, %error, "an entry of the change log is not readable: looking at everything");
-                    changes.models = None;
+        let (mut batch, mut unreadable) = (1, 0);
+        'more: loop {
+            // The batches grow with what there is to catch up with.
+            let entries = self.changes.range(changes.last + 1, changes.last + batch).await?;
+            for (seq, content) in entries {
+                let Some(content) = content else { break 'more };
+                changes.last = seq;
+                match read_change(&content) {
+                    Ok(change) => drop(changes.models.as_mut().map(|models| models.insert(change.model))),
+                    Err(error) => {
+                        tracing::warn!(seq, %error, "an entry of the change log is not readable: looking at everything");
+                        changes.models = None;
+                        unreadable += 1;
+                    }
                 }
             }
+            if unreadable > MAX_UNREADABLE {
+                // A server that answers everything with the same page would never come to an end.
+                let why = format!("more than {MAX_UNREADABLE} entries of its change log are not readable");
+                return Err(StoreError::Generic { store: "registry", source: why.into() });
+            }
+            batch = if changes.last == known + 1 { 1 } else { (batch * 2).min(MAX_BATCH) };
         }
         self.last_change.store(changes.last, Ordering::Relaxed);
         Ok(changes)

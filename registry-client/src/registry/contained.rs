@@ -1,7 +1,7 @@
 //! A local directory as an object store whose symbolic links can't lead out of it.
 //!
 //! Links inside the directory are followed. A link that is changed between the check and the use is not caught: whoever can
-//! do that can write in the directory anyway. Recursive listing is deliberately absent: nothing here needs it.
+//! do that can write in the directory anyway.
 
 use std::fmt;
 use std::io;
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::{Path, PathPart};
 use object_store::{
@@ -22,6 +22,8 @@ use object_store::{
 const STORE: &str = "directory";
 /// An upload that has not moved for so long will not end.
 const ABANDONED: Duration = Duration::from_secs(24 * 3_600);
+/// Folders of a listing below the place that it begins at.
+const MAX_DEPTH: usize = 12;
 /// Staged uploads to one place that are looked at.
 const MAX_STAGED: u32 = 64;
 
@@ -191,9 +193,22 @@ impl ObjectStore for ContainedDirectory {
         self.inner.delete_stream(checked.boxed())
     }
 
-    fn list(&self, _prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let error = Error::NotImplemented { operation: "recursive listing".into(), implementer: self.to_string() };
-        futures::stream::once(async move { Err(error) }).boxed()
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let (this, prefix) = (self.clone(), prefix.cloned().unwrap_or_default());
+        // One level at a time, the deepest that is known next.
+        let next = move |mut folders: Vec<(Path, usize)>| {
+            let this = this.clone();
+            async move {
+                let Some((folder, depth)) = folders.pop() else { return Ok(None) };
+                let level = this.list_with_delimiter(Some(&folder)).await?;
+                // Links can lead round in circles.
+                if depth < MAX_DEPTH {
+                    folders.extend(level.common_prefixes.into_iter().map(|folder| (folder, depth + 1)));
+                }
+                Ok::<_, Error>(Some((futures::stream::iter(level.objects.into_iter().map(Ok)), folders)))
+            }
+        };
+        futures::stream::try_unfold(vec![(prefix, 0)], next).try_flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

@@ -1,17 +1,42 @@
 //! Where a registry is, as a user writes it.
 
+mod environment;
+mod stores;
+
+use std::borrow::Cow;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use object_store::path::Path;
 
+use super::access::Reached;
 use super::{RegistryError, contained::ContainedDirectory};
 
-/// A store and its name for people.
+pub use environment::StoreEnvironment;
+
+/// A store, where in it the registry lies, and its name for people.
 pub(super) struct Opened {
     pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) prefix: Path,
     pub(super) description: String,
+    pub(super) listing: Listing,
+}
+
+/// How it is found out what a store holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Listing {
+    /// It lists all that lies below a prefix.
+    Recursive,
+    /// It may be able to list, or have to be read through the registry's change log alone.
+    Unknown,
+}
+
+impl Opened {
+    fn new(store: Arc<dyn ObjectStore>, description: String) -> Self {
+        Self { store, prefix: Path::default(), description, listing: Listing::Recursive }
+    }
 }
 
 /// The directory that `file://…` or a path without a scheme names; `None` for another scheme.
@@ -38,21 +63,94 @@ pub(super) fn local_path(location: &str) -> Result<Option<PathBuf>, RegistryErro
     Ok(Some(path))
 }
 
-pub(super) fn open(location: &str) -> Result<Opened, RegistryError> {
+pub(super) fn open(location: &str, environment: &StoreEnvironment) -> Result<Opened, RegistryError> {
     if let Some(path) = local_path(location)? {
         return open_dir(&path);
     }
-    match location.split_once("://") {
-        Some(("memory", "" | "/")) => Ok(Opened { store: Arc::new(InMemory::new()), description: "memory".into() }),
-        Some((scheme, _)) => Err(RegistryError::NotSupported { scheme: scheme.to_owned() }),
-        None => Err(RegistryError::Location { location: crate::name::quoted(location), problem: "is not a path".into() }),
+    let (scheme, rest) = location.split_once("://").unwrap_or((location, ""));
+    let scheme = scheme.to_ascii_lowercase();
+    let wrong = |problem: Cow<'static, str>| RegistryError::Location { location: shown(location), problem };
+    if scheme == "memory" {
+        if !rest.trim_matches('/').is_empty() {
+            return Err(wrong("names something in memory: write memory://".into()));
+        }
+        return Ok(Opened::new(Arc::new(InMemory::new()), "memory".into()));
     }
+    let (noun, schemes) = SCHEMES.into_iter().find(|(_, schemes)| schemes.contains(&scheme.as_str())).ok_or_else(|| {
+        RegistryError::NotSupported { scheme: scheme.chars().filter(|char| !char.is_control()).take(32).collect() }
+    })?;
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    if rest.contains(['?', '#']) {
+        return Err(wrong("has a query or a fragment: settings and credentials come from the environment".into()));
+    }
+    if authority.is_empty() {
+        return Err(wrong(format!("names no {noun}: write {scheme}://{noun}/prefix").into()));
+    }
+    let place = format!("{scheme}://{}", rest.trim_end_matches('/'));
+    let is_http = schemes.contains(&"http");
+    let prefix = if is_http { Path::from_url_path(path) } else { Path::parse(path.trim_matches('/')) };
+    let prefix = prefix.map_err(|error| wrong(format!("has a path that no object can have: {error}").into()))?;
+    let opened = if is_http {
+        let url = reqwest::Url::parse(location).map_err(|error| wrong(format!("is not a URL: {error}").into()))?;
+        if authority.contains('@') {
+            return Err(wrong("holds a name or a password, which would be shown in logs".into()));
+        }
+        stores::http(&url.origin().ascii_serialization(), place)
+    } else {
+        check_bucket(noun, authority, noun == "container").map_err(|problem| wrong(problem.into()))?;
+        match noun {
+            "container" => stores::azure(&scheme, authority, place, environment),
+            _ if scheme == "gs" => stores::gcs(authority, place, environment),
+            _ => stores::s3(authority, place, environment),
+        }
+    };
+    let (store, access) = opened.map_err(|problem| wrong(problem.into()))?;
+    let reached = Reached::new(store, access);
+    let description = reached.to_string();
+    Ok(Opened {
+        store: Arc::new(reached),
+        prefix,
+        description,
+        listing: if is_http { Listing::Unknown } else { Listing::Recursive },
+    })
+}
+
+/// The schemes of stores on other machines, by what the first part of their places is.
+const SCHEMES: [(&str, &[&str]); 4] = [
+    ("bucket", &["s3", "s3a"]),
+    ("bucket", &["gs"]),
+    ("container", &["az", "azure", "abfs", "abfss"]),
+    ("host", &["http", "https"]),
+];
+
+/// A place as it may be shown: without what stands for a password in it.
+fn shown(location: &str) -> String {
+    let shown = match location.split_once("://") {
+        Some((scheme, rest)) => match rest.split_once('/').unwrap_or((rest, "")).0.rsplit_once('@') {
+            Some((credentials, _)) if credentials.contains(':') => format!("{scheme}://…{}", &rest[credentials.len()..]),
+            _ => location.to_owned(),
+        },
+        None => location.to_owned(),
+    };
+    let end = shown.find(['?', '#']).map_or(shown.len(), |end| end + 1);
+    let hidden = if end < shown.len() { "…" } else { "" };
+    crate::name::quoted(&format!("{}{hidden}", &shown[..end]))
+}
+
+/// Buckets and containers have names that fit into a host's; an account may follow that of a container.
+fn check_bucket(noun: &str, name: &str, with_account: bool) -> Result<(), String> {
+    let (name, account) = name.split_once('@').filter(|_| with_account).map_or((name, None), |(name, host)| (name, Some(host)));
+    let fits = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-$".contains(&byte));
+    if name.is_empty() || name.len() > 222 || !fits(name) || account.is_some_and(|host| host.is_empty() || !fits(host)) {
+        return Err(format!("names no {noun}: it has letters, digits, `.`, `_` and `-`"));
+    }
+    Ok(())
 }
 
 pub(super) fn open_dir(path: &FsPath) -> Result<Opened, RegistryError> {
     let description = format!("directory {}", path.display());
     match ContainedDirectory::open(path) {
-        Ok(store) => Ok(Opened { store: Arc::new(store), description }),
+        Ok(store) => Ok(Opened::new(Arc::new(store), description)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(RegistryError::Missing { dir: path.to_owned() }),
         Err(error) => Err(RegistryError::unavailable(description, error)),
     }
@@ -103,14 +201,49 @@ mod tests {
         check("file:///a%00b", Err("percent sign"));
     }
 
+    fn opened(location: &str) -> Result<Opened, String> {
+        let environment = [("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret"), ("AZURE_STORAGE_ACCOUNT_NAME", "me")];
+        open(location, &environment.into_iter().collect()).map_err(|error| error.to_string())
+    }
+
     #[test]
-    fn other_stores_are_refused_by_name() {
-        for (location, scheme) in [("s3://bucket/models", "s3"), ("gs://bucket", "gs"), ("https://x/y", "https")] {
-            let error = open(location).err().unwrap().to_string();
-            assert!(error.contains(scheme) && error.contains("not supported in this build yet"), "{error}");
-        }
-        assert!(open("memory://").is_ok());
-        let gone = open("/no/such/directory/anywhere").err().unwrap();
+    fn places_of_stores() {
+        let check = |location: &str, description: &str, prefix: &str| {
+            let opened = opened(location).unwrap_or_else(|error| panic!("{location}: {error}"));
+            assert_eq!((opened.description.as_str(), opened.prefix.as_ref()), (description, prefix), "{location}");
+        };
+        check("memory://", "memory", "");
+        check("s3://models", "s3://models", "");
+        check("S3://models/prod/eu/", "s3://models/prod/eu", "prod/eu");
+        check("s3a://models/a b", "s3a://models/a b", "a b");
+        check("gs://models/x", "gs://models/x", "x");
+        check("az://models/x", "az://models/x", "x");
+        check("abfss://models@you.dfs.core.windows.net/x", "abfss://models@you.dfs.core.windows.net/x", "x");
+        check("https://host:8443/a%20b/c/", "https://host:8443/a%20b/c", "a b/c");
+        check("http://127.0.0.1:80", "http://127.0.0.1:80", "");
+    }
+
+    #[test]
+    fn places_that_are_written_wrong_say_what_is_wrong() {
+        let check = |location: &str, parts: &[&str]| {
+            let error = opened(location).err().unwrap_or_else(|| panic!("{location} should be refused"));
+            assert!(parts.iter().all(|part| error.contains(part)), "{location}: {error}");
+            assert!(!error.contains("hidden"), "{error}");
+        };
+        check("s3://", &["names no bucket", "s3://bucket/prefix"]);
+        check("s3:///models", &["names no bucket"]);
+        check("gs:///x", &["names no bucket"]);
+        check("az://", &["names no container"]);
+        check("http:///x", &["names no host"]);
+        check("s3://a bucket/x", &["names no bucket", "letters"]);
+        check("s3://key:hidden@bucket/x", &["names no bucket"]);
+        check("s3://models/x?region=eu", &["query", "environment"]);
+        check("s3://models/x?token=hidden", &["query"]);
+        check("s3://models/a//b", &["path that no object can have"]);
+        check("https://me:hidden@host/x", &["password"]);
+        check("ftp://host/x", &["ftp", "not supported"]);
+        check("memory://x", &["memory://"]);
+        let gone = open("/no/such/directory/anywhere", &StoreEnvironment::default()).err().unwrap();
         assert!(matches!(gone, RegistryError::Missing { .. }), "{gone}");
     }
 }

@@ -152,7 +152,7 @@ impl PublishError {
     }
 
     fn unavailable(place: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Unavailable { place: place.into(), source: Arc::new(source) }
+        Self::Unavailable { place: place.into(), source: crate::source::cause(source) }
     }
 
     fn writing(store: &dyn ObjectStore, place: impl Into<String>, error: StoreError) -> Self {
@@ -167,6 +167,7 @@ impl From<RegistryError> for PublishError {
     fn from(error: RegistryError) -> Self {
         match error {
             RegistryError::Unavailable { place, source } => Self::Unavailable { place, source },
+            RegistryError::NoPutIfAbsent { store } => Self::NoPutIfAbsent { store },
             other => Self::unavailable("the registry", other),
         }
     }

@@ -1,33 +1,87 @@
 //! The registry as a [`VersionSource`].
+//!
+//! A poll is one GET of the next number in the change log. What that names is listed, model by model, and read as far as it is new. All
+//! of it is listed once in a repair interval, and at every poll where something is in the plain layout or there is no change log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path as FsPath;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::path::Path;
 use object_store::{Error as StoreError, GetResultPayload, ObjectStoreExt as _};
-use std::path::Path as FsPath;
 
+use super::access::access_error;
+use super::changes::Changes;
+use super::known::Known;
+use super::location::Listing as Lists;
+use super::logged::Logged;
+use super::plain::versions_of;
+use super::tree::{ModelTree, Tree};
 use super::versions::with_causes;
 use super::{Registry, RegistryError};
-use crate::listing::{Cursor, Generation, ListedModel, Listing};
-use crate::name::ModelName;
+use crate::listing::{Cursor, Generation, Layout, Listing};
+use crate::name::{ModelName, VersionKey};
+use crate::plain::{Recheck, Settings};
+use crate::settle::{LookTime, Settler};
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
 use crate::transfer::{Content, bring};
 
 /// How many models are read at a time.
 const READS: usize = 4;
+/// After so many models that could not be read, the others wait for the next look: the store is the trouble, and each would take as
+/// long.
+const MAX_FAILURES: usize = 8;
+/// A registry that has more objects is not one.
+const MAX_OBJECTS: u64 = 20_000_000;
+/// Folders of a store that lists one level at a time.
+const MAX_DEPTH: usize = 16;
 
-/// The last look.
-#[derive(Clone)]
+/// What the looks have seen.
 pub(super) struct Seen {
     changes: u64,
-    /// When everything was read.
-    full_at: Duration,
-    complete: bool,
-    models: BTreeMap<ModelName, Arc<ListedModel>>,
+    /// When all of it is to be listed again; `None` before the first time.
+    due: Option<Duration>,
+    models: BTreeMap<ModelName, Known>,
+    /// Models that changed and have not been listed since.
+    stale: BTreeSet<ModelName>,
+    /// What is wrong outside of any model.
     problems: Vec<String>,
+    /// For a store that can't list.
+    logged: Option<Logged>,
+    pub(super) versions: Settler<VersionKey, Generation>,
+    pub(super) settings: Settler<ModelName, Settings>,
+    listing: Option<Listing>,
+}
+
+impl Seen {
+    fn new(settle_interval: Duration) -> Self {
+        Self {
+            changes: 0,
+            due: None,
+            models: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            problems: Vec::new(),
+            logged: None,
+            versions: Settler::new(settle_interval),
+            settings: Settler::new(settle_interval),
+            listing: None,
+        }
+    }
+
+    /// Whether only a listing shows what changes.
+    fn needs_listing(&self) -> bool {
+        self.changes == 0 || self.models.values().any(|known| known.tree.is_plain())
+    }
+
+    /// Models that could not be read and are worth another try.
+    fn retries(&self, now: Duration) -> impl Iterator<Item = &ModelName> {
+        let due = move |known: &Known| known.failure.as_ref().is_some_and(|failure| failure.retry_at <= now);
+        self.models.iter().filter(move |(_, known)| due(known)).map(|(name, _)| name)
+    }
 }
 
 #[async_trait]
@@ -37,22 +91,18 @@ impl VersionSource for Registry {
     }
 
     async fn list(&self, since: Option<&Cursor>) -> Result<Option<Listing>, SourceError> {
-        let mut seen = self.seen.lock().await;
-        let now = self.clock.elapsed();
-        let recent = seen.as_ref().filter(|seen| seen.complete && now.saturating_sub(seen.full_at) < self.repair_interval);
-        let next = match recent {
-            Some(recent) => self.look_at_changes(recent.clone()).await,
-            None => self.look_at_all(seen.as_ref(), now).await,
-        };
-        let next = next.map_err(|error| SourceError::unavailable(self.description.clone(), error))?;
-        *seen = Some(next.clone());
-        drop(seen);
-        let mut listing = Listing::new(next.complete, next.models, self.clock.now(), next.problems);
-        listing.cursor.changes = next.changes;
-        Ok(Some(listing).filter(|listing| since.is_none_or(|since| since.state != listing.cursor.state)))
+        let mut guard = self.seen.lock().await;
+        let seen = guard.get_or_insert_with(|| Seen::new(self.settle_interval));
+        let looked = self.look(seen).await;
+        looked.map_err(|error| SourceError::unavailable(self.description.clone(), error))?;
+        let listing = seen.listing.as_ref();
+        Ok(listing.filter(|listing| since.is_none_or(|since| since.state != listing.cursor.state)).cloned())
     }
 
     async fn fetch(&self, generation: &Generation, dest: &FsPath, progress: &dyn Progress) -> Result<Fetched, FetchError> {
+        if generation.layout == Layout::Plain {
+            return self.fetch_plain(generation, dest, progress).await;
+        }
         let mut files = Vec::with_capacity(generation.manifest.files.len());
         for file in &generation.manifest.files {
             let sha256 = file.sha256.as_ref().ok_or_else(|| FetchError::NotFound {
@@ -82,55 +132,213 @@ impl VersionSource for Registry {
 }
 
 impl Registry {
-    async fn look_at_changes(&self, mut seen: Seen) -> Result<Seen, StoreError> {
-        let changes = self.changes_after(seen.changes).await?;
-        let Some(models) = changes.models else {
-            return self.look_at_all(Some(&seen), self.clock.elapsed()).await;
-        };
-        seen.changes = changes.last;
-        self.read_models(models.into_iter().collect(), &mut seen).await;
-        Ok(seen)
-    }
-
-    async fn look_at_all(&self, before: Option<&Seen>, now: Duration) -> Result<Seen, StoreError> {
+    /// Looks at what has changed, and lists anew where something has. Whoever is cancelled here has lost nothing.
+    async fn look(&self, seen: &mut Seen) -> Result<(), StoreError> {
+        let began = self.clock.elapsed();
         // The log comes first: what is committed during the look is then seen again, never missed.
-        let changes = self.last_change().await?;
-        let prefix = Some(&self.prefix).filter(|prefix| !prefix.as_ref().is_empty());
-        let level = self.store.list_with_delimiter(prefix).await?;
-        let (mut names, mut problems) = (Vec::new(), Vec::new());
-        for name in level.common_prefixes.iter().filter_map(|dir| dir.filename()) {
-            match ModelName::new(name) {
-                Ok(name) => names.push(name),
-                Err(_) if name.starts_with(['.', '_']) => {}
-                Err(error) => problems.push(format!("a directory is ignored: {error}")),
-            }
-        }
-        let known = before.map(|before| &before.models);
-        let models = names.iter().filter_map(|name| Some((name.clone(), Arc::clone(known?.get(name)?)))).collect();
-        let mut seen = Seen { changes, full_at: now, complete: true, models, problems };
-        self.read_models(names, &mut seen).await;
-        Ok(seen)
-    }
-
-    /// Reads these models anew. One that can't be read stays as it was, and the look is incomplete.
-    async fn read_models(&self, names: Vec<ModelName>, seen: &mut Seen) {
-        let reads = futures::stream::iter(names).map(|name| self.read_named(name));
-        let mut reads = reads.buffer_unordered(READS);
-        while let Some((name, model)) = reads.next().await {
-            match model {
-                Ok(Some(model)) => drop(seen.models.insert(name, Arc::new(model))),
-                Ok(None) => drop(seen.models.remove(&name)),
-                Err(error) => {
-                    seen.complete = false;
-                    seen.problems.push(format!("model {name}: {}", with_causes(&error)));
+        let changes = match seen.due {
+            Some(_) => self.changes_after(seen.changes).await?,
+            None => Changes { last: self.last_change().await?, models: None },
+        };
+        let is_due = seen.due.is_none_or(|due| due <= began);
+        let trees = match changes.models {
+            Some(changed) if !is_due && !seen.needs_listing() => {
+                seen.stale.extend(changed);
+                seen.changes = changes.last;
+                if seen.stale.is_empty() && seen.retries(began).next().is_none() {
+                    return Ok(());
                 }
+                self.list_models(seen, began).await?
             }
-        }
-        seen.problems.sort_unstable();
+            _ => {
+                let tree = self.list_all(seen, changes.last).await?;
+                seen.changes = changes.last;
+                if is_due {
+                    seen.due = Some(began + self.repair_interval.mul_f64(1.0 - self.spread() / 10.0));
+                }
+                seen.problems = tree.problems;
+                seen.models.retain(|name, _| tree.models.contains_key(name));
+                seen.stale.clear();
+                tree.models.into_iter().collect()
+            }
+        };
+        let time = LookTime { began, ended: self.clock.elapsed() };
+        self.refresh_models(seen, trees, began, is_due).await;
+        self.sum_up(seen, &time);
+        Ok(())
     }
 
-    async fn read_named(&self, name: ModelName) -> (ModelName, Result<Option<ListedModel>, RegistryError>) {
-        let model = self.read_model(&name).await;
-        (name, model)
+    /// All that the store holds of this registry.
+    async fn list_all(&self, seen: &mut Seen, last: u64) -> Result<Tree, StoreError> {
+        if self.may_list == Lists::Recursive {
+            return self.list_below(&self.prefix).await;
+        }
+        let listed = match self.list_below(&self.prefix).await {
+            // Some servers refuse to list more than one level.
+            Err(error) if is_lacking(&error) => self.list_by_level(&self.prefix).await,
+            other => other,
+        };
+        match listed {
+            // An empty answer about a registry that has a change log is none.
+            Ok(tree) if last == 0 || !tree.models.is_empty() => {
+                seen.logged = None;
+                Ok(tree)
+            }
+            Err(error) if !is_lacking(&error) => Err(error),
+            _ if last == 0 => {
+                let lacking = format!(
+                    "{} has neither WebDAV nor a change log ({}): there is no way to list it",
+                    self.description,
+                    self.changes.path(1)
+                );
+                Err(StoreError::Generic { store: "http", source: lacking.into() })
+            }
+            _ => {
+                let mut logged = seen.logged.take().unwrap_or_default();
+                self.follow_log(&mut logged, last).await?;
+                let tree = self.logged_tree(&logged, &seen.models).await;
+                seen.logged = Some(logged);
+                tree
+            }
+        }
     }
+
+    async fn list_below(&self, path: &Path) -> Result<Tree, StoreError> {
+        let mut objects = self.store.list(Some(path).filter(|path| !path.as_ref().is_empty()));
+        let (mut tree, mut count) = (Tree::default(), 0);
+        while let Some(object) = objects.try_next().await? {
+            tree.add(&self.prefix, &object);
+            count += 1;
+            if count > MAX_OBJECTS {
+                let why = format!("it has more than {MAX_OBJECTS} objects");
+                return Err(StoreError::Generic { store: "registry", source: why.into() });
+            }
+        }
+        tree.models.values_mut().for_each(ModelTree::tidy);
+        Ok(tree)
+    }
+
+    async fn list_by_level(&self, path: &Path) -> Result<Tree, StoreError> {
+        let mut tree = Tree::default();
+        let mut folders = vec![(path.clone(), 0)];
+        while let Some((folder, depth)) = folders.pop() {
+            let level = self.store.list_with_delimiter(Some(&folder).filter(|folder| !folder.as_ref().is_empty())).await?;
+            level.objects.iter().for_each(|object| tree.add(&self.prefix, object));
+            // Contents are not looked at, only the manifests that name them.
+            let wanted = |folder: &Path| depth < MAX_DEPTH && !(depth == 1 && folder.filename() == Some("blobs"));
+            folders.extend(level.common_prefixes.into_iter().filter(wanted).map(|folder| (folder, depth + 1)));
+        }
+        tree.models.values_mut().for_each(ModelTree::tidy);
+        Ok(tree)
+    }
+
+    /// The models that changed, and those that are worth another try. One that can't be listed stays as it was.
+    async fn list_models(&self, seen: &mut Seen, now: Duration) -> Result<Vec<(ModelName, ModelTree)>, StoreError> {
+        if let Some(logged) = &mut seen.logged {
+            self.follow_log(logged, seen.changes).await?;
+        }
+        let names: BTreeSet<_> = seen.stale.iter().chain(seen.retries(now)).cloned().collect();
+        let lists = futures::stream::iter(names).map(async |name| {
+            let tree = match &seen.logged {
+                Some(logged) => self.logged_model(logged, &name, seen.models.get(&name)).await,
+                None => self.list_model(&name).await,
+            };
+            (name, tree)
+        });
+        let listed: Vec<_> = lists.buffer_unordered(READS).collect().await;
+        let mut trees = Vec::with_capacity(listed.len());
+        for (name, tree) in listed {
+            seen.stale.remove(&name);
+            let was_there = seen.models.get(&name).is_some_and(|known| known.tree.has_versions());
+            match tree {
+                // What was committed does not go, so that one listing without it is no proof.
+                Ok(tree) if was_there && !tree.has_versions() => {
+                    self.note_failure(seen, &name, "its versions are not listed any more".to_owned(), now);
+                }
+                Ok(tree) => trees.push((name, tree)),
+                Err(error) => self.note_failure(seen, &name, with_causes(&error), now),
+            }
+        }
+        Ok(trees)
+    }
+
+    async fn list_model(&self, name: &ModelName) -> Result<ModelTree, RegistryError> {
+        let path = self.model_path(name);
+        let tree = match (self.may_list, self.list_below(&path).await) {
+            (Lists::Unknown, Err(error)) if is_lacking(&error) => self.list_by_level(&self.prefix).await,
+            (_, listed) => listed,
+        };
+        let mut tree = tree.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
+        Ok(tree.models.remove(name).unwrap_or_default())
+    }
+
+    /// Reads what is new of these models. What can't be read stays as it was.
+    async fn refresh_models(&self, seen: &mut Seen, trees: Vec<(ModelName, ModelTree)>, now: Duration, whatever: bool) {
+        let is_stale =
+            |name: &ModelName, tree: &ModelTree| seen.models.get(name).is_none_or(|known| known.is_stale(tree, now, whatever));
+        let stale: Vec<_> = trees.into_iter().filter(|(name, tree)| is_stale(name, tree)).collect();
+        let failures = AtomicUsize::new(0);
+        let reads = futures::stream::iter(stale).map(async |(name, tree)| {
+            if failures.load(Ordering::Relaxed) >= MAX_FAILURES {
+                return (name, None);
+            }
+            let mut known = seen.models.get(&name).cloned().unwrap_or_default();
+            let outcome = self.refresh(&name, tree, &mut known).await;
+            if outcome.is_err() {
+                failures.fetch_add(1, Ordering::Relaxed);
+            }
+            (name, Some((known, outcome)))
+        });
+        let outcomes: Vec<_> = reads.buffer_unordered(READS).collect().await;
+        for (name, outcome) in outcomes {
+            let Some((known, outcome)) = outcome else {
+                seen.stale.insert(name);
+                continue;
+            };
+            seen.models.insert(name.clone(), known);
+            if let Err(error) = outcome {
+                self.note_failure(seen, &name, with_causes(&error), now);
+            }
+        }
+    }
+
+    fn note_failure(&self, seen: &mut Seen, name: &ModelName, why: String, now: Duration) {
+        seen.models.entry(name.clone()).or_default().fail(why, now, self.spread());
+    }
+
+    /// Makes the listing of what is known.
+    fn sum_up(&self, seen: &mut Seen, time: &LookTime) {
+        let (mut models, mut problems, mut recheck) = (BTreeMap::new(), seen.problems.clone(), Recheck::default());
+        let mut known = std::mem::take(&mut seen.models);
+        for (name, known) in &mut known {
+            if let Some(failure) = &known.failure {
+                problems.push(format!("model {name}: {}", failure.why));
+            } else {
+                known.listed = match known.tree.is_plain() {
+                    true => Some(Arc::new(self.plain_model(name, known, seen, time, &mut recheck))),
+                    false => known.ours(name).map(Arc::new),
+                };
+            }
+            models.extend(known.listed.clone().map(|model| (name.clone(), model)));
+        }
+        let complete = seen.stale.is_empty() && known.values().all(|known| known.failure.is_none());
+        if !seen.stale.is_empty() {
+            problems.push(format!("{} models more were not read: the store fails too often", seen.stale.len()));
+        }
+        if complete {
+            seen.versions.keep_only(&known.iter().flat_map(|(name, known)| versions_of(name, &known.tree)).collect());
+            seen.settings.keep_only(&known.keys().cloned().collect());
+        }
+        seen.models = known;
+        problems.sort_unstable();
+        let mut listing = Listing::new(complete, models, self.clock.now(), problems);
+        listing.cursor.changes = seen.changes;
+        listing.recheck_after = recheck.0;
+        seen.listing = Some(listing);
+    }
+}
+
+/// Whether the server is there and can't do what was asked.
+fn is_lacking(error: &StoreError) -> bool {
+    access_error(error).is_some_and(super::access::AccessError::is_lacking)
 }

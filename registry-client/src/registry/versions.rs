@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
-use object_store::path::Path;
 
+use super::location::Listing as Lists;
 use super::{Registry, RegistryError};
 use crate::journal::Rollout;
 use crate::listing::{Generation, Layout, ListedModel};
@@ -31,7 +31,6 @@ pub(crate) struct Shape {
     pub(crate) ours: bool,
     /// Its numbered directories, which count only where it is not ours.
     pub(crate) numeric: BTreeSet<VersionNumber>,
-    settings: Vec<(String, Path, u64)>,
 }
 
 /// Committed versions, and what is wrong with others.
@@ -40,6 +39,15 @@ pub(crate) struct Committed {
     pub(crate) versions: BTreeMap<VersionNumber, Arc<Generation>>,
     pub(crate) rollout: Rollout,
     pub(crate) problems: Vec<String>,
+}
+
+impl Committed {
+    /// Says where the journal is frozen.
+    pub(super) fn note_frozen(&mut self) {
+        self.problems.extend(self.rollout.frozen.as_ref().map(|entry| {
+            format!("the journal is frozen at an entry that this build does not know ({entry}): upgrade this program")
+        }));
+    }
 }
 
 impl Registry {
@@ -51,69 +59,20 @@ impl Registry {
         Ok(self.committed(model).await?.versions)
     }
 
+    /// How a model looks to whoever is about to write.
     pub(crate) async fn shape(&self, model: &ModelName) -> Result<Shape, RegistryError> {
+        if self.may_list == Lists::Unknown {
+            return Err(RegistryError::NoPutIfAbsent { store: self.description.clone() });
+        }
         let path = self.model_path(model);
         let level = self.store.list_with_delimiter(Some(&path)).await;
         let level = level.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
-        let mut shape = Shape { ours: false, numeric: BTreeSet::new(), settings: Vec::new() };
+        let mut shape = Shape { ours: false, numeric: BTreeSet::new() };
         for dir in level.common_prefixes.iter().filter_map(|dir| dir.filename()) {
             shape.ours |= dir == "versions";
             shape.numeric.extend(parse_version(dir));
         }
-        for object in level.objects {
-            if let Some(name) = object.location.filename().filter(|name| !name.starts_with('.')) {
-                shape.settings.push((name.to_owned(), object.location.clone(), object.size));
-            }
-        }
         Ok(shape)
-    }
-
-    /// All of one model, where it has a version or a problem.
-    pub(super) async fn read_model(&self, name: &ModelName) -> Result<Option<ListedModel>, RegistryError> {
-        let shape = self.shape(name).await?;
-        if !shape.ours {
-            return Ok((!shape.numeric.is_empty()).then(|| plain_elsewhere(name)));
-        }
-        let committed = self.committed(name).await?;
-        let mut problems = shadowed(&shape.numeric);
-        let settings = self.read_settings(&shape, &mut problems).await?;
-        Ok(listed(name, committed, settings, problems))
-    }
-
-    async fn read_settings(&self, shape: &Shape, problems: &mut Vec<String>) -> Result<BTreeMap<String, Arc<[u8]>>, RegistryError> {
-        let mut settings = BTreeMap::new();
-        // Settings first: they name the others.
-        let (first, others): (Vec<_>, Vec<_>) =
-            shape.settings.iter().partition(|(name, _, _)| SETTINGS_FILES.contains(&name.as_str()));
-        for file in first {
-            self.read_beside(file, &mut settings, problems).await?;
-        }
-        let named = named_in(settings.values().map(|content: &Arc<[u8]>| &content[..]));
-        for file in others {
-            if named.contains(&file.0) {
-                self.read_beside(file, &mut settings, problems).await?;
-            }
-        }
-        Ok(settings)
-    }
-
-    async fn read_beside(
-        &self,
-        (name, path, size): &(String, Path, u64),
-        settings: &mut BTreeMap<String, Arc<[u8]>>,
-        problems: &mut Vec<String>,
-    ) -> Result<(), RegistryError> {
-        if let Some(problem) = settings_problem(name, *size, settings.len()) {
-            problems.push(problem);
-            return Ok(());
-        }
-        let content = read_small(self.store.as_ref(), path, MAX_SETTINGS_BYTES).await;
-        match content.map_err(|error| RegistryError::unavailable(path.to_string(), error))? {
-            Some(Read::Whole(content)) => drop(settings.insert(name.clone(), Arc::from(&content[..]))),
-            Some(Read::TooLarge(bytes)) => problems.extend(settings_problem(name, bytes, 0)),
-            None => {}
-        }
-        Ok(())
     }
 
     /// The committed versions and the rollout of a model.
@@ -143,10 +102,8 @@ impl Registry {
         }
         let rollout =
             self.rollout(model).await.map_err(|error| RegistryError::unavailable(format!("journal of {model}"), error))?;
-        committed.problems.extend(rollout.frozen.as_ref().map(|entry| {
-            format!("the journal is frozen at an entry that this build does not know ({entry}): upgrade this program")
-        }));
         committed.rollout = rollout;
+        committed.note_frozen();
         Ok(committed)
     }
 
@@ -175,6 +132,18 @@ impl Registry {
     }
 
     pub(crate) async fn read_version(&self, key: &VersionKey) -> Result<Generation, RegistryError> {
+        let generation = self.read_manifest(key).await?;
+        Ok(Generation { tombstoned: self.is_tombstoned(key).await?, ..generation })
+    }
+
+    pub(super) async fn is_tombstoned(&self, key: &VersionKey) -> Result<bool, RegistryError> {
+        let path = self.tombstone_path(key);
+        let tombstoned = exists(self.store.as_ref(), &path).await;
+        tombstoned.map_err(|error| RegistryError::unavailable(path.to_string(), error))
+    }
+
+    /// A version by its manifest alone, which never changes. Whether it is tombstoned is not looked at.
+    pub(super) async fn read_manifest(&self, key: &VersionKey) -> Result<Generation, RegistryError> {
         let stored = self.manifest_bytes(key).await?.ok_or_else(|| RegistryError::NotFound { key: key.clone() })?;
         let wrong = |source| RegistryError::Manifest { key: key.clone(), source };
         let bytes = match stored {
@@ -186,9 +155,6 @@ impl Registry {
             let problem = format!("name {}, but it lies under {key}", manifest.key());
             return Err(wrong(ManifestError::Field { field: "model and version", problem }));
         }
-        let path = self.tombstone_path(key);
-        let tombstoned = exists(self.store.as_ref(), &path).await;
-        let tombstoned = tombstoned.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
         let bytes = manifest.bytes();
         Ok(Generation {
             key: key.clone(),
@@ -196,7 +162,7 @@ impl Registry {
             bytes,
             layout: Layout::Registry,
             manifest: Arc::new(manifest),
-            tombstoned,
+            tombstoned: false,
             signatures: Vec::new(),
         })
     }
@@ -236,21 +202,6 @@ pub(crate) fn listed(
         aliases,
         problems,
     })
-}
-
-/// A plain model where the plain layout is not read: it is shown, so that nobody looks for it in vain.
-fn plain_elsewhere(name: &ModelName) -> ListedModel {
-    ListedModel {
-        name: name.clone(),
-        layout: Layout::Plain,
-        registry: None,
-        versions: BTreeMap::new(),
-        unsettled: BTreeSet::new(),
-        settings: BTreeMap::new(),
-        rollout: Rollout::default(),
-        aliases: BTreeMap::new(),
-        problems: vec!["it is in the plain layout, which is read from local directories only".into()],
-    }
 }
 
 /// A warning where numbered directories lie beside `versions/`.

@@ -5,4 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 #![allow(unreachable_pub, reason = "one binary")]
 
+mod azure;
+mod gcs;
+mod http;
+mod layouts;
+mod s3;
+mod seaweedfs;
 mod servers;

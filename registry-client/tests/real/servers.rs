@@ -84,3 +84,12 @@ impl Drop for Server {
 pub fn listens(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
+
+/// Waits until something is so, for no longer than a server takes to start.
+pub async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let began = Instant::now();
+    while !is_so().await {
+        assert!(began.elapsed() < START_LIMIT, "it did not come to pass that {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

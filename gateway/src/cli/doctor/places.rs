@@ -59,7 +59,13 @@ async fn registry(config: &Config) -> Finding {
                 _ => Finding::warning("registry", format!("{found}, {problems} problems"), "`bascule check` names them"),
             }
         }
-        Err(failure) => Finding::broken("registry", failure.summary(), "make it, or name another with --registry or registry.url"),
+        Err(failure) => {
+            let hint = match compose::local_path(&config.registry.url) {
+                Ok(_) => "make it, or name another with --registry or registry.url",
+                Err(_) => "look at the place and at the credentials in the environment, or name another with --registry or registry.url",
+            };
+            Finding::broken("registry", failure.summary(), hint)
+        }
     }
 }
 

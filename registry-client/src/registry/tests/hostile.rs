@@ -85,7 +85,7 @@ async fn odd_directories_are_no_models() {
         let listing = registry.list(None).await.unwrap().unwrap();
         let names: Vec<_> = listing.models.keys().map(crate::ModelName::as_str).collect();
         assert_eq!(names, ["good", "plain"]);
-        assert!(listing.models["plain"].versions.is_empty() && listing.models["plain"].problems[0].contains("plain layout"));
+        assert!(listing.models["plain"].unsettled.contains(&1) && listing.models["plain"].problems[0].contains("settled"));
         assert!(listing.problems.iter().any(|problem| problem.contains("\"a b\"")), "{:?}", listing.problems);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::digest::Digest;
 
 /// Remembers what the looks have seen at each place `K`, and what `V` came of it once it had settled. Time is an argument.
-pub(super) struct Settler<K, V> {
+pub(crate) struct Settler<K, V> {
     interval: Duration,
     watched: BTreeMap<K, Watched<V>>,
 }
@@ -23,14 +23,14 @@ struct Watched<V> {
 
 /// When a look was taken: the files were seen some time between.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LookTime {
-    pub(super) began: Duration,
-    pub(super) ended: Duration,
+pub(crate) struct LookTime {
+    pub(crate) began: Duration,
+    pub(crate) ended: Duration,
 }
 
 /// What counts now.
 #[derive(Debug, PartialEq)]
-pub(super) enum Settled<V> {
+pub(crate) enum Settled<V> {
     /// What lies there.
     Now(Arc<V>),
     /// Not what lies there; maybe what lay there before. Worth another look after this time.
@@ -38,19 +38,19 @@ pub(super) enum Settled<V> {
 }
 
 impl<K: Ord + Clone, V> Settler<K, V> {
-    pub(super) fn new(interval: Duration) -> Self {
+    pub(crate) fn new(interval: Duration) -> Self {
         Self { interval, watched: BTreeMap::new() }
     }
 
     /// Lets what a look has seen count at once, where nothing was seen there before.
-    pub(super) fn trust(&mut self, key: &K, digest: Digest, look: &LookTime, make: impl FnOnce() -> V) {
+    pub(crate) fn trust(&mut self, key: &K, digest: Digest, look: &LookTime, make: impl FnOnce() -> V) {
         if let Entry::Vacant(vacant) = self.watched.entry(key.clone()) {
             vacant.insert(Watched { digest, since: look.ended, settled: Some((digest, Arc::new(make()))) });
         }
     }
 
     /// Takes note of what a look has seen. `make` says what it is, once it counts.
-    pub(super) fn observe(&mut self, key: &K, digest: Digest, look: &LookTime, make: impl FnOnce() -> V) -> Settled<V> {
+    pub(crate) fn observe(&mut self, key: &K, digest: Digest, look: &LookTime, make: impl FnOnce() -> V) -> Settled<V> {
         let first = || Watched { digest, since: look.ended, settled: None };
         let watched = match self.watched.entry(key.clone()) {
             Entry::Vacant(vacant) => {
@@ -80,12 +80,12 @@ impl<K: Ord + Clone, V> Settler<K, V> {
     }
 
     /// What last counted, where it can't be read now.
-    pub(super) fn last(&self, key: &K) -> Option<Arc<V>> {
+    pub(crate) fn last(&self, key: &K) -> Option<Arc<V>> {
         self.watched.get(key)?.settled.as_ref().map(|(_, last)| Arc::clone(last))
     }
 
     /// Forgets places that are not there any more.
-    pub(super) fn keep_only(&mut self, there: &BTreeSet<K>) {
+    pub(crate) fn keep_only(&mut self, there: &BTreeSet<K>) {
         self.watched.retain(|key, _| there.contains(key));
     }
 }

@@ -1,0 +1,233 @@
+//! What has been read of one model, and reading what is new of it.
+//!
+//! Manifests, tombstones and entries of journals never change: they are read once, as long as the listing shows the same stamps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+
+use super::tree::{MANIFEST, ModelTree, Stamp, Stamps, TOMBSTONE, object_below};
+use super::versions::{
+    Committed, MAX_SETTINGS_BYTES, SETTINGS_FILES, WARMUP_FOLDER, listed, named_in, settings_problem, shadowed, with_causes,
+};
+use super::{Registry, RegistryError};
+use crate::digest::{Digest, DigestBuilder};
+use crate::journal::Rollout;
+use crate::listing::{Generation, ListedModel};
+use crate::log::{Read, read_small};
+use crate::name::{ModelName, VersionKey, VersionNumber};
+use crate::plain::Settings;
+
+/// How many objects of one model are read at a time.
+const READS: usize = 16;
+/// Until a model that could not be read is tried again, at first and at the most.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// A model as far as it has been read.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    /// What the listing showed when all of it was read.
+    pub(super) tree: ModelTree,
+    versions: BTreeMap<VersionNumber, ReadVersion>,
+    /// The fold of its journal.
+    rollout: Rollout,
+    settings: BTreeMap<String, (Stamp, Arc<[u8]>)>,
+    settings_problems: Vec<String>,
+    /// Something that the listing showed was not there when it was to be read.
+    partial: bool,
+    pub(super) failure: Option<Failure>,
+    /// As it was last listed.
+    pub(super) listed: Option<Arc<ListedModel>>,
+}
+
+#[derive(Debug, Clone)]
+struct ReadVersion {
+    /// Of all that lies in its folder, but for the tombstone.
+    stamps: Stamps,
+    /// What it is, or what is wrong with it.
+    outcome: Result<Arc<Generation>, String>,
+}
+
+/// Why a model could not be read, and when it is worth another try.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    times: u32,
+    pub(super) retry_at: Duration,
+    pub(super) why: String,
+}
+
+impl Known {
+    /// Whether the model is to be read now that the listing shows this.
+    pub(super) fn is_stale(&self, tree: &ModelTree, now: Duration, whatever: bool) -> bool {
+        match &self.failure {
+            Some(failure) => whatever || failure.retry_at <= now,
+            None => self.partial || self.tree != *tree,
+        }
+    }
+
+    /// Takes note that it can't be read. `spread` is from 0 to 1.
+    pub(super) fn fail(&mut self, why: String, now: Duration, spread: f64) {
+        let times = self.failure.as_ref().map_or(1, |failure| failure.times.saturating_add(1));
+        let pause = FIRST_RETRY.saturating_mul(1 << (times - 1).min(16)).min(LAST_RETRY).mul_f64(0.75 + spread / 4.0);
+        self.failure = Some(Failure { times, retry_at: now + pause, why });
+    }
+
+    pub(super) fn is_tombstoned(&self, number: VersionNumber) -> bool {
+        self.tree.versions.get(&number).is_some_and(|files| files.contains_key(TOMBSTONE))
+    }
+
+    /// The last entry of its journal that has been read.
+    pub(super) fn last_entry(&self) -> u64 {
+        self.rollout.seq
+    }
+
+    /// The model in our layout.
+    pub(super) fn ours(&self, name: &ModelName) -> Option<ListedModel> {
+        let mut committed = Committed { rollout: self.rollout.clone(), ..Committed::default() };
+        for (number, version) in &self.versions {
+            let tombstoned = self.is_tombstoned(*number);
+            match &version.outcome {
+                Ok(generation) if tombstoned => {
+                    let generation = Generation { tombstoned, ..Generation::clone(generation) };
+                    drop(committed.versions.insert(*number, Arc::new(generation)));
+                }
+                Ok(generation) => drop(committed.versions.insert(*number, Arc::clone(generation))),
+                Err(why) => committed.problems.push(format!("version {number}: {why}")),
+            }
+        }
+        committed.note_frozen();
+        let mut problems = shadowed(&self.tree.numbered.keys().copied().collect());
+        problems.extend(self.problems());
+        listed(name, committed, self.settings(), problems)
+    }
+
+    /// What is wrong with it beside its versions.
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.tree.problems.iter().chain(&self.settings_problems).cloned().collect()
+    }
+
+    pub(super) fn settings(&self) -> Settings {
+        self.settings.iter().map(|(name, (_, content))| (name.clone(), Arc::clone(content))).collect()
+    }
+
+    /// Changes whenever a settings file is written to, comes or goes.
+    pub(super) fn settings_digest(&self) -> Digest {
+        let mut digest = DigestBuilder::default();
+        for (name, (stamp, content)) in &self.settings {
+            digest.field(name.as_bytes()).field(content);
+            stamp.describe_to(&mut digest);
+        }
+        digest.finish()
+    }
+
+    /// When a settings file was last written to; `None` where there is none.
+    pub(super) fn settings_written(&self) -> Option<chrono::DateTime<chrono::Utc>> {
+        self.settings.values().map(|(stamp, _)| stamp.modified).max()
+    }
+}
+
+impl Registry {
+    /// Reads what is new of a model. What can't be read stays as it was, and what could be read is not read again.
+    pub(super) async fn refresh(&self, name: &ModelName, tree: ModelTree, known: &mut Known) -> Result<(), RegistryError> {
+        known.partial = false;
+        if tree.ours {
+            self.refresh_versions(name, &tree, known).await?;
+            self.refresh_rollout(name, &tree, known).await?;
+        }
+        self.refresh_settings(name, &tree, known).await?;
+        known.versions.retain(|number, _| tree.versions.contains_key(number));
+        known.tree = tree;
+        known.failure = None;
+        Ok(())
+    }
+
+    async fn refresh_versions(&self, name: &ModelName, tree: &ModelTree, known: &mut Known) -> Result<(), RegistryError> {
+        let committed = tree.versions.iter().filter(|(_, files)| files.contains_key(MANIFEST));
+        let committed = committed.map(|(number, files)| {
+            let lasting = files.iter().filter(|(file, _)| *file != TOMBSTONE);
+            (*number, lasting.map(|(file, stamp)| (file.clone(), stamp.clone())).collect::<Stamps>())
+        });
+        let new: Vec<_> =
+            committed.filter(|(number, stamps)| known.versions.get(number).is_none_or(|read| read.stamps != *stamps)).collect();
+        let reads = futures::stream::iter(new).map(async |(number, stamps)| {
+            let outcome = self.read_manifest(&VersionKey::new(name.clone(), number)).await;
+            (number, stamps, outcome)
+        });
+        let mut reads = reads.buffer_unordered(READS);
+        while let Some((number, stamps, outcome)) = reads.next().await {
+            let outcome = match outcome {
+                Ok(generation) => Ok(Arc::new(generation)),
+                Err(RegistryError::Manifest { source, .. }) => Err(with_causes(&source)),
+                Err(RegistryError::NotFound { .. }) => {
+                    known.partial = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            known.versions.insert(number, ReadVersion { stamps, outcome });
+        }
+        Ok(())
+    }
+
+    async fn refresh_rollout(&self, name: &ModelName, tree: &ModelTree, known: &mut Known) -> Result<(), RegistryError> {
+        let unreadable = |error| RegistryError::unavailable(format!("journal of {name}"), error);
+        let journal = self.entries(name);
+        // Names that nobody gave to entries must not make us read numbers that are not there.
+        let tail = match tree.last_entry {
+            last if last == tree.entries => last,
+            _ => journal.tail(known.rollout.seq).await.map_err(unreadable)?,
+        };
+        if tail != known.rollout.seq || known.rollout.frozen.is_some() {
+            known.rollout = journal.rollout_to(known.rollout.clone(), tail).await.map_err(unreadable)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the settings, and then what they name.
+    async fn refresh_settings(&self, name: &ModelName, tree: &ModelTree, known: &mut Known) -> Result<(), RegistryError> {
+        let (mut settings, mut problems) = (BTreeMap::new(), Vec::new());
+        for file in SETTINGS_FILES {
+            self.read_beside(name, file, tree, known, &mut settings, &mut problems).await?;
+        }
+        let named = named_in(settings.values().map(|(_, content): &(Stamp, Arc<[u8]>)| &content[..]));
+        let in_warmup = |path: &str| path.strip_prefix(WARMUP_FOLDER).and_then(|rest| rest.strip_prefix('/')).map(str::to_owned);
+        for path in tree.beside.keys().filter(|path| !SETTINGS_FILES.contains(&path.as_str())) {
+            if named.contains(path) || in_warmup(path).is_some_and(|name| named.contains(&name)) {
+                self.read_beside(name, path, tree, known, &mut settings, &mut problems).await?;
+            }
+        }
+        (known.settings, known.settings_problems) = (settings, problems);
+        Ok(())
+    }
+
+    async fn read_beside(
+        &self,
+        name: &ModelName,
+        path: &str,
+        tree: &ModelTree,
+        known: &Known,
+        settings: &mut BTreeMap<String, (Stamp, Arc<[u8]>)>,
+        problems: &mut Vec<String>,
+    ) -> Result<(), RegistryError> {
+        let Some(stamp) = tree.beside.get(path) else { return Ok(()) };
+        if let Some(read) = known.settings.get(path).filter(|(read, _)| read == stamp) {
+            settings.insert(path.to_owned(), read.clone());
+            return Ok(());
+        }
+        if let Some(problem) = settings_problem(path, stamp.bytes, settings.len()) {
+            problems.push(problem);
+            return Ok(());
+        }
+        let place = object_below(&self.model_path(name), path);
+        let content = read_small(self.store.as_ref(), &place, MAX_SETTINGS_BYTES).await;
+        match content.map_err(|error| RegistryError::unavailable(place.to_string(), error))? {
+            Some(Read::Whole(content)) => drop(settings.insert(path.to_owned(), (stamp.clone(), Arc::from(&content[..])))),
+            Some(Read::TooLarge(bytes)) => problems.extend(settings_problem(path, bytes, 0)),
+            None => {}
+        }
+        Ok(())
+    }
+}
