@@ -5,6 +5,7 @@
 
 pub(crate) mod changes;
 pub(crate) mod contained;
+mod fetching;
 mod location;
 mod publish;
 mod reading;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore};
 use uuid::Uuid;
@@ -28,6 +30,7 @@ use crate::log::{NumberedLog, Put, put_if_absent};
 use crate::manifest::{Manifest, ManifestError};
 use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::source::Cause;
+use crate::transfer::Transfers;
 use changes::What;
 
 /// How often all of a registry is read again, whatever its change log says.
@@ -44,6 +47,8 @@ pub struct Registry {
     /// Where to look for the end of the change log: right most of the time.
     last_change: AtomicU64,
     seen: tokio::sync::Mutex<Option<reading::Seen>>,
+    transfers: Arc<Transfers>,
+    multipart: Option<Arc<dyn MultipartStore>>,
 }
 
 /// Why a registry can't be opened or read.
@@ -155,6 +160,8 @@ impl Registry {
             changes,
             last_change: AtomicU64::new(0),
             seen: tokio::sync::Mutex::default(),
+            transfers: Arc::clone(Transfers::of_process()),
+            multipart: None,
         }
     }
 
@@ -167,6 +174,20 @@ impl Registry {
     /// Reads all of it again after this time instead of [`REPAIR_INTERVAL`].
     pub fn with_repair_interval(mut self, interval: Duration) -> Self {
         self.repair_interval = interval;
+        self
+    }
+
+    /// Uploads large files through this, which has to be the same store, so that a publish that broke off can be continued: see
+    /// [`PublishRequest::resume_dir`].
+    pub fn with_multipart(mut self, store: Arc<dyn MultipartStore>) -> Self {
+        self.multipart = Some(store);
+        self
+    }
+
+    /// Fetches within these bounds instead of those of the process.
+    #[cfg(test)]
+    pub(crate) fn with_transfers(mut self, transfers: Arc<Transfers>) -> Self {
+        self.transfers = transfers;
         self
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use object_store::{Error as StoreError, GetResultPayload, ObjectStoreExt as _};
+use object_store::Error as StoreError;
 use std::path::Path as FsPath;
 
 use super::versions::with_causes;
@@ -14,7 +14,6 @@ use super::{Registry, RegistryError};
 use crate::listing::{Cursor, Generation, ListedModel, Listing};
 use crate::name::ModelName;
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
-use crate::transfer::{Content, bring};
 
 /// How many models are read at a time.
 const READS: usize = 4;
@@ -53,31 +52,7 @@ impl VersionSource for Registry {
     }
 
     async fn fetch(&self, generation: &Generation, dest: &FsPath, progress: &dyn Progress) -> Result<Fetched, FetchError> {
-        let mut files = Vec::with_capacity(generation.manifest.files.len());
-        for file in &generation.manifest.files {
-            let sha256 = file.sha256.as_ref().ok_or_else(|| FetchError::NotFound {
-                what: format!("the digest of file `{}` of {}", file.path, generation.key),
-            })?;
-            let blob = self.blob_path(&generation.key.model, sha256);
-            let unreachable = |error| FetchError::unavailable(format!("file `{}` of {}", file.path, generation.key), error);
-            let result = match self.store.get(&blob).await {
-                Ok(result) => result,
-                Err(StoreError::NotFound { .. }) => {
-                    return Err(FetchError::NotFound { what: format!("file `{}` of {} ({blob})", file.path, generation.key) });
-                }
-                Err(error) => return Err(unreachable(error)),
-            };
-            let content = match result.payload {
-                GetResultPayload::File(local, _) => Content::Local(local),
-                GetResultPayload::Stream(pieces) => {
-                    let place = format!("file `{}` of {}", file.path, generation.key);
-                    let failed = move |error| FetchError::unavailable(place.clone(), error);
-                    Content::Stream(pieces.map(move |piece| piece.map_err(&failed)).boxed())
-                }
-            };
-            files.push(bring(content, file, dest, progress).await?);
-        }
-        Ok(Fetched { files })
+        self.fetch_files(generation, dest, progress).await
     }
 }
 
