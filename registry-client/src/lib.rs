@@ -22,6 +22,8 @@ mod manifest;
 mod name;
 mod registry;
 mod signing;
+#[cfg(test)]
+mod simulation;
 mod source;
 #[cfg(test)]
 mod testing;

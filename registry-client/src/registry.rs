@@ -49,6 +49,7 @@ pub struct Registry {
     seen: tokio::sync::Mutex<Option<reading::Seen>>,
     transfers: Arc<Transfers>,
     multipart: Option<Arc<dyn MultipartStore>>,
+    part_bytes: u64,
 }
 
 /// Why a registry can't be opened or read.
@@ -162,6 +163,7 @@ impl Registry {
             seen: tokio::sync::Mutex::default(),
             transfers: Arc::clone(Transfers::of_process()),
             multipart: None,
+            part_bytes: publish::PART_BYTES,
         }
     }
 
@@ -188,6 +190,13 @@ impl Registry {
     #[cfg(test)]
     pub(crate) fn with_transfers(mut self, transfers: Arc<Transfers>) -> Self {
         self.transfers = transfers;
+        self
+    }
+
+    /// Uploads in parts of this size, and files up to it at once.
+    #[cfg(test)]
+    pub(crate) fn with_part_bytes(mut self, bytes: u64) -> Self {
+        self.part_bytes = bytes;
         self
     }
 

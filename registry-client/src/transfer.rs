@@ -27,7 +27,9 @@ use crate::manifest::ManifestFile;
 use crate::source::{FetchError, FetchedFile, Progress};
 
 pub(crate) use partial::free_bytes;
-pub(crate) use transfers::{TransferLimits, Transfers};
+#[cfg(test)]
+pub(crate) use transfers::TransferLimits;
+pub(crate) use transfers::Transfers;
 
 /// Where the bytes of a file come from.
 pub(crate) enum Content {

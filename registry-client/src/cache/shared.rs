@@ -57,6 +57,12 @@ impl SharedFiles {
         inodes.iter().find_map(|inode| Some((*inode, self.by_inode.get(inode)?.places.first()?.as_path())))
     }
 
+    /// Where a file lies, and what it should have in it.
+    pub(super) fn place_of(&self, inode: Inode) -> Option<(Digest, &Path)> {
+        let file = self.by_inode.get(&inode)?;
+        Some((file.sha256, file.places.first()?.as_path()))
+    }
+
     /// It is not used again, and no tree that has it counts.
     pub(super) fn mark_damaged(&mut self, inode: Inode) {
         let Some(file) = self.by_inode.get_mut(&inode) else { return };

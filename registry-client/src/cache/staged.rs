@@ -65,8 +65,8 @@ impl Staged {
         self.missing_bytes
     }
 
-    /// Files of other trees that the source has read and replaced, because they are damaged. Blocks.
-    pub(super) fn found_damaged(&self) -> Vec<Inode> {
+    /// Files of other trees that the source has read and replaced: most likely because they are damaged. Blocks.
+    pub(super) fn replaced(&self) -> Vec<Inode> {
         let replaced = self.linked.iter().filter(|linked| match fs::symlink_metadata(self.files.join(&linked.path)) {
             Ok(meta) => meta.ino() != linked.inode,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -83,7 +83,7 @@ impl Staged {
     pub(super) fn give_up(&mut self) {
         let dir = std::mem::take(&mut self.dir);
         if !dir.as_os_str().is_empty() {
-            give_up(&self.trees, &self.generation, &dir, &self.files, &self.found_damaged());
+            give_up(&self.trees, &self.generation, &dir, &self.files, &self.replaced());
         }
     }
 
@@ -111,8 +111,8 @@ impl Drop for Staged {
     }
 }
 
-fn give_up(trees: &Trees, generation: &Generation, dir: &Path, files: &Path, damaged: &[Inode]) {
-    trees.mark_damaged(damaged);
+fn give_up(trees: &Trees, generation: &Generation, dir: &Path, files: &Path, replaced: &[Inode]) {
+    trees.check_replaced(replaced);
     for file in &generation.manifest.files {
         if let Some(sha256) = file.sha256 {
             trees.keep_loose(&files.join(&file.path), sha256, file.bytes);

@@ -221,13 +221,19 @@ impl Trees {
         }
     }
 
-    /// No tree that has one of these files counts any more, and they are not used for others.
-    pub(super) fn mark_damaged(&self, inodes: &[Inode]) {
-        let mut index = self.lock();
-        inodes.iter().for_each(|inode| index.files.mark_damaged(*inode));
+    /// Reads files that a source did not want to share. Where one is damaged no tree that has it counts any more, and it is not used
+    /// for others.
+    pub(super) fn check_replaced(&self, inodes: &[Inode]) {
+        for inode in inodes {
+            let place = self.lock().files.place_of(*inode).map(|(sha256, place)| (sha256, place.to_owned()));
+            let Some((sha256, place)) = place else { continue };
+            if crate::transfer::hash_file(&place).is_ok_and(|(actual, _)| actual != sha256) {
+                self.lock().files.mark_damaged(*inode);
+            }
+        }
     }
 
-    /// The same for one file of a tree.
+    /// The same for one file of a tree that is known to be damaged.
     pub(super) fn mark_file_damaged(&self, digest: &Digest, path: &str) {
         let mut index = self.lock();
         let tree = index.trees.get(digest);
@@ -237,7 +243,7 @@ impl Trees {
 
     /// Makes a staged tree durable and visible. What was there under the same digest goes.
     pub(super) fn keep(&self, mut staged: Staged, fetched: Fetched) -> Result<Lease, FetchError> {
-        self.mark_damaged(&staged.found_damaged());
+        self.check_replaced(&staged.replaced());
         let kept = self.take_in(&staged, fetched);
         match kept {
             Ok(_) => staged.kept(),

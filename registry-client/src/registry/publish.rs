@@ -22,6 +22,7 @@ use crate::manifest::{Lineage, MANIFEST_SCHEMA, Manifest, ManifestError, Manifes
 use crate::name::{MAX_VERSION, ModelName, VersionKey, VersionNumber};
 use crate::source::{Cause, Progress};
 
+pub(super) use files::PART_BYTES;
 pub use files::collect_files;
 use files::measure_all;
 
@@ -199,7 +200,7 @@ impl Registry {
             return Err(PublishError::AlreadyExists { key: manifest.key() });
         }
         let paths: Vec<_> = request.files.iter().map(|(_, path)| path.as_path()).collect();
-        let measured = measure_all(&paths).await?;
+        let measured = measure_all(&paths, self.part_bytes).await?;
         for (file, measured) in manifest.files.iter_mut().zip(&measured) {
             (file.sha256, file.bytes) = (Some(measured.sha256), measured.bytes);
         }

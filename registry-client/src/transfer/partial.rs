@@ -34,8 +34,7 @@ impl Partial {
     pub(super) fn create(target: PathBuf, expected: &ManifestFile) -> Result<Self, FetchError> {
         let dir = target.parent().unwrap_or(Path::new("/"));
         let path = dir.join(format!(".{}.partial", Uuid::new_v4().simple()));
-        let opened =
-            durable::create_dir(dir).and_then(|()| OpenOptions::new().read(true).write(true).create_new(true).open(&path));
+        let opened = durable::create_dir(dir).and_then(|()| OpenOptions::new().read(true).write(true).create_new(true).open(&path));
         match opened {
             Ok(file) => {
                 let hash = DigestBuilder::default();
@@ -102,7 +101,7 @@ pub(super) async fn write_in_order(
     let mut partial = Some(off_thread(move || Partial::create(target, &expected)).await?);
     let mut fills = pin!(fills.fuse());
     let (mut ready, mut writing) = (VecDeque::<Filled>::new(), None);
-    loop {
+    let failed = loop {
         if !ready.is_empty()
             && let Some(mut idle) = partial.take()
         {
@@ -115,13 +114,26 @@ pub(super) async fn write_in_order(
             }));
         }
         tokio::select! {
-            Some(filled) = fills.next() => ready.push_back(filled?),
+            Some(filled) = fills.next() => match filled {
+                Ok(filled) => ready.push_back(filled),
+                Err(error) => break Some(error),
+            },
             Some(written) = OptionFuture::from(writing.as_mut()) => {
-                partial = Some(join(written)?);
                 writing = None;
+                match join(written) {
+                    Ok(written) => partial = Some(written),
+                    Err(error) => break Some(error),
+                }
             }
-            else => break,
+            else => break None,
         }
+    };
+    if let Some(error) = failed {
+        // What is being written ends before the failure is told: nothing is left behind it.
+        if let Some(writing) = writing {
+            drop(writing.await);
+        }
+        return Err(error);
     }
     let partial = partial.ok_or_else(|| FetchError::unavailable("the blocking thread", io::Error::other("it lost the file")))?;
     let expected = file.clone();

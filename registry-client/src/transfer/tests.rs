@@ -1,3 +1,7 @@
+mod broken;
+mod budget;
+mod http;
+
 use std::sync::Mutex;
 
 use futures::stream;

@@ -1,5 +1,6 @@
 //! A disk that is full.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -71,7 +72,8 @@ impl VersionSource for Filler {
     async fn fetch(&self, generation: &Generation, dest: &Path, progress: &dyn Progress) -> Result<Fetched, FetchError> {
         if let Some((ballast, mebibytes)) = &self.leaves {
             let free = free_bytes(dest).unwrap();
-            std::fs::write(ballast, vec![0; (free - (mebibytes << 20)) as usize]).unwrap();
+            let mut ballast = std::fs::File::options().append(true).create(true).open(ballast).unwrap();
+            ballast.write_all(&vec![0; (free - (mebibytes << 20)) as usize]).unwrap();
         }
         let file = &generation.manifest.files[0];
         let pieces = (0..file.bytes >> 20).map(|_| Ok(vec![generation.key.version as u8; 1 << 20].into()));
@@ -88,7 +90,7 @@ fn there(cache: &Cache) -> Vec<u64> {
 
 #[tokio::test]
 async fn what_nobody_leases_makes_room_and_what_is_leased_stays() {
-    let Some(disk) = SmallDisk::mount(16) else { return };
+    let Some(disk) = SmallDisk::mount(14) else { return };
     let (cache, source) = (Cache::open(disk.path().join("cache")).unwrap(), Filler::of(5));
     let first = cache.ensure(&source, &source.generation(1), &NoProgress).await.unwrap();
     drop(cache.ensure(&source, &source.generation(2), &NoProgress).await.unwrap());

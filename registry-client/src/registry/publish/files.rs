@@ -14,7 +14,7 @@ use crate::digest::{Digest, DigestBuilder};
 use crate::manifest::MAX_FILES;
 
 /// Files up to this size are put at once; larger ones in parts of at least this size.
-pub(super) const PART_BYTES: u64 = 8 << 20;
+pub(in crate::registry) const PART_BYTES: u64 = 8 << 20;
 /// Stores take up to 10,000 parts.
 const MAX_PARTS: u64 = 9_000;
 const MAX_DEPTH: usize = 16;
@@ -75,27 +75,27 @@ pub(super) struct Measured {
 }
 
 /// Reads all of these files, as many at a time as there are cores.
-pub(super) async fn measure_all(paths: &[&Path]) -> Result<Vec<Measured>, PublishError> {
+pub(super) async fn measure_all(paths: &[&Path], part_bytes: u64) -> Result<Vec<Measured>, PublishError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let owned: Vec<PathBuf> = paths.iter().map(|path| (*path).to_owned()).collect();
-    futures::stream::iter(owned).map(measure_off_thread).buffered(cores).try_collect().await
+    futures::stream::iter(owned).map(|path| measure_off_thread(path, part_bytes)).buffered(cores).try_collect().await
 }
 
-async fn measure_off_thread(path: PathBuf) -> Result<Measured, PublishError> {
+async fn measure_off_thread(path: PathBuf, part_bytes: u64) -> Result<Measured, PublishError> {
     let measured = tokio::task::spawn_blocking({
         let path = path.clone();
-        move || measure(path)
+        move || measure(path, part_bytes)
     });
     measured.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| unreadable(&path, error))
 }
 
-fn measure(path: PathBuf) -> io::Result<Measured> {
+fn measure(path: PathBuf, part_bytes: u64) -> io::Result<Measured> {
     let expected = std::fs::metadata(&path)?;
     // Reading a pipe or a device would wait, or never end.
     if !expected.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    let part_bytes = PART_BYTES.max(expected.len().div_ceil(MAX_PARTS));
+    let part_bytes = part_bytes.max(expected.len().div_ceil(MAX_PARTS));
     let mut file = File::open(&path)?;
     let (mut whole, mut bytes, mut parts) = (DigestBuilder::default(), 0, Vec::new());
     let mut buffer = vec![0; 1 << 20];

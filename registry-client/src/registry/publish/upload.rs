@@ -15,7 +15,7 @@ use object_store::{
 };
 use tokio::sync::Semaphore;
 
-use super::files::{Measured, PART_BYTES};
+use super::files::Measured;
 use super::resume::{Earlier, Resume};
 use super::{PublishError, PublishRequest};
 use crate::digest::Digest;
@@ -125,7 +125,7 @@ impl Registry {
             There::Damaged => true,
             There::Nothing => false,
         };
-        if measured.bytes <= PART_BYTES {
+        if measured.bytes <= self.part_bytes {
             self.upload_whole(upload, mend).await?;
             return Ok(0);
         }
