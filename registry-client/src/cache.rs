@@ -1,11 +1,15 @@
 //! Fetched versions on local disk, by the digest of their content.
 //!
 //! A tree is there whole and verified, or not at all: it is fetched into `tmp/`, checked, synced and renamed to
-//! `trees/<digest>`. Whoever uses a tree holds a [`Lease`], which keeps it from eviction. One process owns a cache directory
-//! at a time; what a killed one left behind is cleaned when the next opens it.
+//! `trees/<digest>`. Files that are there already, in another tree or from a fetch that failed, are linked into it, verified, and
+//! not fetched again; each counts once. Whoever uses a tree holds a [`Lease`], which keeps it from eviction. One process owns a cache
+//! directory at a time; what a killed one left behind is cleaned when the next opens it.
 //!
-//! Deliberately absent: which trees are worth keeping (the engine evicts), and sharing of files between trees.
+//! Deliberately absent: which trees are worth keeping (the engine evicts), and links to anything outside the directory.
 
+mod claims;
+mod shared;
+mod staged;
 mod trees;
 
 use std::collections::HashMap;
@@ -13,14 +17,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use uuid::Uuid;
-
 use crate::digest::Digest;
 use crate::listing::Generation;
 use crate::source::{FetchError, Fetched, FetchedFile, Progress, VersionSource};
+use crate::transfer::free_bytes;
 
+use claims::{Claim, Claims};
+use staged::Staged;
 pub use trees::Lease;
 use trees::Trees;
+
+/// Two versions that are fetched at a time wait for each other where they share a file of this size that is not there yet.
+const WORTH_WAITING_BYTES: u64 = 1 << 20;
 
 /// A cache directory. Clones share it.
 #[derive(Clone)]
@@ -30,7 +38,8 @@ pub struct Cache {
 
 struct Inner {
     dir: PathBuf,
-    trees: Trees,
+    trees: Arc<Trees>,
+    claims: Claims,
     flights: Mutex<HashMap<Digest, Arc<Flight>>>,
     /// Locked as long as this process uses the directory.
     _lock: std::fs::File,
@@ -93,8 +102,8 @@ impl Cache {
             Err(std::fs::TryLockError::WouldBlock) => return Err(CacheError::InUse { dir }),
             Err(std::fs::TryLockError::Error(error)) => return Err(disk(error)),
         }
-        let trees = Trees::open(&dir).map_err(disk)?;
-        let inner = Inner { dir, trees, flights: Mutex::default(), _lock: lock };
+        let trees = Arc::new(Trees::open(&dir).map_err(disk)?);
+        let inner = Inner { dir, trees, claims: Claims::default(), flights: Mutex::default(), _lock: lock };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -113,7 +122,7 @@ impl Cache {
         self.inner.trees.generations()
     }
 
-    /// All trees together.
+    /// All trees together, and what failed fetches have left for the next try. A file that lies in several trees counts once.
     pub fn bytes(&self) -> u64 {
         self.inner.trees.bytes()
     }
@@ -122,7 +131,8 @@ impl Cache {
     /// same fetch and get its outcome. Where the one that fetches goes away, one of those that wait takes over.
     ///
     /// # Errors
-    /// Nothing is kept of a fetch that fails.
+    /// Of a fetch that fails nothing is seen; files that it completed are not fetched again. Where the disk has not enough room
+    /// even without what nobody leases, [`FetchError::NoSpace`].
     pub async fn ensure(
         &self,
         source: &dyn VersionSource,
@@ -152,7 +162,7 @@ impl Cache {
     }
 
     /// Reads a tree again and compares every file with what was recorded when it was fetched. Blocks, as long as reading
-    /// takes.
+    /// takes. A file that differs is not used for other trees any more, and those that share it count as absent.
     ///
     /// # Errors
     /// The first file that differs.
@@ -161,12 +171,15 @@ impl Cache {
         for FetchedFile { path, sha256, bytes } in lease.files() {
             let (actual, size) =
                 crate::transfer::hash_file(&lease.dir().join(path)).map_err(|error| FetchError::unavailable(path, error))?;
-            if size != *bytes {
-                return Err(FetchError::Size { file: path.clone(), expected: *bytes, actual: size });
+            if size == *bytes && actual == *sha256 {
+                continue;
             }
-            if actual != *sha256 {
-                return Err(FetchError::Corrupt { file: path.clone(), expected: *sha256, actual });
-            }
+            self.inner.trees.mark_file_damaged(digest, path);
+            return Err(if size == *bytes {
+                FetchError::Corrupt { file: path.clone(), expected: *sha256, actual }
+            } else {
+                FetchError::Size { file: path.clone(), expected: *bytes, actual: size }
+            });
         }
         Ok(())
     }
@@ -194,24 +207,80 @@ impl Cache {
         generation: &Generation,
         progress: &dyn Progress,
     ) -> Result<Lease, FetchError> {
-        let staged = self.inner.trees.stage(Uuid::new_v4())?;
-        let fetched = source.fetch(generation, staged.files(), progress).await;
-        let fetched = match fetched.and_then(|fetched| check_complete(generation, &fetched).map(|()| fetched)) {
-            Ok(fetched) => fetched,
-            Err(error) => {
-                staged.discard_off_thread().await;
+        let generation = Arc::new(generation.clone());
+        let _claim = self.claim(&generation).await;
+        // A disk that fills up meanwhile gets a second try, if something that nobody leases can make room for it.
+        for last_try in [false, true] {
+            let staged = self.stage(&generation).await?;
+            let fetched = source.fetch(&generation, staged.files(), progress).await;
+            let error = match fetched.and_then(|fetched| check_complete(&generation, &fetched).map(|()| fetched)) {
+                Ok(fetched) => {
+                    let trees = Arc::clone(&self.inner.trees);
+                    return off_thread(move || trees.keep(staged, fetched)).await;
+                }
+                Err(error) => error,
+            };
+            staged.give_up_off_thread().await;
+            let FetchError::NoSpace { needed, .. } = error else { return Err(error) };
+            if last_try || !self.give_back(needed).await {
                 return Err(error);
             }
-        };
-        let (cache, generation) = (self.clone(), Arc::new(generation.clone()));
-        let keep = tokio::task::spawn_blocking(move || cache.inner.trees.keep(staged, &generation, fetched));
-        keep.await.unwrap_or_else(|error| Err(FetchError::unavailable("the blocking thread", error)))
+        }
+        Err(FetchError::NotFound { what: generation.key.to_string() })
+    }
+
+    /// Waits until nobody else fetches a large file of this version.
+    async fn claim(&self, generation: &Generation) -> Claim<'_> {
+        loop {
+            match self.inner.claims.claim(self.inner.trees.missing(generation, WORTH_WAITING_BYTES)) {
+                Ok(claim) => return claim,
+                // It is closed, never given: that is what ends the wait.
+                Err(others) => drop(others.acquire().await),
+            }
+        }
+    }
+
+    /// A place to fetch to, with room for what is missing.
+    async fn stage(&self, generation: &Arc<Generation>) -> Result<Staged, FetchError> {
+        let (cache, generation) = (self.clone(), Arc::clone(generation));
+        off_thread(move || {
+            let staged = cache.inner.trees.stage(&generation)?;
+            cache.make_room(staged.missing_bytes())?;
+            Ok(staged)
+        })
+        .await
+    }
+
+    /// Makes sure that so many bytes can be written, at the cost of what nobody leases. Blocks.
+    fn make_room(&self, needed: u64) -> Result<(), FetchError> {
+        let free = || free_bytes(&self.inner.dir).map_err(|error| FetchError::disk(&self.inner.dir, error));
+        let mut now = free()?;
+        if now < needed {
+            let evicted = self.evict_unleased(self.bytes().saturating_sub(needed - now));
+            tracing::info!(dir = %self.inner.dir.display(), needed, free = now, ?evicted, "the disk is full: making room");
+            now = free()?;
+        }
+        if now < needed {
+            return Err(FetchError::NoSpace { path: self.inner.dir.clone(), needed, free: now });
+        }
+        Ok(())
+    }
+
+    /// Whether anything was given back of so many bytes.
+    async fn give_back(&self, bytes: u64) -> bool {
+        let cache = self.clone();
+        let evicted = tokio::task::spawn_blocking(move || cache.evict_unleased(cache.bytes().saturating_sub(bytes.max(1))));
+        evicted.await.is_ok_and(|evicted| evicted.bytes > 0)
     }
 
     fn board(&self, digest: Digest) -> Pass<'_> {
         let mut flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
         Pass { flights: &self.inner.flights, digest, flight: Arc::clone(flights.entry(digest).or_default()) }
     }
+}
+
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, FetchError> + Send + 'static) -> Result<T, FetchError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(FetchError::unavailable("the blocking thread", error)))
 }
 
 /// One caller's part in a flight, which is forgotten with the last of them, cancelled or not.

@@ -25,6 +25,8 @@ mod registries;
 mod registry;
 mod settle;
 mod signing;
+#[cfg(test)]
+mod simulation;
 mod source;
 #[cfg(test)]
 mod testing;

@@ -109,11 +109,17 @@ pub(crate) async fn read_small(store: &dyn ObjectStore, path: &Path, limit: u64)
         Err(StoreError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
-    if result.meta.size > limit {
-        return Ok(Some(Read::TooLarge(result.meta.size)));
+    let size = result.meta.size;
+    if size > limit {
+        return Ok(Some(Read::TooLarge(size)));
     }
     match result.bytes().await {
-        Ok(bytes) => Ok(Some(Read::Whole(bytes))),
+        Ok(bytes) if bytes.len() as u64 == size => Ok(Some(Read::Whole(bytes))),
+        // Half a manifest must not look like a bad one.
+        Ok(bytes) => {
+            let cut = format!("the answer has {} bytes of {size}", bytes.len());
+            Err(StoreError::Generic { store: "registry", source: cut.into() })
+        }
         Err(StoreError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
     }

@@ -6,6 +6,7 @@
 pub(crate) mod access;
 pub(crate) mod changes;
 pub(crate) mod contained;
+mod fetching;
 mod known;
 mod location;
 mod logged;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore};
 use uuid::Uuid;
@@ -36,6 +38,7 @@ use crate::log::{NumberedLog, Put, put_if_absent};
 use crate::manifest::{Manifest, ManifestError};
 use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::source::Cause;
+use crate::transfer::Transfers;
 use changes::What;
 
 /// How often all of a registry is listed again, whatever its change log says; up to a tenth earlier, by chance.
@@ -57,6 +60,9 @@ pub struct Registry {
     /// Where to look for the end of the change log: right most of the time.
     last_change: AtomicU64,
     seen: tokio::sync::Mutex<Option<reading::Seen>>,
+    transfers: Arc<Transfers>,
+    multipart: Option<Arc<dyn MultipartStore>>,
+    part_bytes: u64,
 }
 
 /// Why a registry can't be opened or read.
@@ -146,7 +152,7 @@ impl Registry {
     pub fn open_in(location: &str, environment: &StoreEnvironment) -> Result<Self, RegistryError> {
         let opened = location::open(location, environment)?;
         let registry = Self::over(opened.store, opened.prefix, opened.description);
-        Ok(Self { may_list: opened.listing, ..registry })
+        Ok(Self { may_list: opened.listing, multipart: opened.multipart, ..registry })
     }
 
     /// The same, and a directory that is not there is made. Blocks.
@@ -185,6 +191,9 @@ impl Registry {
             changes,
             last_change: AtomicU64::new(0),
             seen: tokio::sync::Mutex::default(),
+            transfers: Arc::clone(Transfers::of_process()),
+            multipart: None,
+            part_bytes: publish::PART_BYTES,
         }
     }
 
@@ -212,6 +221,27 @@ impl Registry {
         let next = |chance: u64| Some(chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
         let chance = self.chance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
         (chance >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Uploads large files through this, which has to be the same store, so that a publish that broke off can be continued: see
+    /// [`PublishRequest::resume_dir`].
+    pub fn with_multipart(mut self, store: Arc<dyn MultipartStore>) -> Self {
+        self.multipart = Some(store);
+        self
+    }
+
+    /// Fetches within these bounds instead of those of the process.
+    #[cfg(test)]
+    pub(crate) fn with_transfers(mut self, transfers: Arc<Transfers>) -> Self {
+        self.transfers = transfers;
+        self
+    }
+
+    /// Uploads in parts of this size, and files up to it at once.
+    #[cfg(test)]
+    pub(crate) fn with_part_bytes(mut self, bytes: u64) -> Self {
+        self.part_bytes = bytes;
+        self
     }
 
     /// For people: `directory ./models`.

@@ -35,11 +35,15 @@ pub trait VersionSource: Send + Sync {
     /// The whole source can't be read. What was listed before still counts: an error never removes anything.
     async fn list(&self, since: Option<&Cursor>) -> Result<Option<Listing>, SourceError>;
 
-    /// Writes the files of this generation under `dest`, an existing empty directory, and checks size and digest of each
-    /// while it is written. Each file is synced to disk; the directories are left to the caller.
+    /// Writes the files of this generation under `dest`, an existing directory, and checks size and digest of each while it is
+    /// written. Each file is synced to disk; the directories are left to the caller.
+    ///
+    /// A file may lie in `dest` at its place already, complete, and shared with other versions: it is verified and not brought
+    /// again. It is never written to; where it is damaged it is removed and brought anew. For the same reason a file is
+    /// written under another name, and gets its own once it is complete.
     ///
     /// # Errors
-    /// What `dest` holds afterwards counts for nothing.
+    /// Files that lie at their place in `dest` afterwards are complete. Nothing else in it counts.
     async fn fetch(&self, generation: &Generation, dest: &Path, progress: &dyn Progress) -> Result<Fetched, FetchError>;
 
     /// How looking at each of its parts went; nothing where it has none.
@@ -170,7 +174,17 @@ pub enum FetchError {
         /// Why.
         source: Cause,
     },
-    /// The local disk failed: full, no permission, broken.
+    /// The local disk is full.
+    #[error("{} can't be written: {needed} bytes are needed and {free} are free", path.display())]
+    NoSpace {
+        /// Where.
+        path: PathBuf,
+        /// Bytes that are still to be written.
+        needed: u64,
+        /// Bytes that can be.
+        free: u64,
+    },
+    /// The local disk failed: no permission, broken.
     #[error("{} can't be written", path.display())]
     Disk {
         /// Where.
@@ -183,7 +197,7 @@ pub enum FetchError {
 impl FetchError {
     /// True where the same fetch may work later without anybody mending the version.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Changed { .. } | Self::Unavailable { .. } | Self::Disk { .. })
+        matches!(self, Self::Changed { .. } | Self::Unavailable { .. } | Self::NoSpace { .. } | Self::Disk { .. })
     }
 
     pub(crate) fn unavailable(place: impl Into<String>, source: impl StdError + Send + Sync + 'static) -> Self {

@@ -40,6 +40,76 @@ pub(crate) fn request(dir: &FsPath, name: &str, version: Option<u64>, files: &[(
     PublishRequest { version, publisher: "tester".into(), ..PublishRequest::new(model(name), "onnx", files[0].0, files_on_disk) }
 }
 
+/// Counts the test that calls this as skipped.
+#[expect(clippy::disallowed_methods, reason = "the environment tells tests where to count")]
+pub(crate) fn skip(reason: &str) {
+    use std::io::Write as _;
+    let thread = std::thread::current();
+    let line = format!("skipped: {}: {reason}\n", thread.name().unwrap_or("unnamed test"));
+    match std::env::var_os("BASCULE_SKIP_LOG") {
+        Some(log) => std::fs::File::options().append(true).create(true).open(log).unwrap().write_all(line.as_bytes()).unwrap(),
+        None => std::io::stderr().write_all(line.as_bytes()).unwrap(),
+    }
+}
+
+/// A store that counts what is read of each object.
+#[derive(Debug)]
+pub(crate) struct CountingStore {
+    inner: Arc<dyn ObjectStore>,
+    gets: std::sync::Mutex<std::collections::BTreeMap<String, usize>>,
+}
+
+impl CountingStore {
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner, gets: std::sync::Mutex::default() }
+    }
+
+    /// How often an object was read.
+    pub(crate) fn gets(&self, path: &str) -> usize {
+        self.gets.lock().unwrap().get(path).copied().unwrap_or(0)
+    }
+}
+
+impl fmt::Display for CountingStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("counting store")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for CountingStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.inner.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        if !options.head {
+            *self.gets.lock().unwrap().entry(location.to_string()).or_default() += 1;
+        }
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
 /// How a failing operation fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {

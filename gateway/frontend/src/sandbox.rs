@@ -175,7 +175,10 @@ impl VersionSource for Shelf {
             let models = self.models.lock().unwrap();
             models[&generation.key.model][&generation.key.version].content.clone()
         };
-        std::fs::write(dest.join(FILE), &content).unwrap();
+        // What lies there may be shared with other versions: it is replaced, never written to.
+        let staged = dest.join(".new");
+        std::fs::write(&staged, &content).unwrap();
+        std::fs::rename(&staged, dest.join(FILE)).unwrap();
         let file = FetchedFile { path: FILE.to_owned(), sha256: Digest::of(&content), bytes: content.len() as u64 };
         Ok(Fetched { files: vec![file] })
     }

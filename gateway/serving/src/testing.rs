@@ -159,7 +159,10 @@ impl VersionSource for MemorySource {
         self.is_down().map_err(|error| FetchError::Unavailable { place: "memory".to_owned(), source: Arc::new(error) })?;
         let text = self.held.lock().unwrap().contents.get(&generation.digest).cloned();
         let text = text.ok_or_else(|| FetchError::NotFound { what: generation.key.to_string() })?;
-        std::fs::write(dest.join(ENTRYPOINT), &text).unwrap();
+        // What lies there may be shared with other versions: it is replaced, never written to.
+        let staged = dest.join(".new");
+        std::fs::write(&staged, &text).unwrap();
+        std::fs::rename(&staged, dest.join(ENTRYPOINT)).unwrap();
         let file = FetchedFile { path: ENTRYPOINT.to_owned(), sha256: Digest::of(text.as_bytes()), bytes: text.len() as u64 };
         Ok(Fetched { files: vec![file] })
     }

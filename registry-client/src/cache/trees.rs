@@ -1,8 +1,12 @@
-//! The trees of a cache: an index in memory over `trees/<digest>/{tree.json, files/}`. All of it blocks.
+//! The trees of a cache: an index in memory over `trees/<digest>/{tree.json, files/}` and `loose/<sha256>`. All of it blocks.
+//!
+//! Files of several trees that have the same content are one file under hard links, made when a tree is fetched whose files are there
+//! already. `loose/` has the files that fetches completed before they failed, until a tree has them.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
@@ -11,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Evicted;
+use super::shared::{Inode, SharedFiles};
+use super::staged::{self, Staged, remove};
 use crate::digest::Digest;
 use crate::durable;
 use crate::listing::Generation;
@@ -21,13 +27,23 @@ const FILES: &str = "files";
 
 pub(super) struct Trees {
     root: PathBuf,
+    loose: PathBuf,
     tmp: PathBuf,
-    index: Mutex<BTreeMap<Digest, Tree>>,
+    index: Mutex<Index>,
+}
+
+#[derive(Default)]
+struct Index {
+    trees: BTreeMap<Digest, Tree>,
+    loose: BTreeMap<Digest, Loose>,
+    files: SharedFiles,
 }
 
 struct Tree {
     files_dir: PathBuf,
     record: Arc<Record>,
+    /// Of the record's files, in their order.
+    inodes: Vec<Inode>,
     /// Alive while somebody leases it.
     lease: Weak<Leased>,
     used: SystemTime,
@@ -40,9 +56,45 @@ struct Record {
     files: Vec<FetchedFile>,
 }
 
-impl Record {
-    fn bytes(&self) -> u64 {
-        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
+/// A file that no tree has yet.
+struct Loose {
+    inode: Inode,
+    used: SystemTime,
+}
+
+impl Tree {
+    /// Its files: what they are on disk, and where they lie.
+    fn files(&self) -> impl Iterator<Item = (Inode, &FetchedFile, PathBuf)> {
+        let files = self.inodes.iter().zip(&self.record.files);
+        files.map(|(inode, file)| (*inode, file, self.files_dir.join(&file.path)))
+    }
+}
+
+impl Index {
+    fn insert(&mut self, tree: Tree) {
+        let digest = tree.record.generation.digest;
+        self.remove(&digest);
+        for (inode, file, place) in tree.files() {
+            self.files.add(inode, file.sha256, file.bytes, place);
+        }
+        self.trees.insert(digest, tree);
+    }
+
+    /// Returns also how many bytes are given back: those that no other tree has.
+    fn remove(&mut self, digest: &Digest) -> Option<(Tree, u64)> {
+        let tree = self.trees.remove(digest)?;
+        let freed = tree.files().map(|(inode, _, place)| self.files.remove(inode, &place)).sum();
+        Some((tree, freed))
+    }
+
+    fn add_loose(&mut self, sha256: Digest, meta: &fs::Metadata, place: PathBuf) {
+        let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        self.files.add(meta.ino(), sha256, meta.len(), place);
+        self.loose.insert(sha256, Loose { inode: meta.ino(), used });
+    }
+
+    fn remove_loose(&mut self, sha256: &Digest, place: &Path) -> u64 {
+        self.loose.remove(sha256).map_or(0, |loose| self.files.remove(loose.inode, place))
     }
 }
 
@@ -83,109 +135,147 @@ impl std::fmt::Debug for Lease {
     }
 }
 
-/// A tree on its way. Removed when it is dropped without having been kept.
-pub(super) struct Staged {
-    dir: PathBuf,
-    files: PathBuf,
-}
-
-impl Staged {
-    pub(super) fn files(&self) -> &Path {
-        &self.files
-    }
-
-    /// Removes it at once.
-    fn discard(mut self) {
-        remove(&std::mem::take(&mut self.dir));
-    }
-
-    /// The same on a thread that may block.
-    pub(super) async fn discard_off_thread(self) {
-        // A runtime that ends meanwhile leaves it to the next start.
-        drop(tokio::task::spawn_blocking(|| self.discard()).await);
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        let dir = std::mem::take(&mut self.dir);
-        if dir.as_os_str().is_empty() {
-            return;
-        }
-        // A fetch that is cancelled is dropped by a thread that has requests to answer; what is there may be many files.
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || remove(&dir))),
-            Err(_) => remove(&dir),
-        }
-    }
-}
-
-/// What can't be removed now is removed when the cache is opened again.
-fn remove(dir: &Path) {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(dir = %dir.display(), %error, "cannot remove a directory of the cache");
-        }
-        _ => {}
-    }
-}
-
 impl Trees {
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
-        let (root, tmp) = (dir.join("trees"), dir.join("tmp"));
+        let (root, loose, tmp) = (dir.join("trees"), dir.join("loose"), dir.join("tmp"));
         if tmp.exists() {
             fs::remove_dir_all(&tmp)?;
         }
-        durable::create_dir(&root)?;
-        durable::create_dir(&tmp)?;
-        let trees = Self { root, tmp, index: Mutex::default() };
+        for dir in [&root, &loose, &tmp] {
+            durable::create_dir(dir)?;
+        }
+        let trees = Self { root, loose, tmp, index: Mutex::default() };
         for entry in fs::read_dir(&trees.root)? {
             let path = entry?.path();
             match read_tree(&path) {
-                Ok(tree) => drop(trees.lock().insert(tree.record.generation.digest, tree)),
+                Ok(tree) => trees.lock().insert(tree),
                 Err(error) => {
                     tracing::warn!(tree = %path.display(), %error, "a tree of the cache is not whole and is removed");
                     trees.move_aside(&path).iter().for_each(|aside| remove(aside));
                 }
             }
         }
+        trees.open_loose()?;
         Ok(trees)
     }
 
-    pub(super) fn stage(&self, name: Uuid) -> Result<Staged, FetchError> {
-        let dir = self.tmp.join(name.to_string());
+    fn open_loose(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.loose)? {
+            let entry = entry?;
+            let (path, meta) = (entry.path(), entry.metadata()?);
+            let named = entry.file_name().to_str().and_then(|name| name.parse::<Digest>().ok());
+            match named.filter(|_| meta.is_file()) {
+                Some(sha256) => self.lock().add_loose(sha256, &meta, path),
+                None => self.move_aside(&path).iter().for_each(|aside| remove_any(aside)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A directory for a tree that is fetched, with the files that are there already.
+    pub(super) fn stage(self: &Arc<Self>, generation: &Arc<Generation>) -> Result<Staged, FetchError> {
+        let dir = self.tmp.join(Uuid::new_v4().to_string());
         let files = dir.join(FILES);
-        fs::create_dir_all(&files).map_err(|error| FetchError::disk(&files, error))?;
-        Ok(Staged { dir, files })
+        Staged::prepare(self, generation, dir, files.clone()).map_err(|error| FetchError::disk(&files, error))
+    }
+
+    /// Which of these files nobody has yet.
+    pub(super) fn missing(&self, generation: &Generation, at_least: u64) -> Vec<Digest> {
+        let index = self.lock();
+        let large = generation.manifest.files.iter().filter(|file| file.bytes >= at_least).filter_map(|file| file.sha256);
+        let mut missing: Vec<_> = large.filter(|sha256| index.files.find(sha256).is_none()).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing
+    }
+
+    /// Puts a file with this content there, where one is in the cache. It is the same file, so it must not be written to.
+    pub(super) fn link(&self, sha256: &Digest, bytes: u64, target: &Path) -> Option<Inode> {
+        let (inode, place) = self.lock().files.find(sha256).map(|(inode, place)| (inode, place.to_owned()))?;
+        match fs::symlink_metadata(&place) {
+            Ok(meta) if meta.is_file() && meta.ino() == inode && meta.len() == bytes => {}
+            // Changed from outside, or taken away meanwhile.
+            _ => return None,
+        }
+        match staged::link(&place, target) {
+            Ok(()) => Some(inode),
+            Err(error) => {
+                tracing::debug!(file = %place.display(), %error, "a file of the cache can't be shared and is fetched again");
+                None
+            }
+        }
+    }
+
+    /// Keeps a complete file of a tree that has failed, unless one like it is there.
+    pub(super) fn keep_loose(&self, from: &Path, sha256: Digest, bytes: u64) {
+        let place = self.loose.join(sha256.to_string());
+        let mut index = self.lock();
+        let Ok(meta) = fs::symlink_metadata(from) else { return };
+        if !meta.is_file() || meta.len() != bytes || index.files.find(&sha256).is_some() {
+            return;
+        }
+        index.remove_loose(&sha256, &place);
+        match fs::rename(from, &place) {
+            Ok(()) => index.add_loose(sha256, &meta, place),
+            Err(error) => tracing::debug!(file = %from.display(), %error, "a file can't be kept for the next try"),
+        }
+    }
+
+    /// Reads files that a source did not want to share. Where one is damaged no tree that has it counts any more, and it is not used
+    /// for others.
+    pub(super) fn check_replaced(&self, inodes: &[Inode]) {
+        for inode in inodes {
+            let place = self.lock().files.place_of(*inode).map(|(sha256, place)| (sha256, place.to_owned()));
+            let Some((sha256, place)) = place else { continue };
+            if crate::transfer::hash_file(&place).is_ok_and(|(actual, _)| actual != sha256) {
+                self.lock().files.mark_damaged(*inode);
+            }
+        }
+    }
+
+    /// The same for one file of a tree that is known to be damaged.
+    pub(super) fn mark_file_damaged(&self, digest: &Digest, path: &str) {
+        let mut index = self.lock();
+        let tree = index.trees.get(digest);
+        let inode = tree.and_then(|tree| tree.files().find(|(_, file, _)| file.path == path).map(|(inode, _, _)| inode));
+        inode.into_iter().for_each(|inode| index.files.mark_damaged(inode));
     }
 
     /// Makes a staged tree durable and visible. What was there under the same digest goes.
-    pub(super) fn keep(&self, mut staged: Staged, generation: &Arc<Generation>, fetched: Fetched) -> Result<Lease, FetchError> {
-        let kept = self.take_in(&staged, generation, fetched);
+    pub(super) fn keep(&self, mut staged: Staged, fetched: Fetched) -> Result<Lease, FetchError> {
+        self.check_replaced(&staged.replaced());
+        let kept = self.take_in(&staged, fetched);
         match kept {
-            // It lies at its place now.
-            Ok(_) => staged.dir = PathBuf::new(),
-            Err(_) => staged.discard(),
+            Ok(_) => staged.kept(),
+            Err(_) => staged.give_up(),
         }
         kept
     }
 
-    fn take_in(&self, staged: &Staged, generation: &Arc<Generation>, fetched: Fetched) -> Result<Lease, FetchError> {
-        let digest = generation.digest;
-        let record = Record { generation: Arc::clone(generation), files: fetched.files };
-        check_sizes(&staged.files, &record.files).map_err(|error| FetchError::disk(&staged.files, error))?;
+    fn take_in(&self, staged: &Staged, fetched: Fetched) -> Result<Lease, FetchError> {
+        let digest = staged.generation().digest;
+        let record = Record { generation: Arc::clone(staged.generation()), files: fetched.files };
+        let inodes = check_sizes(staged.files(), &record.files).map_err(|error| FetchError::disk(staged.files(), error))?;
         let place = self.root.join(digest.to_string());
         let disk = |error| FetchError::disk(&place, error);
         let write_record = || {
-            durable::sync_dirs_below(&staged.files)?;
-            durable::write_file(&staged.dir.join(RECORD), &serde_json::to_vec_pretty(&record)?)
+            durable::sync_dirs_below(staged.files())?;
+            durable::write_file(&staged.dir().join(RECORD), &serde_json::to_vec_pretty(&record)?)
         };
         write_record().map_err(disk)?;
         let mut index = self.lock();
         let replaced = self.move_aside(&place);
-        fs::rename(&staged.dir, &place).map_err(disk)?;
-        let tree = Tree { files_dir: place.join(FILES), record: Arc::new(record), lease: Weak::new(), used: SystemTime::now() };
-        index.insert(digest, tree);
+        fs::rename(staged.dir(), &place).map_err(disk)?;
+        let record = Arc::new(record);
+        let used = SystemTime::now();
+        index.insert(Tree { files_dir: place.join(FILES), record: Arc::clone(&record), inodes, lease: Weak::new(), used });
+        for file in &record.files {
+            let loose = self.loose.join(file.sha256.to_string());
+            if index.loose.contains_key(&file.sha256) {
+                index.remove_loose(&file.sha256, &loose);
+                remove_any(&loose);
+            }
+        }
         let lease = lease(&mut index, &digest);
         drop(index);
         replaced.iter().for_each(|aside| remove(aside));
@@ -195,14 +285,23 @@ impl Trees {
 
     pub(super) fn lease(&self, digest: &Digest) -> Option<Lease> {
         // The lease comes before the look at the files, so that no eviction comes between.
-        let lease = lease(&mut self.lock(), digest)?;
-        match check_sizes(lease.dir(), lease.files()) {
-            Ok(()) => {
+        let (lease, damaged) = {
+            let mut index = self.lock();
+            let lease = lease(&mut index, digest)?;
+            let tree = index.trees.get(digest)?;
+            (lease, tree.inodes.iter().any(|inode| index.files.is_damaged(*inode)))
+        };
+        let whole = match check_sizes(lease.dir(), lease.files()) {
+            Ok(_) if damaged => Err(io::Error::other("it shares a file with one that was found damaged")),
+            checked => checked,
+        };
+        match whole {
+            Ok(_) => {
                 self.mark_used(digest);
                 Some(lease)
             }
             Err(error) => {
-                tracing::warn!(%digest, %error, "a tree of the cache was changed from outside and counts as absent");
+                tracing::warn!(%digest, %error, "a tree of the cache is not as it was fetched and counts as absent");
                 drop(lease);
                 self.discard(digest);
                 None
@@ -211,16 +310,16 @@ impl Trees {
     }
 
     pub(super) fn generations(&self) -> Vec<Arc<Generation>> {
-        self.lock().values().map(|tree| Arc::clone(&tree.record.generation)).collect()
+        self.lock().trees.values().map(|tree| Arc::clone(&tree.record.generation)).collect()
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.lock().values().fold(0, |sum, tree| sum.saturating_add(tree.record.bytes()))
+        self.lock().files.bytes()
     }
 
     pub(super) fn discard(&self, digest: &Digest) -> bool {
         let mut index = self.lock();
-        let Some(tree) = index.remove(digest) else { return false };
+        let Some((tree, _)) = index.remove(digest) else { return false };
         let aside = self.move_tree_aside(&tree);
         drop(index);
         aside.iter().for_each(|aside| remove(aside));
@@ -228,26 +327,38 @@ impl Trees {
     }
 
     pub(super) fn evict_unleased(&self, max_bytes: u64) -> Evicted {
+        /// What goes, in the order of its last use.
+        #[derive(PartialEq, Eq, PartialOrd, Ord)]
+        enum Idle {
+            Loose(Digest),
+            Tree(Digest),
+        }
         let mut index = self.lock();
-        let mut left = index.values().fold(0_u64, |sum, tree| sum.saturating_add(tree.record.bytes()));
-        let mut idle: Vec<_> =
-            index.iter().filter(|(_, tree)| tree.lease.strong_count() == 0).map(|(digest, tree)| (tree.used, *digest)).collect();
+        let trees = index.trees.iter().filter(|(_, tree)| tree.lease.strong_count() == 0);
+        let mut idle: Vec<_> = trees.map(|(digest, tree)| (tree.used, Idle::Tree(*digest))).collect();
+        idle.extend(index.loose.iter().map(|(sha256, loose)| (loose.used, Idle::Loose(*sha256))));
         idle.sort_unstable();
         let (mut evicted, mut asides) = (Evicted::default(), Vec::new());
-        for (_, digest) in idle {
-            if left <= max_bytes {
+        for (_, idle) in idle {
+            if index.files.bytes() <= max_bytes {
                 break;
             }
-            if let Some(tree) = index.remove(&digest) {
-                let bytes = tree.record.bytes();
-                left = left.saturating_sub(bytes);
-                evicted.trees += 1;
-                evicted.bytes += bytes;
-                asides.extend(self.move_tree_aside(&tree));
+            match idle {
+                Idle::Tree(digest) => {
+                    let Some((tree, freed)) = index.remove(&digest) else { continue };
+                    evicted.trees += 1;
+                    evicted.bytes += freed;
+                    asides.extend(self.move_tree_aside(&tree));
+                }
+                Idle::Loose(sha256) => {
+                    let place = self.loose.join(sha256.to_string());
+                    evicted.bytes += index.remove_loose(&sha256, &place);
+                    asides.extend(self.move_aside(&place));
+                }
             }
         }
         drop(index);
-        asides.iter().for_each(|aside| remove(aside));
+        asides.iter().for_each(|aside| remove_any(aside));
         evicted
     }
 
@@ -270,7 +381,7 @@ impl Trees {
     /// The record's time of change is when the tree was last leased, also for the next process.
     fn mark_used(&self, digest: &Digest) {
         let now = SystemTime::now();
-        let record = match self.lock().get_mut(digest) {
+        let record = match self.lock().trees.get_mut(digest) {
             Some(tree) => {
                 tree.used = now;
                 tree.files_dir.with_file_name(RECORD)
@@ -283,13 +394,23 @@ impl Trees {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Digest, Tree>> {
+    fn lock(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn lease(index: &mut BTreeMap<Digest, Tree>, digest: &Digest) -> Option<Lease> {
-    let tree = index.get_mut(digest)?;
+/// A file or a directory.
+fn remove_any(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        match error.kind() {
+            io::ErrorKind::NotFound => {}
+            _ => remove(path),
+        }
+    }
+}
+
+fn lease(index: &mut Index, digest: &Digest) -> Option<Lease> {
+    let tree = index.trees.get_mut(digest)?;
     if let Some(leased) = tree.lease.upgrade() {
         return Some(Lease(leased));
     }
@@ -306,18 +427,20 @@ fn read_tree(dir: &Path) -> io::Result<Tree> {
         return Err(io::Error::other(format!("its record is that of {digest}")));
     }
     let files_dir = dir.join(FILES);
-    check_sizes(&files_dir, &record.files)?;
+    let inodes = check_sizes(&files_dir, &record.files)?;
     let used = fs::metadata(&path)?.modified()?;
-    Ok(Tree { files_dir, record: Arc::new(record), lease: Weak::new(), used })
+    Ok(Tree { files_dir, record: Arc::new(record), inodes, lease: Weak::new(), used })
 }
 
-fn check_sizes(dir: &Path, files: &[FetchedFile]) -> io::Result<()> {
-    for file in files {
+/// What the files are on disk, where they are as they were recorded.
+fn check_sizes(dir: &Path, files: &[FetchedFile]) -> io::Result<Vec<Inode>> {
+    let inodes = files.iter().map(|file| {
         // Symbolic links are not followed: nothing here makes any.
         let found = fs::symlink_metadata(dir.join(&file.path))?;
         if !found.is_file() || found.len() != file.bytes {
             return Err(io::Error::other(format!("file `{}` is not as it was recorded", file.path)));
         }
-    }
-    Ok(())
+        Ok(found.ino())
+    });
+    inodes.collect()
 }

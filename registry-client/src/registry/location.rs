@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 
 use super::access::Reached;
@@ -19,6 +20,8 @@ pub use environment::StoreEnvironment;
 /// A store, where in it the registry lies, and its name for people.
 pub(super) struct Opened {
     pub(super) store: Arc<dyn ObjectStore>,
+    /// The same, where uploads in parts can be continued.
+    pub(super) multipart: Option<Arc<dyn MultipartStore>>,
     pub(super) prefix: Path,
     pub(super) description: String,
     pub(super) listing: Listing,
@@ -35,7 +38,7 @@ pub(super) enum Listing {
 
 impl Opened {
     fn new(store: Arc<dyn ObjectStore>, description: String) -> Self {
-        Self { store, prefix: Path::default(), description, listing: Listing::Recursive }
+        Self { store, multipart: None, prefix: Path::default(), description, listing: Listing::Recursive }
     }
 }
 
@@ -104,11 +107,12 @@ pub(super) fn open(location: &str, environment: &StoreEnvironment) -> Result<Ope
             _ => stores::s3(authority, place, environment),
         }
     };
-    let (store, access) = opened.map_err(|problem| wrong(problem.into()))?;
-    let reached = Reached::new(store, access);
+    let stores::Store { objects, multipart, access } = opened.map_err(|problem| wrong(problem.into()))?;
+    let reached = Reached::new(objects, access);
     let description = reached.to_string();
     Ok(Opened {
         store: Arc::new(reached),
+        multipart,
         prefix,
         description,
         listing: if is_http { Listing::Unknown } else { Listing::Recursive },

@@ -4,6 +4,8 @@
 //! manifest where there is none is the only commit: before it nothing is seen, and of two publishers one wins whole.
 
 mod files;
+mod resume;
+mod upload;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,8 +22,9 @@ use crate::manifest::{Lineage, MANIFEST_SCHEMA, Manifest, ManifestError, Manifes
 use crate::name::{MAX_VERSION, ModelName, VersionKey, VersionNumber};
 use crate::source::{Cause, Progress};
 
+pub(super) use files::PART_BYTES;
 pub use files::collect_files;
-use files::measure;
+use files::measure_all;
 
 /// How often a publish without a number tries the next, where others take the one that it wanted.
 const NUMBER_TRIES: u32 = 256;
@@ -53,6 +56,10 @@ pub struct PublishRequest {
     pub publisher: String,
     /// It is to take no traffic until a rollout says so.
     pub hold: bool,
+    /// Where to remember uploads of large files that broke off, so that publishing the same file again continues them; made where
+    /// it is not there. Needs a store that was given to [`Registry::with_multipart`]. `None`: what was uploaded of a file that
+    /// fails is thrown away.
+    pub resume_dir: Option<PathBuf>,
 }
 
 impl PublishRequest {
@@ -71,6 +78,7 @@ impl PublishRequest {
             tags: BTreeMap::new(),
             publisher: String::new(),
             hold: false,
+            resume_dir: None,
         }
     }
 }
@@ -192,14 +200,13 @@ impl Registry {
         if request.version.is_some() && self.manifest_bytes(&manifest.key()).await?.is_some() {
             return Err(PublishError::AlreadyExists { key: manifest.key() });
         }
-        for (file, (_, source)) in manifest.files.iter_mut().zip(&request.files) {
-            (file.sha256, file.bytes) = measure(source).await?;
+        let paths: Vec<_> = request.files.iter().map(|(_, path)| path.as_path()).collect();
+        let measured = measure_all(&paths, self.part_bytes).await?;
+        for (file, measured) in manifest.files.iter_mut().zip(&measured) {
+            (file.sha256, file.bytes) = (Some(measured.sha256), measured.bytes);
         }
         manifest.validate().map_err(PublishError::Invalid)?;
-        let mut reused_bytes = 0;
-        for (file, (_, source)) in manifest.files.iter().zip(&request.files) {
-            reused_bytes += self.upload(&request.model, file, source, progress).await?;
-        }
+        let reused_bytes = self.upload_all(&request, &measured, progress).await?;
         let bytes = manifest.bytes();
         let (key, digest) = self.commit(manifest, request.version.is_some()).await?;
         self.note_change(&key.model, What::Publish, Some(key.version)).await;

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::Error as StoreError;
 use object_store::path::Path;
-use object_store::{Error as StoreError, GetResultPayload, ObjectStoreExt as _};
 
 use super::access::access_error;
 use super::changes::Changes;
@@ -28,7 +28,6 @@ use crate::name::{ModelName, VersionKey};
 use crate::plain::{Recheck, Settings};
 use crate::settle::{LookTime, Settler};
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
-use crate::transfer::{Content, bring};
 
 /// How many models are read at a time.
 const READS: usize = 4;
@@ -103,31 +102,7 @@ impl VersionSource for Registry {
         if generation.layout == Layout::Plain {
             return self.fetch_plain(generation, dest, progress).await;
         }
-        let mut files = Vec::with_capacity(generation.manifest.files.len());
-        for file in &generation.manifest.files {
-            let sha256 = file.sha256.as_ref().ok_or_else(|| FetchError::NotFound {
-                what: format!("the digest of file `{}` of {}", file.path, generation.key),
-            })?;
-            let blob = self.blob_path(&generation.key.model, sha256);
-            let unreachable = |error| FetchError::unavailable(format!("file `{}` of {}", file.path, generation.key), error);
-            let result = match self.store.get(&blob).await {
-                Ok(result) => result,
-                Err(StoreError::NotFound { .. }) => {
-                    return Err(FetchError::NotFound { what: format!("file `{}` of {} ({blob})", file.path, generation.key) });
-                }
-                Err(error) => return Err(unreachable(error)),
-            };
-            let content = match result.payload {
-                GetResultPayload::File(local, _) => Content::Local(local),
-                GetResultPayload::Stream(pieces) => {
-                    let place = format!("file `{}` of {}", file.path, generation.key);
-                    let failed = move |error| FetchError::unavailable(place.clone(), error);
-                    Content::Stream(pieces.map(move |piece| piece.map_err(&failed)).boxed())
-                }
-            };
-            files.push(bring(content, file, dest, progress).await?);
-        }
-        Ok(Fetched { files })
+        self.fetch_files(generation, dest, progress).await
     }
 }
 

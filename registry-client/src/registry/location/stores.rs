@@ -7,6 +7,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
+use object_store::multipart::MultipartStore;
 use object_store::{BackoffConfig, ClientOptions, HeaderValue, ObjectStore, RetryConfig};
 
 use super::StoreEnvironment;
@@ -22,8 +23,23 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(4);
 /// The largest file of credentials that is looked into.
 const MAX_CREDENTIALS_BYTES: u64 = 1 << 20;
 
-/// A store, and how it was opened. The error says what is wrong, as the end of a sentence that names the place.
-pub(super) type Outcome = Result<(Arc<dyn ObjectStore>, Access), String>;
+/// A store, and how it was opened.
+pub(super) struct Store {
+    pub(super) objects: Arc<dyn ObjectStore>,
+    /// The same, where uploads in parts can be continued.
+    pub(super) multipart: Option<Arc<dyn MultipartStore>>,
+    pub(super) access: Access,
+}
+
+impl Store {
+    fn new(store: impl ObjectStore + MultipartStore, access: Access) -> Self {
+        let store = Arc::new(store);
+        Self { objects: Arc::clone(&store) as _, multipart: Some(store), access }
+    }
+}
+
+/// The error says what is wrong, as the end of a sentence that names the place.
+pub(super) type Outcome = Result<Store, String>;
 
 fn client() -> ClientOptions {
     // Large files take as long as they take: silence is bounded, not the whole transfer.
@@ -80,7 +96,7 @@ pub(super) fn s3(bucket: &str, place: String, environment: &StoreEnvironment) ->
     let endpoint = endpoint.map_or_else(|| format!("https://s3.{region}.amazonaws.com"), |(_, url)| shown(url));
     let tried = format!("{}, region {region}, endpoint {endpoint}", aws_credentials(environment));
     let store = builder.with_bucket_name(bucket).build().map_err(|error| format!("can't be opened: {error}"))?;
-    Ok((Arc::new(store), Access::new(place, tried, format!("bucket `{bucket}`"))))
+    Ok(Store::new(store, Access::new(place, tried, format!("bucket `{bucket}`"))))
 }
 
 /// What will be tried, in the order in which the store looks for credentials.
@@ -146,7 +162,7 @@ pub(super) fn gcs(bucket: &str, place: String, environment: &StoreEnvironment) -
     // What is wrong with credentials may quote them.
     let unusable = |_| format!("can't be opened with {credentials}: they are not those of a service account or a user");
     let store = builder.with_bucket_name(bucket).build().map_err(unusable)?;
-    Ok((Arc::new(store), Access::new(place, format!("{credentials}, endpoint {endpoint}"), format!("bucket `{bucket}`"))))
+    Ok(Store::new(store, Access::new(place, format!("{credentials}, endpoint {endpoint}"), format!("bucket `{bucket}`"))))
 }
 
 fn read_credentials(path: &str) -> Result<String, std::io::Error> {
@@ -197,7 +213,7 @@ pub(super) fn azure(scheme: &str, authority: &str, place: String, environment: &
         None => builder.with_container_name(container),
     };
     let store = builder.build().map_err(|error| format!("can't be opened: {error}"))?;
-    Ok((Arc::new(store), Access::new(place, tried, format!("container `{container}`"))))
+    Ok(Store::new(store, Access::new(place, tried, format!("container `{container}`"))))
 }
 
 /// What will be tried, in the order in which the store looks for credentials.
@@ -242,7 +258,7 @@ pub(super) fn http(origin: &str, place: String) -> Outcome {
     let store = HttpBuilder::new().with_url(origin).with_client_options(options).with_retry(retry()).build();
     let store = store.map_err(|error| format!("can't be opened: {error}"))?;
     let access = Access::new(place, format!("no credentials, endpoint {origin}"), "the place".to_owned());
-    Ok((Arc::new(store), access.read_only()))
+    Ok(Store { objects: Arc::new(store), multipart: None, access: access.read_only() })
 }
 
 #[cfg(test)]
@@ -256,7 +272,7 @@ mod tests {
     #[test]
     fn what_is_tried_is_told_without_secrets() {
         let tried = |variables: &[(&str, &str)]| {
-            s3("models", "s3://models".to_owned(), &environment(variables)).map(|(_, access)| access.tried().to_owned())
+            s3("models", "s3://models".to_owned(), &environment(variables)).map(|store| store.access.tried().to_owned())
         };
         let keys = [("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAM7Q"), ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")];
         let told = tried(
@@ -283,12 +299,12 @@ mod tests {
     fn stores_of_azure_and_google_name_what_they_need() {
         let azure = |variables: &[(&str, &str)]| azure("az", "models", "az://models".to_owned(), &environment(variables));
         assert!(azure(&[]).err().unwrap().contains("AZURE_STORAGE_ACCOUNT_NAME"));
-        let (_, access) = azure(&[("AZURE_STORAGE_ACCOUNT_NAME", "me"), ("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")]).unwrap();
+        let Store { access, .. } = azure(&[("AZURE_STORAGE_ACCOUNT_NAME", "me"), ("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")]).unwrap();
         assert_eq!(
             access.tried(),
             "the account's key from AZURE_STORAGE_ACCOUNT_KEY, account me, endpoint https://me.blob.core.windows.net"
         );
-        let (_, access) = azure(&[("AZURE_STORAGE_ACCOUNT_NAME", "me")]).unwrap();
+        let Store { access, .. } = azure(&[("AZURE_STORAGE_ACCOUNT_NAME", "me")]).unwrap();
         assert!(access.tried().contains("managed identity"), "{}", access.tried());
         let gone = gcs("models", "gs://models".to_owned(), &environment(&[("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/file")]));
         assert!(gone.err().unwrap().contains("GOOGLE_APPLICATION_CREDENTIALS"));

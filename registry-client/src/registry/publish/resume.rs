@@ -1,0 +1,170 @@
+//! What is known on this machine of an upload that has not ended: a small file of lines, one for the upload and one for each part that
+//! the store has taken.
+//!
+//! It is a hint: a part counts only where the local file still has the content that was uploaded, and an upload that the store has
+//! forgotten is begun afresh. One process uses such a file at a time; another one uploads without it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use object_store::multipart::PartId;
+use object_store::path::Path as StorePath;
+use serde::{Deserialize, Serialize};
+
+use super::files::Measured;
+use crate::digest::{Digest, DigestBuilder};
+
+const SCHEMA: u32 = 1;
+/// Ten thousand parts take a fifth of this.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// The file, if there is one; else everything here does nothing.
+#[derive(Clone)]
+pub(super) struct Resume(Option<Arc<Kept>>);
+
+struct Kept {
+    path: PathBuf,
+    /// Locked as long as this process uses it.
+    file: Mutex<File>,
+    head: Head,
+}
+
+/// An upload that was begun, and the parts of it that are there.
+pub(super) struct Earlier {
+    pub(super) id: String,
+    pub(super) parts: BTreeMap<usize, PartId>,
+}
+
+impl Earlier {
+    pub(super) fn new(id: String) -> Self {
+        Self { id, parts: BTreeMap::new() }
+    }
+}
+
+/// The first line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Head {
+    schema: u32,
+    registry: String,
+    blob: String,
+    sha256: Digest,
+    bytes: u64,
+    part_bytes: u64,
+    upload: String,
+}
+
+/// Every other line.
+#[derive(Debug, Serialize, Deserialize)]
+struct Part {
+    part: usize,
+    sha256: Digest,
+    id: String,
+}
+
+impl Resume {
+    /// Opens what is kept of this upload. What can't be opened or read does not hinder it.
+    pub(super) async fn open(dir: Option<&Path>, registry: &str, blob: &StorePath, measured: &Measured) -> (Self, Option<Earlier>) {
+        let Some(dir) = dir.map(Path::to_owned) else { return (Self(None), None) };
+        let head = Head {
+            schema: SCHEMA,
+            registry: registry.to_owned(),
+            blob: blob.to_string(),
+            sha256: measured.sha256,
+            bytes: measured.bytes,
+            part_bytes: measured.part_bytes,
+            upload: String::new(),
+        };
+        let measured = measured.clone();
+        let opened = tokio::task::spawn_blocking(move || open(&dir, head, &measured));
+        match opened.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok((kept, earlier)) => (Self(Some(Arc::new(kept))), earlier),
+            Err(error) => {
+                tracing::warn!(%blob, %error, "this upload can't be remembered: where it breaks off it begins anew");
+                (Self(None), None)
+            }
+        }
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// An upload has begun; what was known of an earlier one is forgotten.
+    pub(super) async fn begin(&self, id: &str) {
+        let id = id.to_owned();
+        self.write(move |kept, file| {
+            file.set_len(0)?;
+            file.rewind()?;
+            write_line(file, &Head { upload: id, ..kept.head.clone() })
+        })
+        .await;
+    }
+
+    /// The store has taken a part.
+    pub(super) async fn note(&self, nth: usize, sha256: Option<&Digest>, part: &PartId) {
+        let Some(sha256) = sha256.copied() else { return };
+        let part = Part { part: nth, sha256, id: part.content_id.clone() };
+        self.write(move |_, file| write_line(file, &part)).await;
+    }
+
+    /// It has ended.
+    pub(super) async fn forget(&self) {
+        self.write(|kept, _| std::fs::remove_file(&kept.path)).await;
+    }
+
+    async fn write(&self, write: impl FnOnce(&Kept, &mut File) -> io::Result<()> + Send + 'static) {
+        let Some(kept) = self.0.clone() else { return };
+        let written = tokio::task::spawn_blocking(move || {
+            let mut file = kept.file.lock().unwrap_or_else(PoisonError::into_inner);
+            write(&kept, &mut file)
+        });
+        if let Err(error) = written.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            tracing::debug!(%error, "what is known of an upload can't be written");
+        }
+    }
+}
+
+fn open(dir: &Path, head: Head, measured: &Measured) -> io::Result<(Kept, Option<Earlier>)> {
+    crate::durable::create_dir(dir)?;
+    let mut name = DigestBuilder::default();
+    name.field(head.registry.as_bytes()).field(head.blob.as_bytes());
+    let path = dir.join(format!("{}.upload", name.finish()));
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => return Err(io::Error::other("another process uploads the same file")),
+        Err(std::fs::TryLockError::Error(error)) => return Err(error),
+    }
+    let mut text = String::new();
+    let read = (&mut file).take(MAX_BYTES).read_to_string(&mut text);
+    // What is not text was not written here.
+    let earlier = read.ok().and_then(|_| parse(&text, &head, measured));
+    if earlier.is_some() && !text.ends_with('\n') {
+        // The last line was cut short: the next one begins on its own.
+        file.write_all(b"\n")?;
+    }
+    Ok((Kept { path, file: Mutex::new(file), head }, earlier))
+}
+
+/// The upload that the file tells of, where it is one of the same file in the same parts.
+fn parse(text: &str, expected: &Head, measured: &Measured) -> Option<Earlier> {
+    let mut lines = text.lines();
+    let head: Head = serde_json::from_str(lines.next()?).ok()?;
+    if head.upload.is_empty() || (Head { upload: String::new(), ..head.clone() }) != *expected {
+        return None;
+    }
+    let parts = lines.filter_map(|line| serde_json::from_str::<Part>(line).ok());
+    // Re-read and hashed a moment ago: what differs is uploaded again.
+    let parts = parts.filter(|part| measured.parts.get(part.part) == Some(&part.sha256));
+    Some(Earlier { id: head.upload, parts: parts.map(|part| (part.part, PartId { content_id: part.id })).collect() })
+}
+
+fn write_line(file: &mut File, line: &impl Serialize) -> io::Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    file.write_all(&text)
+}
