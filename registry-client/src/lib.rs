@@ -35,6 +35,9 @@ pub use journal::{Entry, JournalError, LocalJournal, Op, Proposal, Rollout, Weig
 pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
-pub use registry::{PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, collect_files};
-pub use signing::ManifestSignature;
+pub use registry::{
+    Finding, GC_GRACE, Garbage, Leftover, PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError,
+    Survey, Verification, collect_files,
+};
+pub use signing::{KeyError, ManifestSignature, PublicKey, SecretKey, Trust, Trusted, Untrusted};
 pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, VersionSource};

@@ -1,13 +1,15 @@
 //! The registry in our own layout, over any object store with put-if-absent: what it holds, and the journal.
 //!
-//! A version exists once its manifest does; nothing before that is ever seen. Nothing that was committed is changed. Removing
-//! blobs that no manifest names is deliberately absent from this build.
+//! A version exists once its manifest does; nothing before that is ever seen. Nothing that was committed is changed.
 
 pub(crate) mod changes;
 pub(crate) mod contained;
+mod gc;
 mod location;
 mod publish;
 mod reading;
+mod signatures;
+mod verify;
 pub(crate) mod versions;
 
 use std::borrow::Cow;
@@ -20,13 +22,17 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore};
 use uuid::Uuid;
 
+pub use gc::{GC_GRACE, Garbage, Leftover};
 pub use publish::{PublishError, PublishRequest, Published, collect_files};
+pub use verify::{Finding, Survey, Verification};
 
 use crate::clock::{Clock, SystemClock};
 use crate::journal::{Entry, JournalEntries, JournalError, Op, Proposal, Rollout};
+use crate::listing::{Generation, ListedModel};
 use crate::log::{NumberedLog, Put, put_if_absent};
 use crate::manifest::{Manifest, ManifestError};
 use crate::name::{ModelName, VersionKey, VersionNumber};
+use crate::signing::Trust;
 use crate::source::Cause;
 use changes::What;
 
@@ -40,6 +46,8 @@ pub struct Registry {
     description: String,
     clock: Arc<dyn Clock>,
     repair_interval: Duration,
+    /// Signatures are read, those of these keys first.
+    signatures_of: Option<Arc<Trust>>,
     changes: NumberedLog,
     /// Where to look for the end of the change log: right most of the time.
     last_change: AtomicU64,
@@ -152,6 +160,7 @@ impl Registry {
             description: description.into(),
             clock: Arc::new(SystemClock::default()),
             repair_interval: REPAIR_INTERVAL,
+            signatures_of: None,
             changes,
             last_change: AtomicU64::new(0),
             seen: tokio::sync::Mutex::default(),
@@ -167,6 +176,12 @@ impl Registry {
     /// Reads all of it again after this time instead of [`REPAIR_INTERVAL`].
     pub fn with_repair_interval(mut self, interval: Duration) -> Self {
         self.repair_interval = interval;
+        self
+    }
+
+    /// Reads the signatures of versions, those of these keys first, and keeps their manifests as they are stored.
+    pub fn reading_signatures(mut self, of: Arc<Trust>) -> Self {
+        self.signatures_of = Some(of);
         self
     }
 
@@ -231,6 +246,34 @@ impl Registry {
             Put::Taken => {}
         }
         Ok(())
+    }
+
+    /// The models that lie there, with versions or without, by name.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unavailable`].
+    pub async fn models(&self) -> Result<Vec<ModelName>, RegistryError> {
+        let prefix = Some(&self.prefix).filter(|prefix| !prefix.as_ref().is_empty());
+        let level = self.store.list_with_delimiter(prefix).await;
+        let level = level.map_err(|error| RegistryError::unavailable(self.description.clone(), error))?;
+        let names = level.common_prefixes.iter().filter_map(|dir| dir.filename());
+        Ok(names.filter_map(|name| ModelName::new(name).ok()).collect())
+    }
+
+    /// All of one model; `None` where there is no version of it, and no problem.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unavailable`].
+    pub async fn model(&self, name: &ModelName) -> Result<Option<ListedModel>, RegistryError> {
+        self.read_model(name).await
+    }
+
+    /// One version, tombstoned or not.
+    ///
+    /// # Errors
+    /// As [`Registry::manifest`].
+    pub async fn version(&self, key: &VersionKey) -> Result<Generation, RegistryError> {
+        self.read_version(key).await
     }
 
     /// The manifest of a version.

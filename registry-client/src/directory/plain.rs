@@ -182,6 +182,7 @@ pub(super) fn generation(key: &VersionKey, plain: &PlainFiles) -> Generation {
         manifest,
         tombstoned: false,
         signatures: Vec::new(),
+        stored: None,
     }
 }
 

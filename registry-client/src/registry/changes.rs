@@ -23,6 +23,7 @@ pub(super) enum What {
     Publish,
     Tombstone,
     Journal,
+    Signature,
 }
 
 #[derive(Serialize)]

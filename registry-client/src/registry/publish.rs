@@ -1,7 +1,8 @@
 //! Publishing a version: blobs first, the manifest last.
 //!
 //! Blobs are named by their content, so publishers can't hurt each other and a retry finds what is there. Putting the
-//! manifest where there is none is the only commit: before it nothing is seen, and of two publishers one wins whole.
+//! manifest where there is none is the only commit: before it nothing is seen, and of two publishers one wins whole. Signatures
+//! come between the two.
 
 mod files;
 
@@ -15,9 +16,10 @@ use uuid::Uuid;
 use super::changes::What;
 use super::{Registry, RegistryError};
 use crate::digest::Digest;
-use crate::log::{Put, Read, lacks_put_if_absent, put_if_absent};
+use crate::log::{Put, Read, exists, lacks_put_if_absent, put_if_absent};
 use crate::manifest::{Lineage, MANIFEST_SCHEMA, Manifest, ManifestError, ManifestFile};
 use crate::name::{MAX_VERSION, ModelName, VersionKey, VersionNumber};
+use crate::signing::SecretKey;
 use crate::source::{Cause, Progress};
 
 pub use files::collect_files;
@@ -53,6 +55,8 @@ pub struct PublishRequest {
     pub publisher: String,
     /// It is to take no traffic until a rollout says so.
     pub hold: bool,
+    /// Who signs its manifest.
+    pub signers: Vec<SecretKey>,
 }
 
 impl PublishRequest {
@@ -71,6 +75,7 @@ impl PublishRequest {
             tags: BTreeMap::new(),
             publisher: String::new(),
             hold: false,
+            signers: Vec::new(),
         }
     }
 }
@@ -167,6 +172,7 @@ impl From<RegistryError> for PublishError {
     fn from(error: RegistryError) -> Self {
         match error {
             RegistryError::Unavailable { place, source } => Self::Unavailable { place, source },
+            RegistryError::NoPutIfAbsent { store } => Self::NoPutIfAbsent { store },
             other => Self::unavailable("the registry", other),
         }
     }
@@ -200,15 +206,35 @@ impl Registry {
             reused_bytes += self.upload(&request.model, file, source, progress).await?;
         }
         let bytes = manifest.bytes();
-        let (key, digest) = self.commit(manifest, request.version.is_some()).await?;
+        let files = manifest.files.clone();
+        let (key, digest) = self.commit(manifest, &request).await?;
         self.note_change(&key.model, What::Publish, Some(key.version)).await;
+        self.mend(&request, &files, progress).await?;
         Ok(Published { key, digest, bytes, reused_bytes })
     }
 
+    /// Uploads again what somebody has removed between its upload and the commit: see [`super::gc`]. A look that fails is no reason
+    /// to say that nothing was published.
+    async fn mend(&self, request: &PublishRequest, files: &[ManifestFile], progress: &dyn Progress) -> Result<(), PublishError> {
+        for (file, (_, source)) in files.iter().zip(&request.files) {
+            let Some(digest) = &file.sha256 else { continue };
+            let blob = self.blob_path(&request.model, digest);
+            match exists(self.store.as_ref(), &blob).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::warn!(%blob, "a blob was removed while it was published and is uploaded again");
+                    self.upload(&request.model, file, source, progress).await?;
+                }
+                Err(error) => tracing::warn!(%blob, %error, "it is not known whether a blob is still there"),
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the manifest under its number, or the next that is free.
-    async fn commit(&self, mut manifest: Manifest, fixed: bool) -> Result<(VersionKey, Digest), PublishError> {
-        if fixed {
-            let digest = self.put_manifest(&manifest).await?;
+    async fn commit(&self, mut manifest: Manifest, request: &PublishRequest) -> Result<(VersionKey, Digest), PublishError> {
+        if request.version.is_some() {
+            let digest = self.put_manifest(&manifest, &request.signers).await?;
             let key = manifest.key();
             return digest.map(|digest| (key.clone(), digest)).ok_or(PublishError::AlreadyExists { key });
         }
@@ -217,7 +243,7 @@ impl Registry {
             if manifest.version > MAX_VERSION {
                 break;
             }
-            if let Some(digest) = self.put_manifest(&manifest).await? {
+            if let Some(digest) = self.put_manifest(&manifest, &request.signers).await? {
                 return Ok((manifest.key(), digest));
             }
             manifest.version += 1;
@@ -225,13 +251,16 @@ impl Registry {
         Err(PublishError::Contended(NUMBER_TRIES))
     }
 
-    /// `None` where the number is taken.
-    async fn put_manifest(&self, manifest: &Manifest) -> Result<Option<Digest>, PublishError> {
+    /// Signatures first: whoever sees the manifest sees them. `None` where the number is taken.
+    async fn put_manifest(&self, manifest: &Manifest, signers: &[SecretKey]) -> Result<Option<Digest>, PublishError> {
         let path = self.manifest_path(&manifest.key());
         let content = serde_json::to_vec_pretty(manifest).map_err(|error| PublishError::unavailable("the manifest", error))?;
         let (digest, length) = (Digest::of(&content), content.len() as u64);
         if length > crate::manifest::MAX_MANIFEST_BYTES {
             return Err(PublishError::Invalid(ManifestError::TooLarge(length)));
+        }
+        for signer in signers {
+            self.put_signature(&manifest.model, &digest, signer).await?;
         }
         let is_ours = |stored: &Read| matches!(stored, Read::Whole(stored) if *stored == content);
         match put_if_absent(self.store.as_ref(), &path, content.clone().into()).await {

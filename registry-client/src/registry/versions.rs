@@ -189,6 +189,10 @@ impl Registry {
         let path = self.tombstone_path(key);
         let tombstoned = exists(self.store.as_ref(), &path).await;
         let tombstoned = tombstoned.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
+        let (signatures, stored) = match &self.signatures_of {
+            Some(first) => (self.signatures(&key.model, &digest, first).await?, Some(as_text(&bytes))),
+            None => (Vec::new(), None),
+        };
         let bytes = manifest.bytes();
         Ok(Generation {
             key: key.clone(),
@@ -197,7 +201,8 @@ impl Registry {
             layout: Layout::Registry,
             manifest: Arc::new(manifest),
             tombstoned,
-            signatures: Vec::new(),
+            signatures,
+            stored,
         })
     }
 
@@ -207,6 +212,11 @@ impl Registry {
             .await
             .map_err(|error| RegistryError::unavailable(path.to_string(), error))
     }
+}
+
+/// A manifest that was parsed, and is text therefore.
+fn as_text(manifest: &[u8]) -> Arc<str> {
+    String::from_utf8_lossy(manifest).into()
 }
 
 /// A model in our layout; nothing where it has neither a version nor a problem.

@@ -121,11 +121,13 @@ impl Registry {
         let blob = self.blob_path(model, &digest);
         progress.advance(&file.path, 0, file.bytes);
         let there = match self.store.head(&blob).await {
-            Ok(meta) => Some(meta.size),
+            Ok(meta) => Some(meta),
             Err(object_store::Error::NotFound { .. }) => None,
             Err(error) => return Err(PublishError::unavailable(blob.to_string(), error)),
         };
-        if there == Some(file.bytes) && self.is_whole(&blob, &digest).await? {
+        // An old one is put again, which makes it young: nobody who removes what is old and unused takes it away before the commit.
+        let reusable = there.as_ref().is_some_and(|meta| meta.size == file.bytes && !self.is_ageing(meta));
+        if reusable && self.is_whole(&blob, &digest).await? {
             progress.advance(&file.path, file.bytes, file.bytes);
             return Ok(file.bytes);
         }
