@@ -1,17 +1,18 @@
 //! Puts the program together: the only file that names concrete runtimes and sources.
 
 mod journals;
+mod trust;
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
+use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, Trusted, VersionKey, VersionSource};
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
-use bascule_serving::{EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader};
+use bascule_serving::{Admit, EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, ModelFormat, Place, TorchConfig, TrialMode, model_settings};
@@ -21,6 +22,7 @@ use crate::state_dir::StateDir;
 use crate::supervise::{self, Guard, Supervised};
 use crate::trial::Trials;
 use journals::Journals;
+pub use trust::trust;
 
 /// The folders, relative to that of the program, in which ONNX Runtime is looked for: beside an installed program, and where
 /// `make deps` puts it for one that was built in this repository.
@@ -156,17 +158,25 @@ impl Source {
     /// Opens the place that is served. It need not exist or be reachable yet.
     ///
     /// # Errors
-    /// A kind of place that this build can't read, or one that is written wrong.
+    /// A kind of place that this build can't read, or one that is written wrong; and where the keys that are trusted can't be read.
     pub fn open(config: &Config) -> Result<Source> {
         let place = &config.registry.url;
-        match Kind::of(place)? {
+        // Whatever the place: what does not read signatures has none that anybody trusts.
+        let trust = trust(config)?;
+        let signatures_of = trust.clone();
+        let source = match Kind::of(place)? {
             Kind::Directory(root) => {
-                let options = DirectoryOptions { settle_interval: config.registry.settle_interval, ..DirectoryOptions::default() };
+                let settle_interval = config.registry.settle_interval;
+                let options = DirectoryOptions { settle_interval, signatures_of, ..DirectoryOptions::default() };
                 let directory = Arc::new(DirectorySource::new(root, options));
-                Ok(Source { versions: Arc::<DirectorySource>::clone(&directory), directory: Some(directory) })
+                Source { versions: Arc::<DirectorySource>::clone(&directory), directory: Some(directory) }
             }
             Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories"),
-        }
+        };
+        Ok(match trust {
+            Some(trust) => Source { versions: Arc::new(Trusted::new(source.versions, trust)), ..source },
+            None => source,
+        })
     }
 
     /// As the engine takes it.
@@ -277,6 +287,10 @@ pub fn engine_options(
             Some(trials.context("can't start the thread that tries versions")?)
         }
     };
+    let admit: Admit = match trust(config)? {
+        Some(trust) => Arc::new(move |generation| trust.judge(generation).map_err(|why| why.to_string())),
+        None => defaults.admit.clone(),
+    };
     let Guard { trial, marks } = supervise::guard(supervised, state, trials)?;
     Ok(EngineOptions {
         read_settings: settings_reader(config, &runtimes),
@@ -292,6 +306,7 @@ pub fn engine_options(
         on_trim: Arc::new(crate::allocator::collect),
         trial,
         marks,
+        admit,
         ..defaults
     })
 }

@@ -17,6 +17,7 @@ mod schema;
 mod settings;
 mod suggest;
 mod triton;
+mod trust;
 mod value;
 mod warmup;
 
@@ -29,6 +30,7 @@ pub use model_toml::declared_signature;
 pub use reload::{Change, Changes, changes};
 pub use schema::schema;
 pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig, TorchConfig, TrialConfig, TrialMode};
+pub use trust::TrustedKey;
 pub use value::{ByteCount, Place};
 
 use env::Environment;

@@ -14,6 +14,7 @@ use super::devices::GpuBudgets;
 use super::key::{AnyKey, Key};
 use super::layers::Layers;
 use super::lists::ModelFormat;
+use super::trust::TrustedKey;
 use super::value::{ByteCount, Place, words};
 
 const MIB: u64 = 1 << 20;
@@ -99,6 +100,11 @@ const SETTLE_INTERVAL: Key<Duration> = Key::new(
 );
 const ABSENT: Key<Absent> =
     Key::new("registry.absent", || Absent::Keep, "what happens to a version whose directory is deleted").live();
+const TRUST: Key<Vec<TrustedKey>> = Key::new(
+    "registry.trust",
+    Vec::new,
+    "public keys that versions have to be signed by, or files with some (\"file:keys.pub\"); empty for versions that nobody signs",
+);
 const JOURNAL: Key<Option<Place>> = Key::new(
     "rollout.journal",
     || None,
@@ -205,6 +211,7 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &POLL_INTERVAL,
     &SETTLE_INTERVAL,
     &ABSENT,
+    &TRUST,
     &JOURNAL,
     &LOAD_MODE,
     &LOAD_FORMATS,
@@ -325,6 +332,7 @@ pub struct RegistryConfig {
     pub poll_interval: Duration,
     pub settle_interval: Duration,
     pub absent: Absent,
+    pub trust: Vec<TrustedKey>,
 }
 
 /// Where versions are tried out before they are loaded.
@@ -405,6 +413,7 @@ impl Config {
                 poll_interval: layers.take(&POLL_INTERVAL),
                 settle_interval: layers.take(&SETTLE_INTERVAL),
                 absent: layers.take(&ABSENT),
+                trust: layers.take(&TRUST),
             },
             journal: layers.take(&JOURNAL),
             load: LoadConfig {
