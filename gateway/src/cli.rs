@@ -5,10 +5,14 @@
 mod args;
 mod check;
 mod demo;
+mod deployed;
+mod diff;
 mod doctor;
 mod failure;
 mod gateway;
+mod gc;
 mod infer;
+mod keygen;
 mod listing;
 mod load;
 mod logging;
@@ -18,10 +22,18 @@ mod publish;
 mod record_golden;
 mod rollout;
 mod serve;
+mod sign;
+mod signing_key;
 mod status;
 mod threads;
 mod trial;
 mod unload;
+mod verify;
+mod versions;
+mod versions_of;
+mod what;
+mod where_is;
+mod yank;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -56,6 +68,15 @@ enum Command {
     Unload(unload::Unload),
     Rollout(rollout::Rollout),
     Infer(infer::Infer),
+    Where(where_is::Where),
+    What(what::What),
+    Versions(versions::Versions),
+    Diff(diff::Diff),
+    Yank(yank::Yank),
+    Verify(verify::Verify),
+    Gc(gc::Gc),
+    Keygen(keygen::Keygen),
+    Sign(sign::Sign),
     Demo(demo::Demo),
     Doctor(doctor::Doctor),
 }
@@ -82,6 +103,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: Environme
         Command::Unload(command) => in_background(command.run()),
         Command::Rollout(command) => in_background(command.run(&environment)),
         Command::Infer(command) => in_background(command.run()),
+        Command::Where(command) => in_background(command.run()),
+        Command::What(command) => in_background(command.run()),
+        Command::Versions(command) => command.run(&environment),
+        Command::Diff(command) => command.run(&environment),
+        Command::Yank(command) => command.run(&environment),
+        Command::Verify(command) => command.run(&environment),
+        Command::Gc(command) => command.run(&environment),
+        Command::Keygen(command) => command.run(),
+        Command::Sign(command) => command.run(&environment),
         Command::Demo(command) => command.run(&environment),
         Command::Doctor(command) => command.run(&environment),
     };

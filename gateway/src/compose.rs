@@ -1,6 +1,7 @@
 //! Puts the program together: the only file that names concrete runtimes and sources.
 
 mod journals;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -9,21 +10,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_registry::{
-    Cache, DirectoryOptions, DirectorySource, LocalJournal, NamedSource, Registries, Registry, VersionKey, VersionSource,
+    Cache, DirectoryOptions, DirectorySource, LocalJournal, NamedSource, Registries, Registry, Trusted, VersionKey, VersionSource,
 };
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
-use bascule_serving::{EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader};
+use bascule_serving::{Admit, EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, ModelFormat, Place, RegistrySpec, TorchConfig, TrialMode, model_settings};
+use crate::config::{Config, ModelFormat, Place, TorchConfig, TrialMode, model_settings};
 use crate::forbidden::Forbidden;
 use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;
 use crate::supervise::{self, Guard, Supervised};
 use crate::trial::Trials;
 use journals::{Held, Journals};
+pub use trust::trust;
 
 /// The folders, relative to that of the program, in which ONNX Runtime is looked for: beside an installed program, and where
 /// `make deps` puts it for one that was built in this repository.
@@ -161,24 +163,35 @@ impl Source {
     /// Opens the places that are served. They need not exist or be reachable yet.
     ///
     /// # Errors
-    /// A kind of place that this build can't read, one that is written wrong, or credentials that the environment has by halves.
+    /// A kind of place that this build can't read, one that is written wrong, or credentials that the environment has by halves; and
+    /// where the keys that are trusted can't be read.
     pub fn open(config: &Config) -> Result<Source> {
         let (mut members, mut directories, mut stores) = (Vec::new(), Vec::new(), BTreeMap::new());
+        // Whatever the place: what does not read signatures has none that anybody trusts.
+        let trust = trust(config)?;
         for spec in &config.registry.all {
             let place: Arc<str> = identity(&spec.url)?.into();
             let source: Arc<dyn VersionSource> = match Kind::of(&spec.url)? {
                 Kind::Directory(root) => {
-                    let options = DirectoryOptions { settle_interval: spec.settle_interval, ..DirectoryOptions::default() };
+                    let (settle_interval, signatures_of) = (spec.settle_interval, trust.clone());
+                    let options = DirectoryOptions { settle_interval, signatures_of, ..DirectoryOptions::default() };
                     let directory = Arc::new(DirectorySource::new(root, options));
                     directories.push(Arc::clone(&directory));
                     directory
                 }
                 Kind::Other { .. } => {
                     let registry = open_registry(&spec.url, false)?.with_settle_interval(spec.settle_interval);
-                    let registry = Arc::new(registry);
+                    let registry = Arc::new(match &trust {
+                        Some(trust) => registry.reading_signatures(Arc::clone(trust)),
+                        None => registry,
+                    });
                     stores.insert(Arc::clone(&place), Arc::clone(&registry));
                     registry
                 }
+            };
+            let source = match &trust {
+                Some(trust) => Arc::new(Trusted::new(source, Arc::clone(trust))),
+                None => source,
             };
             members.push(NamedSource { name: spec.name.clone(), place, source });
         }
@@ -274,7 +287,11 @@ pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
     // What is wrong with a place names it, without the passwords that it may hold.
     let named = place.is_url() && matches!(Kind::of(place), Ok(Kind::Other { .. }));
     let opened = open(&place.0);
-    if named { opened.context("can't open the registry") } else { opened.with_context(|| format!("can't open registry {}", place.0)) }
+    if named {
+        opened.context("can't open the registry")
+    } else {
+        opened.with_context(|| format!("can't open registry {}", place.0))
+    }
 }
 
 /// Looks at this machine's GPUs.
@@ -307,6 +324,10 @@ pub fn engine_options(
             Some(trials.context("can't start the thread that tries versions")?)
         }
     };
+    let admit: Admit = match trust(config)? {
+        Some(trust) => Arc::new(move |generation| trust.judge(generation).map_err(|why| why.to_string())),
+        None => defaults.admit.clone(),
+    };
     let Guard { trial, marks } = supervise::guard(supervised, state, trials)?;
     Ok(EngineOptions {
         read_settings: settings_reader(config, &runtimes),
@@ -322,6 +343,7 @@ pub fn engine_options(
         on_trim: Arc::new(crate::allocator::collect),
         trial,
         marks,
+        admit,
         ..defaults
     })
 }

@@ -18,6 +18,7 @@ mod schema;
 mod settings;
 mod suggest;
 mod triton;
+mod trust;
 mod value;
 mod warmup;
 
@@ -31,6 +32,7 @@ pub use registries::RegistrySpec;
 pub use reload::{Change, Changes, changes};
 pub use schema::schema;
 pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig, TorchConfig, TrialConfig, TrialMode};
+pub use trust::TrustedKey;
 pub use value::{ByteCount, Place};
 
 use env::Environment;

@@ -94,6 +94,7 @@ mod tests {
             manifest: manifest.into(),
             tombstoned: false,
             signatures: Vec::new(),
+            stored: None,
         }
     }
 }

@@ -30,6 +30,7 @@ use crate::registry::contained::ContainedDirectory;
 use crate::registry::versions::{Committed, listed, shadowed, with_causes};
 use crate::registry::{REPAIR_INTERVAL, Registry};
 use crate::settle::{LookTime, Settled, Settler};
+use crate::signing::Trust;
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
 use look::{Look, ModelLook, look};
 use plain::ScanError;
@@ -48,11 +49,18 @@ pub struct DirectoryOptions {
     pub repair_interval: Duration,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Signatures are read, those of these keys first.
+    pub signatures_of: Option<Arc<Trust>>,
 }
 
 impl Default for DirectoryOptions {
     fn default() -> Self {
-        Self { settle_interval: SETTLE_INTERVAL, repair_interval: REPAIR_INTERVAL, clock: Arc::new(SystemClock::default()) }
+        Self {
+            settle_interval: SETTLE_INTERVAL,
+            repair_interval: REPAIR_INTERVAL,
+            clock: Arc::new(SystemClock::default()),
+            signatures_of: None,
+        }
     }
 }
 
@@ -131,7 +139,11 @@ impl DirectorySource {
         }
         let store = ContainedDirectory::open(real_root)?;
         let registry = Registry::over(Arc::new(store), object_store::path::Path::default(), self.describe());
-        let registry = Arc::new(registry.with_clock(Arc::clone(&self.options.clock)));
+        let registry = registry.with_clock(Arc::clone(&self.options.clock));
+        let registry = Arc::new(match &self.options.signatures_of {
+            Some(first) => registry.reading_signatures(Arc::clone(first)),
+            None => registry,
+        });
         state.registry = Some((real_root.to_owned(), Arc::clone(&registry)));
         state.full_at = None;
         Ok(registry)

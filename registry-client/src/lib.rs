@@ -42,7 +42,8 @@ pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
 pub use registries::{NamedSource, Registries};
 pub use registry::{
-    PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError, StoreEnvironment, collect_files,
+    Finding, GC_GRACE, Garbage, Leftover, PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError,
+    StoreEnvironment, Survey, Verification, collect_files,
 };
-pub use signing::ManifestSignature;
+pub use signing::{KeyError, ManifestSignature, PublicKey, SecretKey, Trust, Trusted, Untrusted};
 pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, SourceHealth, VersionSource};

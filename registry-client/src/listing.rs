@@ -62,6 +62,9 @@ pub struct Generation {
     /// The signatures on its manifest, as they were found: not checked yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signatures: Vec<ManifestSignature>,
+    /// The manifest as it is stored, where signatures are read: what they sign is its digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<Arc<str>>,
 }
 
 /// One model with all that its source knows of it.
@@ -136,6 +139,10 @@ fn state_digest(complete: bool, models: &BTreeMap<ModelName, Arc<ListedModel>>, 
         state.field(model.name.as_str().as_bytes()).number(model.layout as u64).number(model.versions.len() as u64);
         for (version, generation) in &model.versions {
             state.number(*version).bytes(generation.digest.as_bytes()).number(u64::from(generation.tombstoned));
+            state.number(generation.signatures.len() as u64);
+            for signature in &generation.signatures {
+                state.field(signature.key.as_bytes()).field(signature.signature.as_bytes());
+            }
         }
         state.number(model.unsettled.len() as u64);
         for version in &model.unsettled {

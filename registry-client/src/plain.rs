@@ -59,7 +59,8 @@ pub(crate) fn generation(key: &VersionKey, digest: Digest, files: Vec<ManifestFi
     };
     let bytes = manifest.bytes();
     let manifest = Arc::new(manifest);
-    Generation { key: key.clone(), digest, bytes, layout: Layout::Plain, manifest, tombstoned: false, signatures: Vec::new() }
+    let (tombstoned, signatures, stored) = (false, Vec::new(), None);
+    Generation { key: key.clone(), digest, bytes, layout: Layout::Plain, manifest, tombstoned, signatures, stored }
 }
 
 /// Format and entrypoint by name: the usual ones, else the only file with a known ending. Where nothing is recognised the

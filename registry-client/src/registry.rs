@@ -1,19 +1,21 @@
 //! The registry in our own layout, over any object store with put-if-absent: what it holds, and the journal.
 //!
-//! A version exists once its manifest does; nothing before that is ever seen. Nothing that was committed is changed. Removing
-//! blobs that no manifest names is deliberately absent from this build.
+//! A version exists once its manifest does; nothing before that is ever seen. Nothing that was committed is changed.
 
 pub(crate) mod access;
 pub(crate) mod changes;
 pub(crate) mod contained;
 mod fetching;
+mod gc;
 mod known;
 mod location;
 mod logged;
 mod plain;
 mod publish;
 mod reading;
+mod signatures;
 mod tree;
+mod verify;
 pub(crate) mod versions;
 
 use std::borrow::Cow;
@@ -29,14 +31,18 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore};
 use uuid::Uuid;
 
+pub use gc::{GC_GRACE, Garbage, Leftover};
 pub use location::StoreEnvironment;
 pub use publish::{PublishError, PublishRequest, Published, collect_files};
+pub use verify::{Finding, Survey, Verification};
 
 use crate::clock::{Clock, SystemClock};
 use crate::journal::{Entry, JournalEntries, JournalError, Op, Proposal, Rollout};
+use crate::listing::{Generation, ListedModel};
 use crate::log::{NumberedLog, Put, put_if_absent};
 use crate::manifest::{Manifest, ManifestError};
 use crate::name::{ModelName, VersionKey, VersionNumber};
+use crate::signing::Trust;
 use crate::source::Cause;
 use crate::transfer::Transfers;
 use changes::What;
@@ -56,6 +62,8 @@ pub struct Registry {
     may_list: location::Listing,
     /// Seeds what spreads the looks of replicas.
     chance: AtomicU64,
+    /// Signatures are read, those of these keys first.
+    signatures_of: Option<Arc<Trust>>,
     changes: NumberedLog,
     /// Where to look for the end of the change log: right most of the time.
     last_change: AtomicU64,
@@ -188,6 +196,7 @@ impl Registry {
             settle_interval: crate::directory::SETTLE_INTERVAL,
             may_list: location::Listing::Recursive,
             chance: AtomicU64::new(RandomState::new().build_hasher().finish()),
+            signatures_of: None,
             changes,
             last_change: AtomicU64::new(0),
             seen: tokio::sync::Mutex::default(),
@@ -221,6 +230,12 @@ impl Registry {
         let next = |chance: u64| Some(chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
         let chance = self.chance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
         (chance >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Reads the signatures of versions, those of these keys first, and keeps their manifests as they are stored.
+    pub fn reading_signatures(mut self, of: Arc<Trust>) -> Self {
+        self.signatures_of = Some(of);
+        self
     }
 
     /// Uploads large files through this, which has to be the same store, so that a publish that broke off can be continued: see
@@ -305,6 +320,34 @@ impl Registry {
             Put::Taken => {}
         }
         Ok(())
+    }
+
+    /// The models that lie there, with versions or without, by name.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unavailable`].
+    pub async fn models(&self) -> Result<Vec<ModelName>, RegistryError> {
+        let prefix = Some(&self.prefix).filter(|prefix| !prefix.as_ref().is_empty());
+        let level = self.store.list_with_delimiter(prefix).await;
+        let level = level.map_err(|error| RegistryError::unavailable(self.description.clone(), error))?;
+        let names = level.common_prefixes.iter().filter_map(|dir| dir.filename());
+        Ok(names.filter_map(|name| ModelName::new(name).ok()).collect())
+    }
+
+    /// All of one model; `None` where there is no version of it, and no problem.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unavailable`].
+    pub async fn model(&self, name: &ModelName) -> Result<Option<ListedModel>, RegistryError> {
+        self.read_model(name).await
+    }
+
+    /// One version, tombstoned or not.
+    ///
+    /// # Errors
+    /// As [`Registry::manifest`].
+    pub async fn version(&self, key: &VersionKey) -> Result<Generation, RegistryError> {
+        self.read_version(key).await
     }
 
     /// The manifest of a version.

@@ -160,6 +160,14 @@ pub enum FetchError {
         /// Size of what came, as far as it was read.
         actual: u64,
     },
+    /// Nobody who is trusted vouches for it.
+    #[error("{what} is refused")]
+    Refused {
+        /// The version.
+        what: String,
+        /// Why.
+        source: Arc<crate::signing::Untrusted>,
+    },
     /// A plain directory changed since it was listed: list again.
     #[error("the files of {what} have changed since they were listed")]
     Changed {

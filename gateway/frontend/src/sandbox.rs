@@ -59,6 +59,7 @@ fn declaring(model: &str, version: u64, fake: &FakeModel, signature: Option<&Sig
         manifest: Arc::new(manifest),
         tombstoned: false,
         signatures: Vec::new(),
+        stored: None,
     };
     (Arc::new(generation), content)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bascule_registry::{Cache, Clock, ListedModel, ModelName, SystemClock, VersionKey, VersionNumber, VersionSource};
+use bascule_registry::{Cache, Clock, Generation, ListedModel, ModelName, SystemClock, VersionKey, VersionNumber, VersionSource};
 use bascule_runtime_api::{Device, Runtime};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -34,6 +34,9 @@ pub struct SettingsError {
 /// Reads the settings of a model, or of one version where the settings name it. Called on the reconciler's task, once for each new
 /// content of the files: it must not block.
 pub type SettingsReader = Arc<dyn Fn(&ListedModel, Option<VersionNumber>) -> Result<ModelSettings, SettingsError> + Send + Sync>;
+
+/// Judges a version that was served before a restart: why it may not be served again, where that is so, as a clause with `it`.
+pub type Admit = Arc<dyn Fn(&Generation) -> Result<(), String> + Send + Sync>;
 
 /// What happens to a version that serves and whose directory is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -153,6 +156,8 @@ pub struct EngineOptions {
     pub gpus: Arc<dyn Gpus>,
     /// Where sessions mark that they run.
     pub marks: Option<Arc<dyn Marks>>,
+    /// Judges what was served before the restart. What the source lists is the source's to judge.
+    pub admit: Admit,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Where versions are looked for and fetched, which takes disk and processor; without it, on the runtime that [`Engine::start`] is
@@ -183,6 +188,7 @@ impl EngineOptions {
             crowded_trial: CrowdedTrial::default(),
             gpus: Arc::new(NoGpus),
             marks: None,
+            admit: Arc::new(|_| Ok(())),
             clock: Arc::new(SystemClock::default()),
             background: None,
         }
@@ -249,6 +255,7 @@ impl Engine {
 async fn prepare(options: &EngineOptions) -> Result<(Persisted, Arc<Stock>, Arc<Runtimes>), StartError> {
     let (state_dir, runtimes) = (options.state_dir.clone(), options.runtimes.clone());
     let (source, cache, max_bytes) = (Arc::clone(&options.source), options.cache.clone(), options.cache_max_bytes);
+    let admit = Arc::clone(&options.admit);
     let prepared = tokio::task::spawn_blocking(move || {
         let mut persisted = Persisted::read(&state_dir).map_err(|source| StartError::State { dir: state_dir, source })?;
         persisted.served.retain(|name, served| {
@@ -258,6 +265,7 @@ async fn prepare(options: &EngineOptions) -> Result<(Persisted, Arc<Stock>, Arc<
             }
             stays
         });
+        persisted.admit(admit.as_ref());
         let served = persisted.served.values().flat_map(|served| &served.versions).map(|generation| generation.digest);
         let stock = Stock::new(source, cache, max_bytes, served);
         let runtimes = Runtimes::open(runtimes);

@@ -46,7 +46,7 @@ mod watchdog;
 
 pub use assign::{BASIS_POINTS, bucket, rollout_seed};
 pub use devices::{CrowdedTrial, Devices, Gpu, Gpus, NoGpus};
-pub use engine::{Absent, Engine, EngineOptions, LiveOptions, RetryPolicy, SettingsError, SettingsReader, StartError};
+pub use engine::{Absent, Admit, Engine, EngineOptions, LiveOptions, RetryPolicy, SettingsError, SettingsReader, StartError};
 pub use error::{ErrorCode, InferError};
 pub use infer::{Routed, Router};
 pub use journal::JournalStore;

@@ -54,6 +54,9 @@ pub(crate) struct Served {
     pub(crate) settings: BTreeMap<String, Content>,
     pub(crate) rollout: Rollout,
     pub(crate) aliases: BTreeMap<String, VersionNumber>,
+    /// What of it may not be served again, and why.
+    #[serde(skip)]
+    pub(crate) refused: Vec<String>,
 }
 
 impl Served {
@@ -68,7 +71,7 @@ impl Served {
             settings: self.settings.iter().map(|(name, content)| (name.clone(), content.bytes())).collect(),
             rollout: self.rollout.clone(),
             aliases: self.aliases.clone(),
-            problems: Vec::new(),
+            problems: self.refused.clone(),
         }
     }
 }
@@ -158,6 +161,21 @@ impl Persisted {
             fits
         });
         Ok(persisted)
+    }
+
+    /// Takes out the versions that may not be served again; their model names them.
+    pub(crate) fn admit(&mut self, admit: &dyn Fn(&Generation) -> Result<(), String>) {
+        for (model, served) in &mut self.served {
+            let Served { versions, refused, stable, .. } = served;
+            versions.retain(|generation| {
+                let Err(why) = admit(generation) else { return true };
+                let version = generation.key.version;
+                tracing::warn!(%model, version, why, "a version that was served before is refused");
+                refused.push(format!("version {version} is refused: {why}"));
+                false
+            });
+            *stable = stable.filter(|stable| versions.iter().any(|generation| generation.key.version == *stable));
+        }
     }
 }
 

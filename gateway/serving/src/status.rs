@@ -135,6 +135,9 @@ pub struct ModelStatus {
     /// The versions that should be loaded as things stand.
     #[serde(default)]
     pub aspired: Vec<u64>,
+    /// When stable, candidate, weight or pin were last decided.
+    #[serde(default)]
+    pub decided_at: Option<DateTime<Utc>>,
     /// What is wrong, for people.
     pub problems: Vec<String>,
     /// The versions that are or should be loaded, or were, ascending; a version whose content changes is there twice.
@@ -202,6 +205,12 @@ pub struct VersionStatus {
     pub p99_us: Option<u64>,
     /// When loading ended.
     pub loaded_at: Option<DateTime<Utc>>,
+    /// It takes no unversioned traffic until somebody gives it some.
+    #[serde(default)]
+    pub held: bool,
+    /// Who published it.
+    #[serde(default)]
+    pub publisher: String,
     /// The training run that made it.
     pub run_id: Option<String>,
     /// What its training measured.

@@ -61,6 +61,7 @@ pub(crate) fn generation(model: &ModelName, version: VersionNumber, content: &st
         manifest: Arc::new(manifest),
         tombstoned: false,
         signatures: Vec::new(),
+        stored: None,
     }
 }
 

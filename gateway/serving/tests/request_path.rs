@@ -94,6 +94,7 @@ fn generation(model: &str, version: u64) -> Arc<Generation> {
         manifest: Arc::new(manifest),
         tombstoned: false,
         signatures: Vec::new(),
+        stored: None,
     })
 }
 

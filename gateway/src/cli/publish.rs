@@ -1,7 +1,7 @@
 //! `bascule publish`: writes a version into a registry; the last step of a training job.
 
 pub(super) mod files;
-mod progress;
+pub(super) mod progress;
 mod signature;
 mod wait;
 
@@ -24,7 +24,7 @@ use super::failure::Failure;
 use super::gateway::Gateway;
 use super::output::{bytes, note, or_dash, print, print_json};
 use super::trial::{Subject, settings_of, try_files};
-use super::{Outcome, in_background};
+use super::{Outcome, in_background, signing_key};
 use files::{Chosen, choose};
 use progress::Bar;
 use wait::{Quorum, gateways, wait_for};
@@ -78,6 +78,9 @@ pub(super) struct Publish {
     /// Try it first, in a process of its own, as a gateway will: see `bascule trial`. Where it fails, nothing is published.
     #[arg(long)]
     verify: bool,
+    /// Sign it with this private key: a file, file:PATH, or env:NAME for a variable that holds it; may be repeated.
+    #[arg(long, value_name = "KEY")]
+    sign: Vec<String>,
     /// Load it, but give it no traffic until a rollout says so.
     #[arg(long)]
     hold: bool,
@@ -100,8 +103,14 @@ impl Publish {
         let effective = self.config.load([], environment)?;
         // A slip in a URL is found before anything is committed.
         let gateways = if self.wait.is_some() { gateways(&self.gateways)? } else { Vec::new() };
+        let signers = self.sign.iter().map(|key| signing_key::read(key, environment)).collect::<Result<Vec<_>, _>>()?;
+        if signers.is_empty() && !effective.config.registry.trust.is_empty() {
+            note(
+                "note: `registry.trust` is set and this version is not signed: gateways with that setting refuse it until `bascule sign`",
+            );
+        }
         // Before anything else runs: see there.
-        let request = self.request(&effective.config, environment)?;
+        let request = PublishRequest { signers, ..self.request(&effective.config, environment)? };
         let place = &effective.config.registry.only().map_err(Failure::new)?.url;
         let registry = compose::open_registry(place, true)?;
         in_background(self.publish(registry, request, gateways, place))
@@ -109,11 +118,12 @@ impl Publish {
 
     async fn publish(&self, registry: Registry, request: PublishRequest, gateways: Vec<Gateway>, place: &Place) -> Outcome {
         let bar = Bar::new(request.files.iter().filter_map(|(_, path)| path.metadata().ok()).map(|meta| meta.len()).sum());
+        let signed_by: Vec<String> = request.signers.iter().map(|key| key.public().id()).collect();
         let published = registry.publish(request, &bar).await;
         bar.finish();
         let published = published.map_err(refused)?;
         if !self.json {
-            print(&said(&published, registry.describe()))?;
+            print(&said(&published, &signed_by, registry.describe()))?;
         }
         let waited = match self.wait {
             Some(quorum) => wait_for(gateways, quorum, &published, self.wait_timeout).await,
@@ -122,7 +132,7 @@ impl Publish {
         if self.json {
             print_json(&json!({
                 "model": published.key.model, "version": published.key.version, "digest": published.digest.to_string(),
-                "bytes": published.bytes, "reused_bytes": published.reused_bytes, "registry": place.0,
+                "bytes": published.bytes, "reused_bytes": published.reused_bytes, "registry": place.0, "signed_by": signed_by,
                 "served_by": waited.as_ref().ok().map(|served| served.iter().map(|one| &one.gateway).collect::<Vec<_>>()),
             }))?;
         }
@@ -210,10 +220,11 @@ fn refused(error: PublishError) -> Failure {
     Failure::from(anyhow::Error::new(error).context("nothing was published")).maybe_hint(hint)
 }
 
-fn said(published: &Published, registry: &str) -> String {
+fn said(published: &Published, signed_by: &[String], registry: &str) -> String {
     let reused = match published.reused_bytes {
         0 => String::new(),
         reused => format!(", {} of it was there already", bytes(reused)),
     };
-    format!("published {} to {registry}: {}{reused}, sha256 {}", published.key, bytes(published.bytes), published.digest)
+    let signed = if signed_by.is_empty() { String::new() } else { format!(", signed by {}", signed_by.join(" ")) };
+    format!("published {} to {registry}: {}{reused}, sha256 {}{signed}", published.key, bytes(published.bytes), published.digest)
 }

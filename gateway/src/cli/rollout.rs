@@ -198,7 +198,7 @@ fn decision(op: &Op, by: &str, reason: &str) -> Value {
 }
 
 /// An op for people.
-fn said(op: &Op) -> String {
+pub(super) fn said(op: &Op) -> String {
     let version = op.version().map(|version| format!(" {version}")).unwrap_or_default();
     match op {
         Op::Weight { weight_bp, .. } => format!("{}{version} {}", op.name(), Weight(*weight_bp)),

@@ -23,7 +23,7 @@ fn the_command_line_makes_sense() {
 #[test]
 fn every_help_has_an_example_that_is_a_command_line() {
     let all = commands(&Cli::command(), "bascule");
-    assert_eq!(all.iter().filter(|(path, _)| path.split(' ').count() == 2).count(), 13);
+    assert_eq!(all.iter().filter(|(path, _)| path.split(' ').count() == 2).count(), 22);
     for (path, command) in all {
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         let examples: Vec<&str> = help.lines().filter_map(|line| line.strip_prefix("  ")).collect();

@@ -208,6 +208,7 @@ fn generation(chosen: &Chosen, subject: &Subject<'_>) -> Result<Generation, Fail
         manifest: Arc::new(manifest),
         tombstoned: false,
         signatures: Vec::new(),
+        stored: None,
     })
 }
 

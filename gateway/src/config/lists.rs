@@ -22,7 +22,7 @@ pub enum ModelFormat {
 words!(ModelFormat, "onnx" => ModelFormat::Onnx, "torchscript" => ModelFormat::TorchScript);
 
 /// The words of a list.
-fn items<'a>(raw: &'a Raw, what: &str) -> Result<Vec<&'a str>, String> {
+pub(super) fn items<'a>(raw: &'a Raw, what: &str) -> Result<Vec<&'a str>, String> {
     match raw {
         Raw::Word(word) => Ok(word.split(',').map(str::trim).filter(|word| !word.is_empty()).collect()),
         Raw::List(items) => {

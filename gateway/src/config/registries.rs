@@ -29,7 +29,7 @@ pub(crate) struct Written {
 }
 
 /// What one entry may say and counts for all: two looks at different times would be two engines.
-const OF_ALL: [&str; 2] = ["poll_interval", "absent"];
+const OF_ALL: [&str; 3] = ["poll_interval", "absent", "trust"];
 
 /// Reads the list, and hands on what counts for all registries.
 pub(crate) fn read(items: Vec<Located>, path: &Arc<Path>, layers: &mut Layers) -> Vec<Written> {

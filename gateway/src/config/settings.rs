@@ -15,6 +15,7 @@ use super::key::{AnyKey, Key};
 use super::layers::{Layers, Origin};
 use super::lists::ModelFormat;
 use super::registries::{self, RegistrySpec};
+use super::trust::TrustedKey;
 use super::value::{ByteCount, Place, words};
 
 const MIB: u64 = 1 << 20;
@@ -100,6 +101,11 @@ const SETTLE_INTERVAL: Key<Duration> = Key::new(
 );
 const ABSENT: Key<Absent> =
     Key::new("registry.absent", || Absent::Keep, "what happens to a version whose directory is deleted").live();
+const TRUST: Key<Vec<TrustedKey>> = Key::new(
+    "registry.trust",
+    Vec::new,
+    "public keys that versions have to be signed by, or files with some (\"file:keys.pub\"); empty for versions that nobody signs",
+);
 const JOURNAL: Key<Option<Place>> = Key::new(
     "rollout.journal",
     || None,
@@ -206,6 +212,7 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &POLL_INTERVAL,
     &SETTLE_INTERVAL,
     &ABSENT,
+    &TRUST,
     &JOURNAL,
     &LOAD_MODE,
     &LOAD_FORMATS,
@@ -274,7 +281,7 @@ fn take_registry(layers: &mut Layers) -> RegistryConfig {
         let shown = shown.collect::<Vec<_>>().join(",");
         layers.show_as(&REGISTRY, shown, if matches!(origin, Origin::Default) { place } else { origin });
     }
-    RegistryConfig { all, poll_interval: layers.take(&POLL_INTERVAL), absent: layers.take(&ABSENT) }
+    RegistryConfig { all, poll_interval: layers.take(&POLL_INTERVAL), absent: layers.take(&ABSENT), trust: layers.take(&TRUST) }
 }
 
 /// Everything that can be set, checked.
@@ -341,6 +348,7 @@ pub struct RegistryConfig {
     pub all: Vec<RegistrySpec>,
     pub poll_interval: Duration,
     pub absent: Absent,
+    pub trust: Vec<TrustedKey>,
 }
 
 impl RegistryConfig {

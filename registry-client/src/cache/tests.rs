@@ -130,6 +130,7 @@ fn generation(version: u64) -> Generation {
         manifest: manifest.into(),
         tombstoned: false,
         signatures: Vec::new(),
+        stored: None,
     }
 }
 

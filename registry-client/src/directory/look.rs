@@ -27,7 +27,7 @@ pub(super) struct ModelLook {
     pub(super) name: ModelName,
     /// It can't be read now.
     pub(super) failed: Option<String>,
-    /// For our layout: changes whenever a manifest, a tombstone or the journal may have changed.
+    /// For our layout: changes whenever a manifest, a tombstone, the journal or signatures may have changed.
     pub(super) ours: Option<Digest>,
     /// For our layout: the change log names it. Set by whoever reads that.
     pub(super) anew: bool,
@@ -187,6 +187,7 @@ fn fingerprint(dir: &Path) -> io::Result<Digest> {
         }
     }
     stamp_to(&mut digest, &dir.join("rollout"))?;
+    stamp_to(&mut digest, &dir.join("signatures"))?;
     Ok(digest.finish())
 }
 

@@ -27,6 +27,7 @@ pub(super) enum What {
     Publish,
     Tombstone,
     Journal,
+    Signature,
 }
 
 #[derive(Serialize)]

@@ -2,7 +2,7 @@
 //!
 //! Manifests, tombstones and entries of journals never change: they are read once, as long as the listing shows the same stamps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::versions::{
 use super::{Registry, RegistryError};
 use crate::digest::{Digest, DigestBuilder};
 use crate::journal::Rollout;
-use crate::listing::{Generation, ListedModel};
+use crate::listing::{Generation, Layout, ListedModel};
 use crate::log::{Read, read_small};
 use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::plain::Settings;
@@ -104,6 +104,22 @@ impl Known {
         listed(name, committed, self.settings(), problems)
     }
 
+    /// A model in the plain layout for those who ask for manifests and journals: it has neither.
+    pub(super) fn plain_shown(&self, name: &ModelName) -> ListedModel {
+        let problems = vec!["it is in the plain layout, whose versions have no manifests".to_owned()];
+        ListedModel {
+            name: name.clone(),
+            layout: Layout::Plain,
+            registry: None,
+            versions: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            settings: self.settings(),
+            rollout: Rollout::default(),
+            aliases: BTreeMap::new(),
+            problems,
+        }
+    }
+
     /// What is wrong with it beside its versions.
     pub(super) fn problems(&self) -> Vec<String> {
         self.tree.problems.iter().chain(&self.settings_problems).cloned().collect()
@@ -150,8 +166,11 @@ impl Registry {
             let lasting = files.iter().filter(|(file, _)| *file != TOMBSTONE);
             (*number, lasting.map(|(file, stamp)| (file.clone(), stamp.clone())).collect::<Stamps>())
         });
-        let new: Vec<_> =
-            committed.filter(|(number, stamps)| known.versions.get(number).is_none_or(|read| read.stamps != *stamps)).collect();
+        let is_new = |number: &VersionNumber, stamps: &Stamps| match known.versions.get(number) {
+            Some(read) => read.stamps != *stamps || self.is_signed_anew(read, &known.tree, tree),
+            None => true,
+        };
+        let new: Vec<_> = committed.filter(|(number, stamps)| is_new(number, stamps)).collect();
         let reads = futures::stream::iter(new).map(async |(number, stamps)| {
             let outcome = self.read_manifest(&VersionKey::new(name.clone(), number)).await;
             (number, stamps, outcome)
@@ -170,6 +189,13 @@ impl Registry {
             known.versions.insert(number, ReadVersion { stamps, outcome });
         }
         Ok(())
+    }
+
+    /// Whether somebody has signed a version since it was read.
+    fn is_signed_anew(&self, read: &ReadVersion, before: &ModelTree, now: &ModelTree) -> bool {
+        let Ok(generation) = &read.outcome else { return false };
+        let of = |tree: &ModelTree| tree.signatures.get(&generation.digest.to_string()).cloned();
+        self.signatures_of.is_some() && of(before) != of(now)
     }
 
     async fn refresh_rollout(&self, name: &ModelName, tree: &ModelTree, known: &mut Known) -> Result<(), RegistryError> {

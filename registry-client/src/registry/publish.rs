@@ -1,7 +1,8 @@
 //! Publishing a version: blobs first, the manifest last.
 //!
 //! Blobs are named by their content, so publishers can't hurt each other and a retry finds what is there. Putting the
-//! manifest where there is none is the only commit: before it nothing is seen, and of two publishers one wins whole.
+//! manifest where there is none is the only commit: before it nothing is seen, and of two publishers one wins whole. Signatures
+//! come between the two.
 
 mod files;
 mod resume;
@@ -17,14 +18,15 @@ use uuid::Uuid;
 use super::changes::What;
 use super::{Registry, RegistryError};
 use crate::digest::Digest;
-use crate::log::{Put, Read, lacks_put_if_absent, put_if_absent};
+use crate::log::{Put, Read, exists, lacks_put_if_absent, put_if_absent};
 use crate::manifest::{Lineage, MANIFEST_SCHEMA, Manifest, ManifestError, ManifestFile};
 use crate::name::{MAX_VERSION, ModelName, VersionKey, VersionNumber};
+use crate::signing::SecretKey;
 use crate::source::{Cause, Progress};
 
 pub(super) use files::PART_BYTES;
 pub use files::collect_files;
-use files::measure_all;
+use files::{Measured, measure_all};
 
 /// How often a publish without a number tries the next, where others take the one that it wanted.
 const NUMBER_TRIES: u32 = 256;
@@ -60,6 +62,8 @@ pub struct PublishRequest {
     /// it is not there. Needs a store that was given to [`Registry::with_multipart`]. `None`: what was uploaded of a file that
     /// fails is thrown away.
     pub resume_dir: Option<PathBuf>,
+    /// Who signs its manifest.
+    pub signers: Vec<SecretKey>,
 }
 
 impl PublishRequest {
@@ -79,6 +83,7 @@ impl PublishRequest {
             publisher: String::new(),
             hold: false,
             resume_dir: None,
+            signers: Vec::new(),
         }
     }
 }
@@ -208,15 +213,36 @@ impl Registry {
         manifest.validate().map_err(PublishError::Invalid)?;
         let reused_bytes = self.upload_all(&request, &measured, progress).await?;
         let bytes = manifest.bytes();
-        let (key, digest) = self.commit(manifest, request.version.is_some()).await?;
+        let (key, digest) = self.commit(manifest, &request).await?;
         self.note_change(&key.model, What::Publish, Some(key.version)).await;
+        self.mend(&request, &measured, progress).await?;
         Ok(Published { key, digest, bytes, reused_bytes })
     }
 
+    /// Uploads again what somebody has removed between its upload and the commit: see [`super::gc`]. A look that fails is no reason
+    /// to say that nothing was published.
+    async fn mend(&self, request: &PublishRequest, files: &[Measured], progress: &dyn Progress) -> Result<(), PublishError> {
+        let mut gone = false;
+        for file in files {
+            let blob = self.blob_path(&request.model, &file.sha256);
+            match exists(self.store.as_ref(), &blob).await {
+                Ok(there) => {
+                    if !there {
+                        tracing::warn!(%blob, "a blob was removed while it was published and is uploaded again");
+                    }
+                    gone |= !there;
+                }
+                Err(error) => tracing::warn!(%blob, %error, "it is not known whether a blob is still there"),
+            }
+        }
+        // What is there is not uploaded again.
+        if gone { self.upload_all(request, files, progress).await.map(drop) } else { Ok(()) }
+    }
+
     /// Puts the manifest under its number, or the next that is free.
-    async fn commit(&self, mut manifest: Manifest, fixed: bool) -> Result<(VersionKey, Digest), PublishError> {
-        if fixed {
-            let digest = self.put_manifest(&manifest).await?;
+    async fn commit(&self, mut manifest: Manifest, request: &PublishRequest) -> Result<(VersionKey, Digest), PublishError> {
+        if request.version.is_some() {
+            let digest = self.put_manifest(&manifest, &request.signers).await?;
             let key = manifest.key();
             return digest.map(|digest| (key.clone(), digest)).ok_or(PublishError::AlreadyExists { key });
         }
@@ -225,7 +251,7 @@ impl Registry {
             if manifest.version > MAX_VERSION {
                 break;
             }
-            if let Some(digest) = self.put_manifest(&manifest).await? {
+            if let Some(digest) = self.put_manifest(&manifest, &request.signers).await? {
                 return Ok((manifest.key(), digest));
             }
             manifest.version += 1;
@@ -233,13 +259,16 @@ impl Registry {
         Err(PublishError::Contended(NUMBER_TRIES))
     }
 
-    /// `None` where the number is taken.
-    async fn put_manifest(&self, manifest: &Manifest) -> Result<Option<Digest>, PublishError> {
+    /// Signatures first: whoever sees the manifest sees them. `None` where the number is taken.
+    async fn put_manifest(&self, manifest: &Manifest, signers: &[SecretKey]) -> Result<Option<Digest>, PublishError> {
         let path = self.manifest_path(&manifest.key());
         let content = serde_json::to_vec_pretty(manifest).map_err(|error| PublishError::unavailable("the manifest", error))?;
         let (digest, length) = (Digest::of(&content), content.len() as u64);
         if length > crate::manifest::MAX_MANIFEST_BYTES {
             return Err(PublishError::Invalid(ManifestError::TooLarge(length)));
+        }
+        for signer in signers {
+            self.put_signature(&manifest.model, &digest, signer).await?;
         }
         let is_ours = |stored: &Read| matches!(stored, Read::Whole(stored) if *stored == content);
         match put_if_absent(self.store.as_ref(), &path, content.clone().into()).await {

@@ -23,7 +23,7 @@ use super::plain::versions_of;
 use super::tree::{ModelTree, Tree};
 use super::versions::with_causes;
 use super::{Registry, RegistryError};
-use crate::listing::{Cursor, Generation, Layout, Listing};
+use crate::listing::{Cursor, Generation, Layout, ListedModel, Listing};
 use crate::name::{ModelName, VersionKey};
 use crate::plain::{Recheck, Settings};
 use crate::settle::{LookTime, Settler};
@@ -237,6 +237,17 @@ impl Registry {
         Ok(trees)
     }
 
+    /// One model, read afresh: for those who ask once.
+    pub(super) async fn read_model(&self, name: &ModelName) -> Result<Option<ListedModel>, RegistryError> {
+        let tree = self.list_model(name).await?;
+        let mut known = Known::default();
+        if tree.is_plain() {
+            return Ok(Some(known.plain_shown(name)));
+        }
+        self.refresh(name, tree, &mut known).await?;
+        Ok(known.ours(name))
+    }
+
     async fn list_model(&self, name: &ModelName) -> Result<ModelTree, RegistryError> {
         let path = self.model_path(name);
         let tree = match (self.may_list, self.list_below(&path).await) {
@@ -314,6 +325,6 @@ impl Registry {
 }
 
 /// Whether the server is there and can't do what was asked.
-fn is_lacking(error: &StoreError) -> bool {
+pub(super) fn is_lacking(error: &StoreError) -> bool {
     access_error(error).is_some_and(super::access::AccessError::is_lacking)
 }

@@ -3,6 +3,8 @@
 mod hostile;
 mod publishing;
 mod reading;
+mod signing;
+mod upkeep;
 
 use std::sync::Arc;
 

@@ -60,6 +60,8 @@ pub(super) struct ModelTree {
     /// The highest number in its journal, and how many entries that has: as many, where nobody meddled with it.
     pub(super) last_entry: u64,
     pub(super) entries: u64,
+    /// The signatures on each manifest, by the manifest's digest as their folder has it.
+    pub(super) signatures: BTreeMap<String, Stamps>,
     /// What lies at its root, and in the folders there that are none of ours and no versions.
     pub(super) beside: Stamps,
     /// What lies in numbered folders at its root, or what is wrong with one of these.
@@ -106,7 +108,10 @@ impl ModelTree {
                     self.entries += 1;
                 }
             }
-            ["blobs" | "rollout", _, ..] => {}
+            ["signatures", manifest, file] if manifest.len() == 64 => {
+                insert(self.signatures.entry((*manifest).to_owned()).or_default(), (*file).to_owned(), stamp);
+            }
+            ["blobs" | "rollout" | "signatures", _, ..] => {}
             [name] => insert(&mut self.beside, (*name).to_owned(), stamp),
             [folder, rest @ ..] => match (parse_version(folder), rest) {
                 (Ok(number), _) => self.add_numbered(number, &rest.join("/"), stamp),

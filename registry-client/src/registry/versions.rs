@@ -155,6 +155,10 @@ impl Registry {
             let problem = format!("name {}, but it lies under {key}", manifest.key());
             return Err(wrong(ManifestError::Field { field: "model and version", problem }));
         }
+        let (signatures, stored) = match &self.signatures_of {
+            Some(first) => (self.signatures(&key.model, &digest, first).await?, Some(as_text(&bytes))),
+            None => (Vec::new(), None),
+        };
         let bytes = manifest.bytes();
         Ok(Generation {
             key: key.clone(),
@@ -163,7 +167,8 @@ impl Registry {
             layout: Layout::Registry,
             manifest: Arc::new(manifest),
             tombstoned: false,
-            signatures: Vec::new(),
+            signatures,
+            stored,
         })
     }
 
@@ -173,6 +178,11 @@ impl Registry {
             .await
             .map_err(|error| RegistryError::unavailable(path.to_string(), error))
     }
+}
+
+/// A manifest that was parsed, and is text therefore.
+fn as_text(manifest: &[u8]) -> Arc<str> {
+    String::from_utf8_lossy(manifest).into()
 }
 
 /// A model in our layout; nothing where it has neither a version nor a problem.

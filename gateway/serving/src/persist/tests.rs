@@ -18,6 +18,7 @@ fn served(model: &str) -> Served {
         settings: settings.into(),
         rollout: Rollout { candidate: Some((2, 500)), rejected: BTreeSet::from([7]), ..Rollout::default() },
         aliases: BTreeMap::from([("blue".to_owned(), 1)]),
+        refused: Vec::new(),
         model,
     }
 }
@@ -133,4 +134,18 @@ async fn what_is_queued_is_written_before_the_keeper_ends() {
     drop(written);
     keeper.await.unwrap();
     assert_eq!(Persisted::read(dir.path()).unwrap().operator.len(), 2);
+}
+
+#[test]
+fn what_may_not_be_served_again_is_taken_out_and_named() {
+    let dir = TempDir::new().unwrap();
+    Persisted::read(dir.path()).unwrap();
+    flush(&dir, [Write::Served(name("m"), Some(Arc::new(served("m"))))]);
+    let mut persisted = Persisted::read(dir.path()).unwrap();
+    persisted.admit(&|generation| if generation.key.version == 2 { Err("it is not signed".to_owned()) } else { Ok(()) });
+    let kept = &persisted.served[&name("m")];
+    assert_eq!(kept.stable, None, "its stable version is not there any more");
+    let listed = kept.as_listed();
+    assert_eq!(listed.versions.keys().copied().collect::<Vec<_>>(), [1]);
+    assert_eq!(listed.problems, ["version 2 is refused: it is not signed"]);
 }

@@ -62,9 +62,9 @@ impl Stock {
     /// Why they can't be had, for people.
     pub(crate) async fn bring(self: Arc<Self>, generation: &Generation, progress: &FetchProgress) -> Result<Files, String> {
         let digest = generation.digest;
-        let (stock, bytes) = (Arc::clone(&self), generation.bytes);
+        let (stock, wanted) = (Arc::clone(&self), generation.clone());
         // A cancelled runtime is the only way to fail: then nobody waits for the answer.
-        drop(tokio::task::spawn_blocking(move || stock.prepare(&digest, bytes)).await);
+        drop(tokio::task::spawn_blocking(move || stock.prepare(&wanted)).await);
         let fetched = AssertUnwindSafe(self.cache.ensure(self.source.as_ref(), generation, progress)).catch_unwind().await;
         let lease =
             fetched.map_err(|panic| format!("the source {}", panicked(panic.as_ref())))?.map_err(|error| with_causes(&error))?;
@@ -74,18 +74,32 @@ impl Stock {
     }
 
     /// Throws away a tree that is not what was fetched, or makes room for one that is not there. Blocks.
-    fn prepare(&self, digest: &Digest, bytes: u64) {
+    fn prepare(&self, wanted: &Generation) {
+        let digest = &wanted.digest;
         if lock(&self.verified).contains(digest) && self.cache.find(digest).is_some() {
             return;
         }
         match self.cache.verify(digest) {
-            Ok(()) => {}
-            Err(FetchError::NotFound { .. }) => drop(self.cache.evict_unleased(self.max_bytes.saturating_sub(bytes))),
+            Ok(()) if self.is_as_named(wanted) => {}
+            Ok(()) => {
+                tracing::warn!(%digest, "a version on local disk is not what its manifest names and is fetched again");
+                self.cache.discard(digest);
+            }
+            Err(FetchError::NotFound { .. }) => drop(self.cache.evict_unleased(self.max_bytes.saturating_sub(wanted.bytes))),
             Err(error) => {
                 tracing::warn!(%digest, error = with_causes(&error), "a version on local disk is not whole and is fetched again");
                 self.cache.discard(digest);
             }
         }
+    }
+
+    /// Whether a tree holds the files that the manifest names. What was recorded of them lies beside them, and is as easily altered.
+    fn is_as_named(&self, wanted: &Generation) -> bool {
+        let Some(lease) = self.cache.find(&wanted.digest) else { return false };
+        wanted.manifest.files.iter().all(|file| {
+            let lies = lease.files().iter().find(|lies| lies.path == file.path);
+            lies.is_some_and(|lies| lies.bytes == file.bytes && file.sha256.is_none_or(|expected| expected == lies.sha256))
+        })
     }
 }
 

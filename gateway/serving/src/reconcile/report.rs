@@ -56,6 +56,7 @@ impl Reconciler {
                 CandidateStatus { version: candidate.servable.version(), weight_bp, kind: kind.to_owned() }
             }),
             pinned: rollout.pinned,
+            decided_at: rollout.since,
             rejected: rollout.rejected.iter().copied().collect(),
             aliases: model.exists.as_ref().map(|exists| exists.aliases.clone()).unwrap_or_default(),
             frozen: rollout.frozen,
@@ -155,6 +156,8 @@ fn version(model: &ModelState, residency: &Residency, now: Now) -> VersionStatus
         memory_bytes: residency.footprint.map(|footprint| footprint.host_bytes),
         memory_measured: residency.footprint.is_some_and(|footprint| footprint.measured),
         loaded_at: servable.map(|servable| servable.spec().loaded_at),
+        held: model.exists.as_ref().is_some_and(|exists| exists.rollout.held.contains(&residency.version())),
+        publisher: manifest.publisher.clone(),
         run_id: manifest.lineage.run_id.clone(),
         metrics: manifest.metrics.clone(),
         warnings: residency.warnings.clone(),

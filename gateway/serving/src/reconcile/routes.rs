@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bascule_registry::VersionNumber;
+use bascule_registry::{Generation, ListedModel, VersionNumber};
 
 use super::Reconciler;
 use super::event::ResidencyId;
@@ -113,10 +113,11 @@ impl Reconciler {
                 layout: exists.layout,
                 registry: exists.registry.clone(),
                 stable: stable_version(Some(route)),
-                versions: route.versions().iter().map(|servable| Arc::clone(&servable.spec().generation)).collect(),
+                versions: route.versions().iter().map(|servable| newest(exists, &servable.spec().generation)).collect(),
                 settings: model.settings.good_files().iter().map(|(name, bytes)| (name.clone(), Content::of(bytes))).collect(),
                 rollout: exists.rollout.clone(),
                 aliases: exists.aliases.clone(),
+                refused: Vec::new(),
             })),
             _ => match self.demand(model) {
                 Demand::Wanted if !model.aspired.versions.is_empty() => return,
@@ -195,4 +196,10 @@ impl ModelState {
             self.choice.others.contains(&id).then_some("other")
         }
     }
+}
+
+/// A version as the last look has it: it may have been signed again since it was loaded.
+fn newest(exists: &ListedModel, loaded: &Arc<Generation>) -> Arc<Generation> {
+    let listed = exists.versions.get(&loaded.key.version).filter(|listed| listed.digest == loaded.digest);
+    Arc::clone(listed.unwrap_or(loaded))
 }

@@ -8,13 +8,13 @@ use bascule_registry::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How far a transfer is, over all of its files.
-pub(super) struct Bar {
+pub(in crate::cli) struct Bar {
     bar: ProgressBar,
     done: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Bar {
-    pub(super) fn new(total_bytes: u64) -> Bar {
+    pub(in crate::cli) fn new(total_bytes: u64) -> Bar {
         let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total_bytes) } else { ProgressBar::hidden() };
         // A template that can't be read leaves the plain bar.
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {msg}")
@@ -24,7 +24,7 @@ impl Bar {
         Bar { bar, done: Mutex::default() }
     }
 
-    pub(super) fn finish(&self) {
+    pub(in crate::cli) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }

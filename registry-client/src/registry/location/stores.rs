@@ -299,7 +299,8 @@ mod tests {
     fn stores_of_azure_and_google_name_what_they_need() {
         let azure = |variables: &[(&str, &str)]| azure("az", "models", "az://models".to_owned(), &environment(variables));
         assert!(azure(&[]).err().unwrap().contains("AZURE_STORAGE_ACCOUNT_NAME"));
-        let Store { access, .. } = azure(&[("AZURE_STORAGE_ACCOUNT_NAME", "me"), ("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")]).unwrap();
+        let Store { access, .. } =
+            azure(&[("AZURE_STORAGE_ACCOUNT_NAME", "me"), ("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")]).unwrap();
         assert_eq!(
             access.tried(),
             "the account's key from AZURE_STORAGE_ACCOUNT_KEY, account me, endpoint https://me.blob.core.windows.net"

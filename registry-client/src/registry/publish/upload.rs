@@ -32,6 +32,8 @@ const PARTS: usize = 8;
 struct Uploads<'a> {
     request: &'a PublishRequest,
     slots: Semaphore,
+    /// What versions of the model name: read once, where it matters.
+    needed: tokio::sync::OnceCell<BTreeSet<Digest>>,
     /// One file has failed: the others stop at their next part, and leave nothing behind.
     failed: AtomicBool,
 }
@@ -50,7 +52,10 @@ struct Upload<'a> {
 /// What lies where a blob belongs.
 enum There {
     Nothing,
-    Whole,
+    Whole {
+        /// So old that it may be taken for something that nobody needs.
+        ageing: bool,
+    },
     /// Another size or content than it should have.
     Damaged,
 }
@@ -80,7 +85,8 @@ impl Registry {
         measured: &[Measured],
         progress: &dyn Progress,
     ) -> Result<u64, PublishError> {
-        let all = Uploads { request, slots: Semaphore::new(PARTS), failed: AtomicBool::new(false) };
+        let all =
+            Uploads { request, slots: Semaphore::new(PARTS), needed: tokio::sync::OnceCell::new(), failed: AtomicBool::new(false) };
         let (mut seen, mut reused) = (BTreeSet::new(), 0);
         let mut uploads = Vec::new();
         for ((path, _), measured) in request.files.iter().zip(measured) {
@@ -118,11 +124,11 @@ impl Registry {
         let measured = upload.measured;
         upload.progress.advance(upload.path, 0, measured.bytes);
         let mend = match self.look_at(&upload.blob, measured).await? {
-            There::Whole => {
+            There::Whole { ageing } if !ageing || self.is_needed(upload).await? => {
                 upload.add(measured.bytes);
                 return Ok(measured.bytes);
             }
-            There::Damaged => true,
+            There::Whole { .. } | There::Damaged => true,
             There::Nothing => false,
         };
         if measured.bytes <= self.part_bytes {
@@ -133,6 +139,13 @@ impl Registry {
             Some(store) => self.upload_resumable(store.as_ref(), upload).await,
             None => self.upload_parts(upload).await.map(|()| 0),
         }
+    }
+
+    /// Whether a version names an old blob already, so that nobody takes it away before this one does. Others are put again, which
+    /// makes them young.
+    async fn is_needed(&self, upload: &Upload<'_>) -> Result<bool, PublishError> {
+        let needed = upload.all.needed.get_or_try_init(|| self.needed_blobs(&upload.all.request.model)).await?;
+        Ok(needed.contains(&upload.measured.sha256))
     }
 
     /// What lies there. Stores of other machines check content themselves and would have to send all of it; a local disk can lose
@@ -147,12 +160,13 @@ impl Registry {
         if result.meta.size != measured.bytes {
             return Ok(There::Damaged);
         }
-        let GetResultPayload::File(file, _) = result.payload else { return Ok(There::Whole) };
+        let ageing = self.is_ageing(&result.meta);
+        let GetResultPayload::File(file, _) = result.payload else { return Ok(There::Whole { ageing }) };
         let hashed = tokio::task::spawn_blocking(move || crate::transfer::hash(file)).await;
         let hashed = hashed.unwrap_or_else(|error| Err(io::Error::other(error)));
         let (actual, _): (Digest, _) = hashed.map_err(|error| PublishError::unavailable(blob.to_string(), error))?;
         if actual == measured.sha256 {
-            return Ok(There::Whole);
+            return Ok(There::Whole { ageing });
         }
         tracing::warn!(%blob, %actual, "a blob is damaged and is written again");
         Ok(There::Damaged)

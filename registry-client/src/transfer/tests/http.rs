@@ -190,6 +190,7 @@ fn generation(content: &[u8]) -> Generation {
         manifest: manifest.into(),
         tombstoned: false,
         signatures: Vec::new(),
+        stored: None,
     }
 }
 

@@ -1,0 +1,194 @@
+//! What several gateways say at once: which version runs where.
+
+use std::sync::Arc;
+
+use bascule_serving::{ModelStatus, Status, VersionStatus};
+use chrono::{DateTime, Utc};
+use clap::Args;
+use comfy_table::Table;
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::config::env::GATEWAY_VARIABLE;
+
+use super::args::DEFAULT_GATEWAY;
+use super::failure::Failure;
+use super::gateway::Gateway;
+use super::output::{note, table};
+
+/// Gateways that are asked.
+#[derive(Debug, Clone, Args)]
+pub(super) struct GatewaysArgs {
+    /// The admin API of a gateway; may be repeated [default: http://127.0.0.1:8002].
+    #[arg(long = "gateway", value_name = "URL", env = GATEWAY_VARIABLE, value_delimiter = ',')]
+    pub(super) urls: Vec<String>,
+}
+
+/// A gateway and what it said.
+pub(super) struct Answer {
+    /// Its address.
+    pub(super) place: String,
+    /// What it said, or why it said nothing.
+    pub(super) status: Result<Status, Failure>,
+}
+
+/// A version on a gateway.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Deployed {
+    /// The address of the gateway.
+    pub(super) gateway: String,
+    pub(super) model: String,
+    pub(super) version: u64,
+    /// What runs it.
+    pub(super) device: Option<String>,
+    /// `READY`, `LOADING`, `UNLOADING` or `UNAVAILABLE`.
+    pub(super) state: String,
+    /// `stable`, `candidate`, `held` or `resident`; absent where it does not answer.
+    pub(super) stage: Option<String>,
+    /// Its share of unversioned traffic, in basis points.
+    pub(super) traffic_bp: u32,
+    /// When loading ended.
+    pub(super) loaded_at: Option<DateTime<Utc>>,
+    /// Of stable and candidate: since when, where that was decided by somebody.
+    pub(super) decided_at: Option<DateTime<Utc>>,
+    /// The run that made it.
+    pub(super) run_id: Option<String>,
+    pub(super) publisher: String,
+    /// Names its content.
+    pub(super) digest: String,
+}
+
+impl GatewaysArgs {
+    /// Whether the user, or the environment, has named any.
+    pub(super) fn are_named(&self) -> bool {
+        !self.urls.is_empty()
+    }
+
+    /// Asks all of them at once; the answers are in their order.
+    pub(super) async fn ask(&self) -> Result<Vec<Answer>, Failure> {
+        let default = [DEFAULT_GATEWAY.to_owned()];
+        let urls = if self.are_named() { self.urls.as_slice() } else { &default };
+        let gateways = urls.iter().map(|url| Gateway::at(url)).collect::<Result<Vec<_>, _>>()?;
+        let mut asked = JoinSet::new();
+        for (at, gateway) in gateways.into_iter().enumerate() {
+            asked.spawn(async move {
+                let status = gateway.get("status", &[]).await;
+                (at, Answer { place: gateway.place(), status })
+            });
+        }
+        let mut answers = asked.join_all().await;
+        answers.sort_unstable_by_key(|(at, _)| *at);
+        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+    }
+}
+
+/// The gateways that answered; the others are named on standard error.
+///
+/// # Errors
+/// Where none did: why the first did not.
+pub(super) fn answered(answers: Vec<Answer>) -> Result<Vec<(String, Status)>, Failure> {
+    let (mut answered, mut failures) = (Vec::new(), Vec::new());
+    for Answer { place, status } in answers {
+        match status {
+            Ok(status) => answered.push((place, status)),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    // Where none answered, the first failure is the error itself.
+    let known = usize::from(answered.is_empty());
+    for failure in failures.iter().skip(known) {
+        note(format!("warning: {}", failure.summary()));
+    }
+    match failures.into_iter().next() {
+        Some(failure) if answered.is_empty() => Err(failure),
+        _ => Ok(answered),
+    }
+}
+
+/// The versions that are loaded, or on their way, on these gateways.
+pub(super) fn deployed(answered: &[(String, Status)]) -> Vec<Deployed> {
+    let models = answered.iter().flat_map(|(place, status)| status.models.iter().map(move |model| (place, model)));
+    let versions = models.flat_map(|(place, model)| model.versions.iter().map(move |version| of(place, model, version)));
+    versions.filter(|version| version.state != "UNAVAILABLE").collect()
+}
+
+fn of(place: &str, model: &Arc<ModelStatus>, version: &VersionStatus) -> Deployed {
+    let role = version.role.as_deref();
+    let stage = match role {
+        Some("other") if version.held => Some("held"),
+        Some("other") => Some("resident"),
+        role => role,
+    };
+    Deployed {
+        gateway: place.to_owned(),
+        model: model.name.clone(),
+        version: version.version,
+        device: version.device.clone(),
+        state: version.state.clone(),
+        stage: stage.map(str::to_owned),
+        traffic_bp: version.traffic_bp,
+        loaded_at: version.loaded_at,
+        decided_at: model.decided_at.filter(|_| matches!(role, Some("stable" | "candidate"))),
+        run_id: version.run_id.clone(),
+        publisher: version.publisher.clone(),
+        digest: version.digest.clone(),
+    }
+}
+
+/// As a table, a line a version.
+pub(super) fn shown(deployed: &[Deployed]) -> Table {
+    let mut table =
+        table(["MODEL", "VERSION", "REPLICA", "DEVICE", "STATE", "STAGE", "TRAFFIC", "SINCE", "RUN", "PUBLISHER", "DIGEST"]);
+    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    for one in deployed {
+        let since = one.loaded_at.map(|at| at.format("%Y-%m-%d %H:%M:%S").to_string());
+        table.add_row([
+            one.model.clone(),
+            one.version.to_string(),
+            one.gateway.clone(),
+            or_dash(one.device.as_deref().unwrap_or_default()),
+            one.state.clone(),
+            or_dash(one.stage.as_deref().unwrap_or_default()),
+            bascule_registry::Weight(one.traffic_bp).to_string(),
+            or_dash(&since.unwrap_or_default()),
+            or_dash(one.run_id.as_deref().unwrap_or_default()),
+            or_dash(&one.publisher),
+            one.digest.chars().take(12).collect(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(role: Option<&str>, held: bool) -> (String, Status) {
+        let version = VersionStatus {
+            version: 2,
+            state: if role.is_some() { "READY" } else { "UNAVAILABLE" }.to_owned(),
+            role: role.map(str::to_owned),
+            held,
+            traffic_bp: if role == Some("stable") { 10_000 } else { 0 },
+            publisher: "ann".to_owned(),
+            digest: "0123456789abcdef".to_owned(),
+            ..VersionStatus::default()
+        };
+        let decided_at = Some(DateTime::UNIX_EPOCH);
+        let model = ModelStatus { name: "m".to_owned(), versions: vec![version], decided_at, ..ModelStatus::default() };
+        ("http://g".to_owned(), Status { models: vec![Arc::new(model)], ..Status::default() })
+    }
+
+    #[test]
+    fn each_version_has_a_stage() {
+        let stage = |role, held| deployed(&[status(role, held)]).pop().map(|one| (one.stage, one.decided_at.is_some()));
+        assert_eq!(stage(Some("stable"), false), Some((Some("stable".to_owned()), true)));
+        assert_eq!(stage(Some("candidate"), true), Some((Some("candidate".to_owned()), true)));
+        assert_eq!(stage(Some("other"), true), Some((Some("held".to_owned()), false)));
+        assert_eq!(stage(Some("other"), false), Some((Some("resident".to_owned()), false)));
+        assert_eq!(stage(None, false), None, "what is not loaded runs nowhere");
+        let text = super::super::output::rows(&shown(&deployed(&[status(Some("stable"), false)])));
+        let line: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(line, ["m", "2", "http://g", "-", "READY", "stable", "100%", "-", "-", "ann", "0123456789ab"]);
+    }
+}

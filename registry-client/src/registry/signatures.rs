@@ -1,0 +1,106 @@
+//! The signatures of versions: beside the manifests, by their digest, one file a key.
+//!
+//! A signature is put before its manifest, so whoever sees a version sees who published it; one for a manifest that then loses its
+//! number names nothing that exists. More may be added later.
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::path::Path;
+use object_store::{PutMode, PutOptions};
+
+use super::changes::What;
+use super::reading::is_lacking;
+use super::{Registry, RegistryError};
+use crate::digest::Digest;
+use crate::log::{Put, Read, exists, put_if_absent, read_small};
+use crate::name::{ModelName, VersionKey};
+use crate::signing::{MAX_SIGNATURE_BYTES, MAX_SIGNATURES, ManifestSignature, SecretKey, StoredSignature, Trust};
+
+/// How many are read at a time.
+const READS: usize = 8;
+
+impl Registry {
+    /// Adds a key's signature to a version that exists. A second time changes nothing.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`] where there is no such version, [`RegistryError::Manifest`] where its manifest breaks a rule: what
+    /// nobody can load is not signed.
+    pub async fn sign(&self, key: &VersionKey, with: &SecretKey) -> Result<Digest, RegistryError> {
+        let generation = self.read_version(key).await?;
+        self.put_signature(&key.model, &generation.digest, with).await?;
+        self.note_change(&key.model, What::Signature, Some(key.version)).await;
+        Ok(generation.digest)
+    }
+
+    /// Puts a signature where there is none. What lies there and is not this signature, which is always the same, is replaced.
+    pub(super) async fn put_signature(&self, model: &ModelName, manifest: &Digest, with: &SecretKey) -> Result<(), RegistryError> {
+        let path = self.signatures_path(model, manifest).join(format!("{}.json", with.public().id()));
+        let failed = |error| RegistryError::writing(self.store.as_ref(), path.to_string(), error);
+        let signature = with.sign(manifest);
+        let content = serde_json::to_vec(&StoredSignature::new(signature.clone()))
+            .map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
+        if put_if_absent(self.store.as_ref(), &path, content.clone().into()).await.map_err(failed)? == Put::Done {
+            return Ok(());
+        }
+        if self.read_signature(path.clone()).await? != signature {
+            let overwrite = PutOptions::from(PutMode::Overwrite);
+            self.store.put_opts(&path, content.into(), overwrite).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// The signatures on the manifest with this digest, as they lie there; those of `first` come first, and of the others only so
+    /// many are read. One that can't be read has the name of its file for a key, and no signature.
+    pub(super) async fn signatures(
+        &self,
+        model: &ModelName,
+        manifest: &Digest,
+        first: &Trust,
+    ) -> Result<Vec<ManifestSignature>, RegistryError> {
+        let dir = self.signatures_path(model, manifest);
+        let mut paths: Vec<Path> = match self.store.list_with_delimiter(Some(&dir)).await {
+            Ok(level) => level.objects.into_iter().map(|object| object.location).collect(),
+            // A server that can't list can still be asked for those that count.
+            Err(error) if is_lacking(&error) => self.signatures_by(&dir, first).await?,
+            Err(error) => return Err(RegistryError::unavailable(dir.to_string(), error)),
+        };
+        paths.sort_unstable_by_key(|path| (!first.names(stem(path)), path.clone()));
+        paths.truncate(MAX_SIGNATURES);
+        futures::stream::iter(paths).map(|path| self.read_signature(path)).buffered(READS).try_collect().await
+    }
+
+    /// The signatures of these keys that are there.
+    async fn signatures_by(&self, dir: &Path, keys: &Trust) -> Result<Vec<Path>, RegistryError> {
+        let mut found = Vec::new();
+        for id in keys.ids() {
+            let path = dir.clone().join(format!("{id}.json"));
+            let there = exists(self.store.as_ref(), &path).await;
+            if there.map_err(|error| RegistryError::unavailable(path.to_string(), error))? {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    async fn read_signature(&self, path: Path) -> Result<ManifestSignature, RegistryError> {
+        let stored = read_small(self.store.as_ref(), &path, MAX_SIGNATURE_BYTES).await;
+        let stored = stored.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
+        let parsed = match stored {
+            Some(Read::Whole(bytes)) => StoredSignature::parse(&bytes),
+            Some(Read::TooLarge(bytes)) => Err(format!("has {bytes} bytes, the limit is {MAX_SIGNATURE_BYTES}")),
+            None => Err("is gone".into()),
+        };
+        Ok(parsed.unwrap_or_else(|why| {
+            tracing::debug!(%path, why, "a signature can't be read");
+            ManifestSignature { key: stem(&path).to_owned(), signature: String::new() }
+        }))
+    }
+
+    pub(super) fn signatures_path(&self, model: &ModelName, manifest: &Digest) -> Path {
+        self.model_path(model).join("signatures").join(manifest.to_string())
+    }
+}
+
+fn stem(path: &Path) -> &str {
+    let name = path.filename().unwrap_or_default();
+    name.strip_suffix(".json").unwrap_or(name)
+}

@@ -1,0 +1,282 @@
+//! Garbage, and reading everything again.
+
+use std::path::Path as FsPath;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt as _};
+
+use super::Stores;
+use crate::digest::Digest;
+use crate::name::VersionKey;
+use crate::registry::contained::ContainedDirectory;
+use crate::registry::{GC_GRACE, Garbage, PublishRequest, Registry};
+use crate::signing::{SecretKey, Trust};
+use crate::source::NoProgress;
+use crate::testing::{model, registry_over, request};
+
+const FILES: &[(&str, &[u8])] = &[("model.onnx", b"a model"), ("weights.bin", b"its weights")];
+
+fn blob(content: &[u8]) -> String {
+    format!("m/blobs/{}", Digest::of(content))
+}
+
+async fn put(store: &Arc<dyn ObjectStore>, path: &str, content: &str) {
+    store.put(&Path::from(path), content.to_owned().into()).await.unwrap();
+}
+
+async fn is_there(store: &Arc<dyn ObjectStore>, path: &str) -> bool {
+    store.head(&Path::from(path)).await.is_ok()
+}
+
+async fn publish(registry: &Registry) -> VersionKey {
+    let files = tempfile::tempdir().unwrap();
+    registry.publish(request(files.path(), "m", None, FILES), &NoProgress).await.unwrap().key
+}
+
+fn paths(garbage: &[Garbage]) -> Vec<&str> {
+    let mut paths: Vec<_> = garbage.iter().flat_map(|one| one.old.iter().map(|left| left.path.as_str())).collect();
+    paths.sort_unstable();
+    paths
+}
+
+/// A registry in a directory, whose objects can be made old.
+fn directory() -> (tempfile::TempDir, Arc<dyn ObjectStore>) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(ContainedDirectory::open(dir.path()).unwrap());
+    (dir, store)
+}
+
+fn make_old(dir: &FsPath, path: &str, by: Duration) {
+    let file = std::fs::File::options().write(true).open(dir.join(path)).unwrap();
+    file.set_modified(SystemTime::now() - by).unwrap();
+}
+
+#[tokio::test]
+async fn what_no_manifest_names_goes_and_all_else_stays() {
+    let stores = Stores::new();
+    for store in stores.each() {
+        let registry = registry_over(&store);
+        let key = SecretKey::generate().unwrap();
+        let version = publish(&registry).await;
+        let digest = registry.sign(&version, &key).await.unwrap();
+        registry.tombstone(&publish(&registry).await, "me", "").await.unwrap();
+        let (stray, orphan) = (blob(b"stray"), format!("m/signatures/{}/x.json", Digest::of(b"no manifest")));
+        put(&store, &stray, "stray").await;
+        put(&store, &orphan, "{}").await;
+        put(&store, "m/blobs/README", "no blob").await;
+        let (old_enough, grace) = (Duration::ZERO, GC_GRACE);
+        let young = registry.collect_garbage(grace, true).await.unwrap();
+        assert_eq!((paths(&young).len(), young[0].young.len()), (0, 2), "{young:?}");
+        assert!(is_there(&store, &stray).await && is_there(&store, &orphan).await, "they may belong to a publish");
+        let dry = registry.collect_garbage(old_enough, false).await.unwrap();
+        assert_eq!(paths(&dry), [stray.as_str(), &orphan]);
+        assert!(is_there(&store, &stray).await, "nothing goes unless it is asked for");
+        let gone = registry.collect_garbage(old_enough, true).await.unwrap();
+        assert_eq!(paths(&gone), [stray.as_str(), &orphan]);
+        assert!(!is_there(&store, &stray).await && !is_there(&store, &orphan).await);
+        assert_eq!(registry.collect_garbage(old_enough, true).await.unwrap(), [], "the second time there is none");
+        let signature = format!("m/signatures/{digest}/{}.json", key.public().id());
+        for stays in [blob(b"a model"), blob(b"its weights"), signature, "m/blobs/README".into()] {
+            assert!(is_there(&store, &stays).await, "{stays}");
+        }
+        let survey = registry.survey(None).await.unwrap();
+        assert_eq!(registry.verify(&survey, None, &NoProgress).await.findings, []);
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_that_can_not_be_read_keeps_everything() {
+    let stores = Stores::new();
+    for store in stores.each() {
+        let registry = registry_over(&store);
+        publish(&registry).await;
+        put(&store, &blob(b"stray"), "stray").await;
+        put(&store, "m/versions/1000/manifest.json", "{\"schema\": 2}").await;
+        let check = async |reason: &str| {
+            let found = registry.collect_garbage(Duration::ZERO, true).await.unwrap();
+            let why = found[0].left_alone.as_deref().unwrap();
+            assert!(why.contains(reason) && found[0].old.is_empty(), "{found:?}");
+            assert!(is_there(&store, &blob(b"stray")).await, "{reason}");
+        };
+        check("the manifest of version 1000 can't be read: manifest has schema 2").await;
+        store.delete(&"m/versions/1000/manifest.json".into()).await.unwrap();
+        put(&store, "m/versions/newest/manifest.json", "{}").await;
+        check("\"newest\" lies between its versions").await;
+        store.delete(&"m/versions/newest/manifest.json".into()).await.unwrap();
+        let dir = store.list_with_delimiter(Some(&"m/versions".into())).await.unwrap();
+        if dir.common_prefixes.len() == 1 {
+            registry.collect_garbage(Duration::ZERO, true).await.unwrap();
+            assert!(!is_there(&store, &blob(b"stray")).await);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_folder_of_blobs_in_a_plain_model_is_the_user_s() {
+    let (dir, store) = directory();
+    std::fs::create_dir_all(dir.path().join("m/1")).unwrap();
+    std::fs::write(dir.path().join("m/1/model.onnx"), b"x").unwrap();
+    put(&store, &blob(b"mine"), "mine").await;
+    let found = registry_over(&store).collect_garbage(Duration::ZERO, true).await.unwrap();
+    assert_eq!(found[0].left_alone.as_deref(), Some("it is in the plain layout"));
+    assert!(is_there(&store, &blob(b"mine")).await);
+}
+
+/// A blob that nobody names any more, and that a new version wants: publishing makes it young, so that who collects leaves it.
+#[tokio::test]
+async fn a_publish_makes_what_it_re_uses_young() {
+    let (dir, store) = directory();
+    let registry = registry_over(&store);
+    let files = tempfile::tempdir().unwrap();
+    let large = vec![7; (8 << 20) + 1];
+    let wanted = || request(files.path(), "m", None, &[("model.onnx", b"a model"), ("large", &large)]);
+    let blobs = [blob(b"a model"), blob(&large)];
+    put(&store, &blobs[0], "a model").await;
+    store.put(&Path::from(blobs[1].as_str()), large.clone().into()).await.unwrap();
+    for path in &blobs {
+        make_old(dir.path(), path, GC_GRACE / 2 - Duration::from_secs(60));
+    }
+    let total = 7 + large.len() as u64;
+    assert_eq!(registry.publish(wanted(), &NoProgress).await.unwrap().reused_bytes, total, "young enough to be re-used");
+    for path in &blobs {
+        make_old(dir.path(), path, GC_GRACE * 2);
+    }
+    assert_eq!(registry.publish(wanted(), &NoProgress).await.unwrap().reused_bytes, 0);
+    for path in &blobs {
+        let written = store.head(&Path::from(path.as_str())).await.unwrap().last_modified;
+        assert!((chrono::Utc::now() - written).num_seconds() < 3_600, "{path} is young again");
+    }
+}
+
+/// Somebody who removes without looking at times: after its commit a publisher finds out, and the version is whole.
+#[tokio::test]
+async fn a_blob_that_goes_while_it_is_published_is_put_again() {
+    let (_dir, inner) = directory();
+    let files = tempfile::tempdir().unwrap();
+    let wanted = request(files.path(), "m", Some(1), FILES);
+    let thief: Arc<dyn ObjectStore> = Arc::new(Thief(Arc::clone(&inner)));
+    let published = registry_over(&thief).publish(wanted, &NoProgress).await.unwrap();
+    let registry = registry_over(&inner);
+    let survey = registry.survey(Some(&published.key.model)).await.unwrap();
+    let verification = registry.verify(&survey, None, &NoProgress).await;
+    assert_eq!((verification.findings.as_slice(), verification.files, verification.bytes), (&[][..], 2, 18));
+}
+
+#[tokio::test]
+async fn reading_again_finds_each_kind_of_damage() {
+    let stores = Stores::new();
+    for store in stores.each() {
+        let key = SecretKey::generate().unwrap();
+        let trust = Arc::new(Trust::new([key.public()]));
+        let registry = registry_over(&store).reading_signatures(Arc::clone(&trust));
+        let files = tempfile::tempdir().unwrap();
+        let contents: [&[(&str, &[u8])]; 4] = [
+            &[("model.onnx", b"sound"), ("shared", b"shared")],
+            &[("model.onnx", b"corrupt"), ("shared", b"shared")],
+            &[("model.onnx", b"missing")],
+            &[("model.onnx", b"longer")],
+        ];
+        for content in contents {
+            let wanted = PublishRequest { signers: vec![key.clone()], ..request(files.path(), "m", None, content) };
+            registry.publish(wanted, &NoProgress).await.unwrap();
+        }
+        let check = async |expected: &[(Option<u64>, &str)]| {
+            let survey = registry.survey(Some(&model("m"))).await.unwrap();
+            let found = registry.verify(&survey, Some(&trust), &NoProgress).await.findings;
+            let found: Vec<_> = found.iter().map(|finding| (finding.version, finding.problem.as_str())).collect();
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for ((version, problem), (expected_version, part)) in found.iter().zip(expected) {
+                assert!(version == expected_version && problem.contains(part), "{version:?} {problem} should say {part}");
+            }
+        };
+        check(&[]).await;
+        put(&store, &blob(b"corrupt"), "CORRUPT").await;
+        store.delete(&Path::from(blob(b"missing"))).await.unwrap();
+        put(&store, &blob(b"longer"), "longer than that").await;
+        put(&store, "m/versions/9/manifest.json", "{}").await;
+        check(&[
+            (None, "version 9: manifest is not valid"),
+            (Some(2), "file \"model.onnx\" is corrupt: its sha256 is"),
+            (Some(3), "file \"model.onnx\" is missing (m/blobs/"),
+            (Some(4), "file \"model.onnx\" has 16 bytes, its manifest says 6"),
+        ])
+        .await;
+        let shared = blob(b"shared");
+        put(&store, &shared, "SHARED").await;
+        let version = registry.version(&VersionKey::new(model("m"), 1)).await.unwrap();
+        let signature = format!("m/signatures/{}/{}.json", version.digest, key.public().id());
+        put(&store, &signature, "no JSON").await;
+        check(&[
+            (None, "version 9: manifest is not valid"),
+            (Some(1), "a gateway refuses it: it is signed by"),
+            (Some(1), "file \"shared\" is corrupt"),
+            (Some(1), "signature \""),
+            (Some(2), "file \"model.onnx\" is corrupt"),
+            (Some(2), "file \"shared\" is corrupt"),
+            (Some(3), "is missing"),
+            (Some(4), "has 16 bytes"),
+        ])
+        .await;
+    }
+}
+
+/// A store in which every blob goes when a manifest is put.
+#[derive(Debug)]
+struct Thief(Arc<dyn ObjectStore>);
+
+impl std::fmt::Display for Thief {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a thief")
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Thief {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: object_store::PutPayload,
+        options: object_store::PutOptions,
+    ) -> object_store::Result<object_store::PutResult> {
+        let put = self.0.put_opts(location, payload, options).await?;
+        if location.filename() == Some("manifest.json") {
+            for object in self.0.list_with_delimiter(Some(&"m/blobs".into())).await?.objects {
+                self.0.delete(&object.location).await?;
+            }
+        }
+        Ok(put)
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: object_store::PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn object_store::MultipartUpload>> {
+        self.0.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: object_store::GetOptions) -> object_store::Result<object_store::GetResult> {
+        self.0.get_opts(location, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: futures::stream::BoxStream<'static, object_store::Result<Path>>,
+    ) -> futures::stream::BoxStream<'static, object_store::Result<Path>> {
+        self.0.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> futures::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>> {
+        self.0.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<object_store::ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: object_store::CopyOptions) -> object_store::Result<()> {
+        self.0.copy_opts(from, to, options).await
+    }
+}

@@ -1,0 +1,164 @@
+//! Which keys are believed, and a source that lists only what they have signed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use super::PublicKey;
+use crate::listing::{Cursor, Generation, Layout, ListedModel, Listing};
+use crate::manifest::Manifest;
+use crate::name::{ModelName, quoted};
+use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
+
+/// The keys that are believed. With none, nothing is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trust {
+    keys: Vec<PublicKey>,
+}
+
+/// Why a version is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Untrusted {
+    /// Its layout has no signatures.
+    #[error("it is in the {} layout, which can't be signed", .0.as_str())]
+    Layout(Layout),
+    /// Nobody has signed it.
+    #[error("it is not signed")]
+    Unsigned,
+    /// Others have signed it.
+    #[error("it is signed by {0} only, which `registry.trust` does not name")]
+    Strangers(String),
+    /// Its signature is not on this manifest.
+    #[error("its signature by the trusted key {0} does not verify: the manifest or the signature was altered")]
+    Altered(String),
+    /// What is to be loaded is not what was signed.
+    #[error("its manifest is not the one that is signed")]
+    OtherManifest,
+}
+
+impl Trust {
+    /// Believes these keys.
+    pub fn new(keys: impl IntoIterator<Item = PublicKey>) -> Self {
+        Self { keys: keys.into_iter().collect() }
+    }
+
+    /// The ids of the keys.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = String> {
+        self.keys.iter().map(PublicKey::id)
+    }
+
+    /// Whether somebody is believed.
+    pub fn names(&self, id: &str) -> bool {
+        self.keys.iter().any(|key| key.id() == id)
+    }
+
+    /// Whether a trusted key has signed the manifest that this version is loaded by: its bytes are those that were signed, and say
+    /// what the version says.
+    ///
+    /// # Errors
+    /// Why not, as a clause with `it` for the version.
+    pub fn judge(&self, generation: &Generation) -> Result<(), Untrusted> {
+        if generation.layout != Layout::Registry {
+            return Err(Untrusted::Layout(generation.layout));
+        }
+        self.judge_signatures(generation)?;
+        let stored = generation.stored.as_deref().ok_or(Untrusted::OtherManifest)?;
+        match Manifest::parse(stored.as_bytes()) {
+            Ok((manifest, digest))
+                if digest == generation.digest && manifest == *generation.manifest && manifest.key() == generation.key =>
+            {
+                Ok(())
+            }
+            _ => Err(Untrusted::OtherManifest),
+        }
+    }
+
+    fn judge_signatures(&self, generation: &Generation) -> Result<(), Untrusted> {
+        let (mut altered, mut strangers) = (None, Vec::new());
+        for signature in &generation.signatures {
+            match self.keys.iter().find(|key| key.to_string() == signature.key) {
+                Some(key) if key.verifies(&generation.digest, &signature.signature) => return Ok(()),
+                Some(key) => altered = Some(key.to_string()),
+                None => strangers.push(stranger(&signature.key)),
+            }
+        }
+        match altered {
+            Some(key) => Err(Untrusted::Altered(key)),
+            None if strangers.is_empty() => Err(Untrusted::Unsigned),
+            None => Err(Untrusted::Strangers(strangers.join(", "))),
+        }
+    }
+
+    /// The model without the versions that are not believed, which its problems name; `None` where all are. A tombstoned version stays:
+    /// it is never loaded, and has to leave where it is.
+    fn admit(&self, model: &ListedModel) -> Option<ListedModel> {
+        let judged = model.versions.iter().filter(|(_, generation)| !generation.tombstoned);
+        let refused: BTreeMap<_, _> =
+            judged.filter_map(|(version, generation)| Some((*version, self.judge(generation).err()?))).collect();
+        if refused.is_empty() {
+            return None;
+        }
+        let mut admitted = model.clone();
+        admitted.versions.retain(|version, _| !refused.contains_key(version));
+        admitted.problems.extend(refused.iter().map(|(version, why)| format!("version {version} is refused: {why}")));
+        Some(admitted)
+    }
+}
+
+/// A key for people: as it is written where it is a key, else quoted.
+fn stranger(key: &str) -> String {
+    key.parse::<PublicKey>().map_or_else(|_| format!("{} (no key)", quoted(key)), |key| key.to_string())
+}
+
+/// A source that lists, and brings, only what trusted keys have signed.
+pub struct Trusted {
+    source: Arc<dyn VersionSource>,
+    trust: Arc<Trust>,
+    /// Each model as it was last listed, and as it was admitted: what has not changed is not judged again.
+    judged: Mutex<BTreeMap<ModelName, (Arc<ListedModel>, Arc<ListedModel>)>>,
+}
+
+impl Trusted {
+    /// Puts trust between a source and whoever asks it. The source has to read signatures, or all of it is refused.
+    pub fn new(source: Arc<dyn VersionSource>, trust: Arc<Trust>) -> Self {
+        Self { source, trust, judged: Mutex::default() }
+    }
+
+    fn admit(&self, listing: &mut Listing) {
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *judged);
+        for (name, model) in &mut listing.models {
+            let known = before.get(name).filter(|(listed, _)| Arc::ptr_eq(listed, model) || listed == model);
+            let admitted = match known {
+                Some((_, admitted)) => Arc::clone(admitted),
+                None => self.trust.admit(model).map_or_else(|| Arc::clone(model), Arc::new),
+            };
+            judged.insert(name.clone(), (Arc::clone(model), Arc::clone(&admitted)));
+            *model = admitted;
+        }
+    }
+}
+
+#[async_trait]
+impl VersionSource for Trusted {
+    fn describe(&self) -> String {
+        self.source.describe()
+    }
+
+    async fn list(&self, since: Option<&Cursor>) -> Result<Option<Listing>, SourceError> {
+        let mut listing = self.source.list(since).await?;
+        if let Some(listing) = &mut listing {
+            self.admit(listing);
+        }
+        Ok(listing)
+    }
+
+    async fn fetch(&self, generation: &Generation, dest: &Path, progress: &dyn Progress) -> Result<Fetched, FetchError> {
+        if let Err(why) = self.trust.judge(generation) {
+            return Err(FetchError::Refused { what: generation.key.to_string(), source: Arc::new(why) });
+        }
+        self.source.fetch(generation, dest, progress).await
+    }
+}
