@@ -14,6 +14,7 @@ mod killed;
 mod lifecycle;
 mod real_models;
 mod recorded;
+mod registry_commands;
 mod sandbox;
 mod supervise;
 mod swap;
