@@ -31,6 +31,15 @@ fn every_subcommand_has_help_with_an_example() {
         "infer",
         "demo",
         "doctor",
+        "where",
+        "what",
+        "versions",
+        "diff",
+        "yank",
+        "verify",
+        "gc",
+        "keygen",
+        "sign",
     ] {
         let help = sandbox.succeed(&[name, "--help"]);
         assert!(help.contains("xample") && help.contains(&format!("bascule {name}")), "{name}: {help}");

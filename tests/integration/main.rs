@@ -17,6 +17,7 @@ mod outage;
 mod real_models;
 mod recorded;
 mod registries;
+mod registry_commands;
 mod sandbox;
 #[path = "../../registry-client/tests/real/servers.rs"]
 mod servers;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bascule_registry::{Digest, Generation, Layout, ListedModel, ModelName, Rollout, VersionNumber, durable};
+use bascule_registry::{Digest, Generation, Layout, ListedModel, ModelName, Rollout, Untrusted, VersionNumber, durable};
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -171,7 +171,7 @@ impl Persisted {
                 let Err(why) = admit(generation) else { return true };
                 let version = generation.key.version;
                 tracing::warn!(%model, version, why, "a version that was served before is refused");
-                refused.push(format!("version {version} is refused: {why}"));
+                refused.push(Untrusted::lead(version) + &why);
                 false
             });
             *stable = stable.filter(|stable| versions.iter().any(|generation| generation.key.version == *stable));

@@ -1,5 +1,6 @@
 mod check;
 mod live;
+mod upkeep;
 
 use clap::CommandFactory as _;
 

@@ -4,6 +4,7 @@ mod layouts;
 mod links;
 mod settings;
 mod settling;
+mod trust;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use super::PublicKey;
 use crate::listing::{Cursor, Generation, Layout, ListedModel, Listing};
 use crate::manifest::Manifest;
-use crate::name::{ModelName, quoted};
+use crate::name::{ModelName, VersionNumber, quoted};
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
 
 /// The keys that are believed. With none, nothing is.
@@ -36,6 +36,13 @@ pub enum Untrusted {
     /// What is to be loaded is not what was signed.
     #[error("its manifest is not the one that is signed")]
     OtherManifest,
+}
+
+impl Untrusted {
+    /// How the problem of a model begins that says why this version is left out.
+    pub fn lead(version: VersionNumber) -> String {
+        format!("version {version} is refused: ")
+    }
 }
 
 impl Trust {
@@ -102,7 +109,7 @@ impl Trust {
         }
         let mut admitted = model.clone();
         admitted.versions.retain(|version, _| !refused.contains_key(version));
-        admitted.problems.extend(refused.iter().map(|(version, why)| format!("version {version} is refused: {why}")));
+        admitted.problems.extend(refused.iter().map(|(version, why)| Untrusted::lead(*version) + &why.to_string()));
         Some(admitted)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bascule_registry::ListedModel;
+use bascule_registry::{ListedModel, Untrusted};
 use bascule_serving::{ModelStatus, Serving, VersionStatus};
 use serde::Serialize;
 
@@ -81,7 +81,7 @@ fn decision(serving: &Serving, model: &str, version: u64, digest: Option<&str>) 
 
 /// Why a version that a look has found is not going to be loaded.
 fn not_aspired(model: &ModelStatus, listed: &ListedModel, version: u64, digest: Option<&str>) -> Option<Outcome> {
-    let found = listed.versions.get(&version)?;
+    let Some(found) = listed.versions.get(&version) else { return refused(listed, version) };
     let settles = listed.unsettled.contains(&version);
     if settles || digest.is_some_and(|digest| found.digest.to_string() != digest) || model.aspired.contains(&version) {
         return None;
@@ -105,6 +105,14 @@ fn not_aspired(model: &ModelStatus, listed: &ListedModel, version: u64, digest: 
             Some("`version_policy` in model.toml says which versions are loaded".to_owned()),
         ),
     }
+}
+
+/// Why a version is left out that nobody vouches for.
+fn refused(listed: &ListedModel, version: u64) -> Option<Outcome> {
+    let lead = Untrusted::lead(version);
+    let reason = listed.problems.iter().find_map(|problem| problem.strip_prefix(&lead))?.to_owned();
+    let hint = format!("`bascule sign {} {version} --key FILE` with a key that `registry.trust` names", listed.name);
+    Some(Outcome::Held { reason, hint: Some(hint) })
 }
 
 fn ready(model: &ModelStatus, life: &VersionStatus, listed: Option<&ListedModel>) -> Outcome {

@@ -122,6 +122,8 @@ impl Reconciler {
             _ => match self.demand(model) {
                 Demand::Wanted if !model.aspired.versions.is_empty() => return,
                 Demand::Idle => return,
+                // Whoever refuses it today by mistake has it again tomorrow.
+                Demand::Wanted if model.served.as_ref().is_some_and(|served| !served.refused.is_empty()) => return,
                 Demand::Wanted | Demand::NotLoaded | Demand::Off => None,
             },
         };

@@ -18,23 +18,37 @@ use crate::supervise::Supervised;
 /// A trial starts the program again, which here is that of the tests.
 const NO_TRIAL: &str = "trial.mode=off";
 
-struct Live {
-    runtime: Runtime,
+pub(super) struct Live {
+    pub(super) runtime: Runtime,
     server: Option<Server>,
     folder: TempDir,
 }
 
 impl Live {
-    fn start() -> Live {
+    pub(super) fn start() -> Live {
+        Live::start_with(&[])
+    }
+
+    /// With more settings.
+    pub(super) fn start_with(sets: &[&str]) -> Live {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("registry")).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let mut live = Live { runtime, server: None, folder };
-        live.server = Some(live.serve().unwrap());
+        live.server = Some(live.serve(sets).unwrap());
         live
     }
 
-    fn serve(&self) -> anyhow::Result<Server> {
+    /// Stops the gateway and starts another over the same folders.
+    pub(super) fn restart(&mut self, between: impl FnOnce(&Live), sets: &[&str]) {
+        if let Some(server) = self.server.take() {
+            self.runtime.block_on(server.stop());
+        }
+        between(self);
+        self.server = Some(self.serve(sets).unwrap());
+    }
+
+    fn serve(&self, sets: &[&str]) -> anyhow::Result<Server> {
         let any = || "127.0.0.1:0".to_owned();
         let flags = vec![
             ("server.http", "--http", any()),
@@ -43,47 +57,48 @@ impl Live {
             ("registry.url", "--registry", self.registry()),
             ("state.dir", "--state-dir", self.path("state").display().to_string()),
         ];
-        let given = Given { flags, sets: vec!["registry.poll_interval=100ms".into(), NO_TRIAL.into()], ..Given::default() };
+        let sets = ["registry.poll_interval=100ms", NO_TRIAL].iter().chain(sets).map(|set| (*set).to_owned()).collect();
+        let given = Given { flags, sets, ..Given::default() };
         let effective = config::load(&given, &Environment::default()).unwrap();
         self.runtime.block_on(Server::start(&effective, vec![Arc::new(FakeRuntime::new())], Supervised::No))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn registry(&self) -> String {
+    pub(super) fn registry(&self) -> String {
         self.path("registry").display().to_string()
     }
 
-    fn server(&self) -> &Server {
+    pub(super) fn server(&self) -> &Server {
         self.server.as_ref().unwrap()
     }
 
     /// Runs a command against this gateway.
-    fn run(&self, arguments: &[&str]) -> ExitCode {
+    pub(super) fn run(&self, arguments: &[&str]) -> ExitCode {
         let gateway = format!("http://{}", self.server().addresses.admin);
         code(&[arguments, &["--gateway", &gateway]].concat())
     }
 
     /// Publishes a model and waits for it.
-    fn publish(&self, version: &str, model: &FakeModel) -> ExitCode {
+    pub(super) fn publish(&self, version: &str, model: &FakeModel) -> ExitCode {
         let file = self.path("model.fake.json");
         std::fs::write(&file, serde_json::to_vec(model).unwrap()).unwrap();
         let file = file.display().to_string();
         self.run(&["publish", "m", &file, "--registry", &self.registry(), "--version", version, "--wait=any"])
     }
 
-    fn model(&self) -> bascule_serving::ModelStatus {
+    pub(super) fn model(&self) -> bascule_serving::ModelStatus {
         self.server().serving.status().model("m").cloned().unwrap()
     }
 
     /// Waits until the engine shows what a command has asked for.
-    fn until(&self, met: impl Fn(&bascule_serving::ModelStatus) -> bool) {
+    pub(super) fn until(&self, met: impl Fn(&bascule_serving::ModelStatus) -> bool) {
         self.runtime.block_on(async {
             let waited = async {
                 let mut changes = self.server().serving.changes();
-                while !met(&self.model()) {
+                while !self.server().serving.status().model("m").is_some_and(&met) {
                     assert!(changes.next().await, "the engine has ended");
                 }
             };
@@ -100,7 +115,7 @@ impl Drop for Live {
     }
 }
 
-fn constant(value: f64) -> FakeModel {
+pub(super) fn constant(value: f64) -> FakeModel {
     let spec = |name: &str| TensorSpec::new(name, DataType::Fp32, [-1, 2]);
     FakeModel { batch_axis: Some(0), value, ..FakeModel::new(FakeOp::Constant, vec![spec("x")], vec![spec("y")]) }
 }
@@ -109,7 +124,7 @@ fn answered(file: &Path) -> Vec<f32> {
     npy::read(&std::fs::read(file).unwrap()).unwrap().elements::<f32>().unwrap().into_owned()
 }
 
-const DONE: ExitCode = ExitCode::SUCCESS;
+pub(super) const DONE: ExitCode = ExitCode::SUCCESS;
 
 #[test]
 fn a_version_is_published_asked_split_and_unloaded() {
@@ -214,6 +229,6 @@ fn plain_models_have_their_journal_in_the_state_directory() {
 #[test]
 fn a_second_gateway_does_not_share_the_state_directory() {
     let live = Live::start();
-    let error = live.serve().err().unwrap();
+    let error = live.serve(&[]).err().unwrap();
     assert!(error.to_string().contains("is used by another gateway (process "), "{error:#}");
 }
