@@ -91,7 +91,7 @@ test-long: test-deps test-servers
 	@$(PYTHON) scripts/run_tests.py long $(if $(BOX),--box $(BOX))
 
 bench: build ## Measure beside bare servers, at overload and in swaps; JSON goes to .bascule/bench.json.
-	@$(PYTHON) scripts/deps.py load-tools models || echo "make: going on with what there is"
+	@$(PYTHON) scripts/deps.py load-tools models seaweedfs || echo "make: going on with what there is"
 	@mkdir -p .bascule
 	$(CARGO) run $(LOCKED) --release --package bascule-benches --target-dir "$(TARGET)" -- --json .bascule/bench.json $(ARGS)
 

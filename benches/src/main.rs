@@ -11,6 +11,7 @@ mod calls;
 mod codec;
 mod compute;
 mod cores;
+mod fetch;
 mod gateway;
 mod idle;
 mod inprocess;
@@ -50,6 +51,10 @@ struct Arguments {
     /// A folder with wrk and h2load; without it they are taken from the path.
     #[arg(long, default_value = ".deps/load-tools/bin", global = true)]
     tools: PathBuf,
+
+    /// The S3 server that `fetch` reads from.
+    #[arg(long, default_value = ".deps/seaweedfs/bin/weed", global = true)]
+    seaweedfs: PathBuf,
 
     /// Pairs of rounds that are compared; six at the least for an interval.
     #[arg(long, default_value_t = 9, global = true)]
@@ -94,6 +99,8 @@ enum Scenario {
     Memory,
     /// CPU time of a gateway that nobody asks.
     Idle,
+    /// Throughput of a fetch from S3 beside a bare reader.
+    Fetch,
     /// Every scenario.
     All,
     /// A gateway over a runtime that only waits; started by the benchmark itself.
@@ -178,6 +185,9 @@ fn main() -> Result<()> {
         }
         if wants(Scenario::Idle) {
             idle::measure(&plan, bars).await?;
+        }
+        if wants(Scenario::Fetch) {
+            fetch::measure(&plan, &arguments.seaweedfs, report, bars).await?;
         }
         anyhow::Ok(())
     })?;

@@ -36,7 +36,6 @@ pub(crate) enum Content {
     /// A local file, copied by the kernel: reflinked where the file system can, never hard-linked.
     Local(File),
     /// Pieces from elsewhere, from the first byte on. Where they break off the file has failed.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for sources that can't read a part of a file"))]
     Stream(Pieces),
     /// A file elsewhere of which parts can be read: several at a time, and each goes on where it broke off.
     Ranged(Arc<dyn Ranges>),

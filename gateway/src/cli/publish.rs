@@ -171,6 +171,7 @@ impl Publish {
             tags: self.tags.iter().cloned().collect(),
             publisher: environment.user(),
             hold: self.hold,
+            resume_dir: environment.state_home().map(|home| home.join("bascule/uploads")),
             ..PublishRequest::new(self.model.clone(), format, entrypoint, files)
         })
     }

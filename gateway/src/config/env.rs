@@ -5,6 +5,7 @@
 //! services; one that is a slip of the pen away from a setting is warned of.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::layers::{Layers, Origin};
 use super::settings::KEYS;
@@ -60,6 +61,14 @@ impl Environment {
     /// The configuration file that it names.
     pub fn config_file(&self) -> Option<&str> {
         self.get(CONFIG_VARIABLE)
+    }
+
+    /// Where this user's programs keep what outlives them and is no setting: `$XDG_STATE_HOME`, or its default below the home
+    /// directory.
+    pub(crate) fn state_home(&self) -> Option<PathBuf> {
+        // A relative one has to be ignored, by the specification of the variable.
+        let absolute = |name| self.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))
     }
 
     /// Who runs this command, as far as it can be known.

@@ -71,7 +71,15 @@ impl StoredBlob {
     /// What is asked first is part of the file, so that nothing is asked twice.
     async fn open(self, range_bytes: u64) -> Result<Content, FetchError> {
         let first = 0..range_bytes.min(self.file.bytes);
-        let result = match self.get(&first).await {
+        let answer = match self.ask(&first).await {
+            // A server that knows no ranges: all of it, then, in one go. It can't go on where it breaks off.
+            Err(StoreError::NotSupported { .. }) => {
+                let whole = self.get(&(0..self.file.bytes)).await?;
+                return Ok(Content::Stream(self.pieces(whole)?));
+            }
+            answer => answer,
+        };
+        let result = match answer.map_err(|error| self.failed(error)) {
             // Whoever reads the ranges tries again.
             Err(FetchError::Unavailable { .. }) => return Ok(Content::Ranged(Arc::new(self))),
             result => result?,
@@ -85,6 +93,10 @@ impl StoredBlob {
     }
 
     async fn get(&self, range: &Range<u64>) -> Result<GetResult, FetchError> {
+        self.ask(range).await.map_err(|error| self.failed(error))
+    }
+
+    async fn ask(&self, range: &Range<u64>) -> Result<GetResult, StoreError> {
         // A whole file is asked for without a range: not every server knows them.
         let whole = *range == (0..self.file.bytes);
         let options = GetOptions {
@@ -92,11 +104,14 @@ impl StoredBlob {
             if_match: self.e_tag.get().cloned().flatten().filter(|e_tag| is_strong(e_tag)),
             ..GetOptions::default()
         };
-        match self.store.get_opts(&self.path, options).await {
-            Ok(result) => Ok(result),
-            Err(StoreError::NotFound { .. }) => Err(FetchError::NotFound { what: format!("{} ({})", self.place, self.path) }),
-            Err(StoreError::Precondition { .. }) => Err(self.changed()),
-            Err(error) => Err(FetchError::unavailable(self.place.clone(), error)),
+        self.store.get_opts(&self.path, options).await
+    }
+
+    fn failed(&self, error: StoreError) -> FetchError {
+        match error {
+            StoreError::NotFound { .. } => FetchError::NotFound { what: format!("{} ({})", self.place, self.path) },
+            StoreError::Precondition { .. } => self.changed(),
+            error => FetchError::unavailable(self.place.clone(), error),
         }
     }
 

@@ -3,6 +3,7 @@
 mod hostile;
 mod publishing;
 mod reading;
+mod resuming;
 mod signing;
 mod upkeep;
 

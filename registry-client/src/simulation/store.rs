@@ -170,7 +170,7 @@ impl Unreliable {
         if is_blob {
             // Nothing in a manifest says that it is the one that was written: what is altered on its way is another manifest, and it
             // takes signatures to tell. Blobs are named by their content.
-            ways.extend([Body::Longer, Body::Corrupt, Body::Corrupt, Body::Corrupt, Body::Another]);
+            ways.extend([Body::Longer, Body::Another].into_iter().chain([Body::Corrupt; 6]));
         }
         let way = if fails { chance.pick(&ways) } else { Body::Whole };
         if way != Body::Whole {

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
@@ -273,23 +273,38 @@ impl Registry {
         let (blob, measured) = (&upload.blob, upload.measured);
         upload.add(parts.keys().map(|nth| measured.part_len(*nth)).sum());
         let missing: Vec<_> = (0..measured.parts.len()).filter(|nth| !parts.contains_key(nth)).collect();
+        let stopped = AtomicBool::new(false);
         let sends = missing.into_iter().map(|nth| {
-            let id = &id;
+            let (id, stopped) = (&id, &stopped);
             async move {
                 let (content, _slot) = upload.part(nth).await?;
+                if stopped.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
                 let sent = store.put_part(blob, id, nth, content.into()).await;
                 let part = sent.map_err(|error| self.upload_failed(blob, error))?;
                 moved.store(true, Ordering::Relaxed);
                 upload.add(measured.part_len(nth));
                 resume.note(nth, measured.parts.get(nth), &part).await;
-                Ok::<_, PublishError>((nth, part))
+                Ok::<_, PublishError>(Some((nth, part)))
             }
         });
         let mut sends = futures::stream::iter(sends).buffer_unordered(PARTS);
-        while let Some((nth, part)) = sends.try_next().await? {
-            parts.insert(nth, part);
+        let mut failure = None;
+        while let Some(sent) = sends.next().await {
+            match sent {
+                Ok(part) => parts.extend(part),
+                // What is on its way may still arrive, and is remembered then.
+                Err(error) => {
+                    stopped.store(true, Ordering::Relaxed);
+                    failure.get_or_insert(error);
+                }
+            }
         }
         drop(sends);
+        if let Some(error) = failure {
+            return Err(error);
+        }
         // They are numbered without gaps: in their order they are what the store wants.
         let completed = store.complete_multipart(blob, &id, parts.into_values().collect()).await;
         if let Err(error) = completed {

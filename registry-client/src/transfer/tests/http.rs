@@ -263,15 +263,22 @@ async fn refusals_are_tried_again_a_few_times() {
 }
 
 #[tokio::test]
-async fn a_server_without_ranges_is_enough_for_small_files_and_named_for_large_ones() {
-    let small = content(RANGE_BYTES as usize);
-    let server = Server::start(&small, [], Some(Fault::IgnoreRange)).await;
-    fetch(&server, &small).await.unwrap();
-    assert_eq!(server.asked(), [None], "a file of one range is asked for whole");
+async fn a_server_without_ranges_is_read_from_the_start() {
+    for size in [1, RANGE_BYTES as usize, SIZE] {
+        let whole = content(size);
+        let server = Server::start(&whole, [], Some(Fault::IgnoreRange)).await;
+        fetch(&server, &whole).await.unwrap();
+        assert_eq!(server.asked().last(), Some(&None), "it is asked for the whole file");
+        let mut flipped = whole.clone();
+        flipped[size / 2] ^= 1;
+        let error = fetch(&server, &flipped).await.unwrap_err();
+        assert!(matches!(error, FetchError::Corrupt { .. }), "{error}");
+    }
+    // One that forgets how in the middle of a file is not believed.
     let large = content(SIZE);
-    let server = Server::start(&large, [], Some(Fault::IgnoreRange)).await;
-    let error = fetch(&server, &large).await.unwrap_err();
-    assert!(matches!(error, FetchError::Unavailable { .. }), "{error}");
+    let server = Server::start(&large, [None, Some(Fault::IgnoreRange), Some(Fault::IgnoreRange)], None).await;
+    fetch(&server, &large).await.unwrap();
+    assert_eq!(server.asked().len(), 8);
 }
 
 #[tokio::test]
