@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
+use bascule_registry::{
+    Cache, DirectoryOptions, DirectorySource, LocalJournal, OciOptions, OciRegistry, PublishTarget, Registry, VersionKey, VersionSource,
+};
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
@@ -165,7 +167,10 @@ impl Source {
                 let directory = Arc::new(DirectorySource::new(root, options));
                 Ok(Source { versions: Arc::<DirectorySource>::clone(&directory), directory: Some(directory) })
             }
-            Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories"),
+            Kind::Oci => Ok(Source { versions: Arc::new(open_oci(config)?), directory: None }),
+            Kind::Other { scheme } => {
+                bail!("registries at {scheme}:// are not served by this release, only directories and OCI registries")
+            }
         }
     }
 
@@ -201,6 +206,8 @@ impl Source {
 enum Kind {
     /// A path, or `file://`.
     Directory(PathBuf),
+    /// `oci://` or `oci+http://`.
+    Oci,
     /// Anything else, by the scheme of its URL, in lower case.
     Other { scheme: String },
 }
@@ -209,6 +216,10 @@ impl Kind {
     fn of(place: &Place) -> Result<Kind> {
         if !place.is_url() {
             return Ok(Kind::Directory(PathBuf::from(&place.0)));
+        }
+        let scheme = place.0.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).unwrap_or_default();
+        if matches!(scheme.as_str(), "oci" | "oci+http") {
+            return Ok(Kind::Oci);
         }
         let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
         if url.scheme() != "file" {
@@ -226,6 +237,7 @@ impl Kind {
 pub fn local_path(place: &Place) -> Result<PathBuf> {
     match Kind::of(place)? {
         Kind::Directory(path) => Ok(path),
+        Kind::Oci => bail!("a directory is expected, not an OCI registry"),
         Kind::Other { scheme } => bail!("a directory is expected, not a place at {scheme}://"),
     }
 }
@@ -238,13 +250,38 @@ fn identity(place: &Place) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-/// Opens a registry to publish to or to write a journal in; `create` makes the directory where it is not there. Blocks.
+/// Whether registries of this kind hold the journals of their models, so that one can be written without a gateway.
 ///
 /// # Errors
-/// Where it is not there, or of a kind that this build can't write.
-pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
-    let open = if create { Registry::open_or_create } else { Registry::open };
-    open(&place.0).with_context(|| format!("can't open registry {}", place.0))
+/// A place that is written wrong.
+pub fn holds_journals(place: &Place) -> Result<bool> {
+    Ok(!matches!(Kind::of(place)?, Kind::Oci))
+}
+
+/// Opens a registry to read or write a journal in. Blocks.
+///
+/// # Errors
+/// Where it is not there, or of a kind that holds none.
+pub fn open_registry(place: &Place) -> Result<Registry> {
+    Registry::open(&place.0).with_context(|| format!("can't open registry {}", place.0))
+}
+
+/// Opens the registry of a configuration to publish to; a directory that is not there is made. Blocks.
+///
+/// # Errors
+/// Where it is of a kind that this build can't write.
+pub fn open_publish_target(config: &Config) -> Result<Arc<dyn PublishTarget>> {
+    let place = &config.registry.url;
+    if matches!(Kind::of(place)?, Kind::Oci) {
+        return Ok(Arc::new(open_oci(config)?));
+    }
+    let registry = Registry::open_or_create(&place.0).with_context(|| format!("can't open registry {}", place.0))?;
+    Ok(Arc::new(registry))
+}
+
+fn open_oci(config: &Config) -> Result<OciRegistry> {
+    let options = OciOptions { credentials: config.oci.credentials.clone(), ..OciOptions::default() };
+    Ok(OciRegistry::open(&config.registry.url.0, options)?)
 }
 
 /// Looks at this machine's GPUs.
@@ -334,12 +371,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_directories_are_served() {
+    fn kinds_of_places() {
         let check = |place: &str| local_path(&Place(place.to_owned())).map_err(|error| error.to_string());
         assert_eq!(check("./models"), Ok("./models".into()));
         assert_eq!(check("file:///srv/my%20models"), Ok("/srv/my models".into()));
         assert_eq!(check("s3://bucket/x"), Err("a directory is expected, not a place at s3://".into()));
         assert!(check("file://server/share").is_err());
+        assert_eq!(check("OCI://host/x"), Err("a directory is expected, not an OCI registry".into()));
+        let holds = |place: &str| holds_journals(&Place(place.to_owned())).unwrap();
+        assert!(holds("./models") && !holds("oci://host/x") && !holds("oci+http://host/x"));
     }
 
     #[test]

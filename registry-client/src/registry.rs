@@ -20,7 +20,8 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore};
 use uuid::Uuid;
 
-pub use publish::{PublishError, PublishRequest, Published, collect_files};
+pub use publish::{PublishError, PublishRequest, PublishTarget, Published, collect_files};
+pub(crate) use publish::{checked_draft, measure};
 
 use crate::clock::{Clock, SystemClock};
 use crate::journal::{Entry, JournalEntries, JournalError, Op, Proposal, Rollout};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bascule_registry::{Lineage, ModelName, PublishError, PublishRequest, Published, Registry, VersionNumber, parse_version};
+use bascule_registry::{Lineage, ModelName, PublishError, PublishRequest, PublishTarget, Published, VersionNumber, parse_version};
 use bascule_runtime_api::Signature;
 use clap::Args;
 use serde_json::json;
@@ -102,17 +102,23 @@ impl Publish {
         let gateways = if self.wait.is_some() { gateways(&self.gateways)? } else { Vec::new() };
         // Before anything else runs: see there.
         let request = self.request(&effective.config, environment)?;
-        let registry = compose::open_registry(&effective.config.registry.url, true)?;
-        in_background(self.publish(registry, request, gateways, &effective.config.registry.url))
+        let target = compose::open_publish_target(&effective.config)?;
+        in_background(self.publish(target.as_ref(), request, gateways, &effective.config.registry.url))
     }
 
-    async fn publish(&self, registry: Registry, request: PublishRequest, gateways: Vec<Gateway>, place: &Place) -> Outcome {
+    async fn publish(
+        &self,
+        target: &dyn PublishTarget,
+        request: PublishRequest,
+        gateways: Vec<Gateway>,
+        place: &Place,
+    ) -> Outcome {
         let bar = Bar::new(request.files.iter().filter_map(|(_, path)| path.metadata().ok()).map(|meta| meta.len()).sum());
-        let published = registry.publish(request, &bar).await;
+        let published = target.publish(request, &bar).await;
         bar.finish();
         let published = published.map_err(refused)?;
         if !self.json {
-            print(&said(&published, registry.describe()))?;
+            print(&said(&published, &target.describe()))?;
         }
         let waited = match self.wait {
             Some(quorum) => wait_for(gateways, quorum, &published, self.wait_timeout).await,

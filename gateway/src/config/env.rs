@@ -5,6 +5,7 @@
 //! services; one that is a slip of the pen away from a setting is warned of.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use super::layers::{Layers, Origin};
 use super::settings::KEYS;
@@ -14,6 +15,9 @@ use super::suggest::nearest;
 pub const CONFIG_VARIABLE: &str = "BASCULE_CONFIG";
 /// The address of the gateway's admin API; `--gateway` is stronger.
 pub const GATEWAY_VARIABLE: &str = "BASCULE_GATEWAY";
+/// Where `docker login` leaves credentials, and what they are below otherwise.
+const DOCKER_CONFIG_VARIABLE: &str = "DOCKER_CONFIG";
+const HOME_VARIABLE: &str = "HOME";
 /// Who changes a rollout or publishes, for journal and manifest.
 const USER_VARIABLES: [&str; 2] = ["USER", "LOGNAME"];
 
@@ -48,13 +52,20 @@ impl Environment {
         Environment { variables: others.map(|(name, value)| (name.clone(), value.clone())).collect() }
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    /// A variable that is set and not empty.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// The configuration file that it names.
     pub fn config_file(&self) -> Option<&str> {
         self.get(CONFIG_VARIABLE)
+    }
+
+    /// The folder of Docker's `config.json`, as Docker's tools find it.
+    pub(super) fn docker_config(&self) -> Option<PathBuf> {
+        let named = self.get(DOCKER_CONFIG_VARIABLE).map(PathBuf::from);
+        named.or_else(|| self.get(HOME_VARIABLE).map(|home| Path::new(home).join(".docker")))
     }
 
     /// Who runs this command, as far as it can be known.

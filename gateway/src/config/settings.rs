@@ -14,6 +14,7 @@ use super::devices::GpuBudgets;
 use super::key::{AnyKey, Key};
 use super::layers::Layers;
 use super::lists::ModelFormat;
+use super::oci::{self, OciConfig};
 use super::value::{ByteCount, Place, words};
 
 const MIB: u64 = 1 << 20;
@@ -205,6 +206,8 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &POLL_INTERVAL,
     &SETTLE_INTERVAL,
     &ABSENT,
+    &oci::USERNAME,
+    &oci::PASSWORD,
     &JOURNAL,
     &LOAD_MODE,
     &LOAD_FORMATS,
@@ -268,6 +271,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[registry]`.
     pub registry: RegistryConfig,
+    /// `[oci]`.
+    pub oci: OciConfig,
     /// `rollout.journal`.
     pub journal: Option<Place>,
     /// `[load]`.
@@ -406,6 +411,7 @@ impl Config {
                 settle_interval: layers.take(&SETTLE_INTERVAL),
                 absent: layers.take(&ABSENT),
             },
+            oci: OciConfig::take(layers),
             journal: layers.take(&JOURNAL),
             load: LoadConfig {
                 mode: layers.take(&LOAD_MODE),

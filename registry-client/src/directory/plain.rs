@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 
 use crate::digest::{Digest, DigestBuilder};
 use crate::listing::{Generation, Layout};
-use crate::manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestFile, format_of};
+use crate::manifest::{Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestFile, guess_format};
 use crate::name::{VersionKey, check_file_path, quoted};
 use crate::registry::contained::{is_absent, leads_out};
 
@@ -151,7 +151,7 @@ pub(super) fn resolve(root: &Path, entry: &std::fs::DirEntry) -> io::Result<Opti
 
 /// The version that these files are.
 pub(super) fn generation(key: &VersionKey, plain: &PlainFiles) -> Generation {
-    let (format, entrypoint) = guess(&plain.files);
+    let (format, entrypoint) = guess_format(plain.files.iter().map(|file| file.path.as_str()));
     let newest = plain.files.iter().map(|file| file.stamp.modified).max().unwrap_or_default();
     let created = u32::try_from(newest.1).ok().and_then(|nanos| DateTime::<Utc>::from_timestamp(newest.0, nanos));
     let files = plain.files.iter().map(|file| ManifestFile { path: file.path.clone(), sha256: None, bytes: file.stamp.bytes });
@@ -182,23 +182,5 @@ pub(super) fn generation(key: &VersionKey, plain: &PlainFiles) -> Generation {
         manifest,
         tombstoned: false,
         signatures: Vec::new(),
-    }
-}
-
-/// Format and entrypoint by name: the usual ones, else the only file with a known ending. Where nothing is recognised the
-/// format is [`FORMAT_UNKNOWN`], so that whoever wonders why it is not served finds it listed.
-fn guess(files: &[PlainFile]) -> (&'static str, &str) {
-    const USUAL: [(&str, &str); 4] =
-        [("model.onnx", "onnx"), ("model.onnx/model.onnx", "onnx"), ("model.pt", "torchscript"), ("model.fake.json", "fake")];
-    for (path, format) in USUAL {
-        if let Some(file) = files.iter().find(|file| file.path == path) {
-            return (format, &file.path);
-        }
-    }
-    let known = files.iter().filter_map(|file| Some((format_of(&file.path)?, file.path.as_str())));
-    let known: Vec<_> = known.collect();
-    match known[..] {
-        [only] => only,
-        _ => (FORMAT_UNKNOWN, files.first().map_or("", |file| &file.path)),
     }
 }

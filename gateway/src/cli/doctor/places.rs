@@ -59,8 +59,15 @@ async fn registry(config: &Config) -> Finding {
                 _ => Finding::warning("registry", format!("{found}, {problems} problems"), "`bascule check` names them"),
             }
         }
-        Err(failure) => Finding::broken("registry", failure.summary(), "make it, or name another with --registry or registry.url"),
+        Err(failure) => Finding::broken("registry", failure.summary(), unreadable_hint(config)),
     }
+}
+
+fn unreadable_hint(config: &Config) -> &'static str {
+    if compose::local_path(&config.registry.url).is_ok() {
+        return "make it, or name another with --registry or registry.url";
+    }
+    "check registry.url, that this machine reaches it, and who asks it: oci.username and oci.password, or `docker login`"
 }
 
 /// Whether something can be published from here; nothing is said where there is no registry at all.

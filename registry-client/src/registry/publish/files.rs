@@ -67,7 +67,7 @@ fn utf8(name: &std::ffi::OsStr) -> io::Result<&str> {
 }
 
 /// Digest and size of a file that is to be published.
-pub(super) async fn measure(path: &Path) -> Result<(Option<Digest>, u64), PublishError> {
+pub(crate) async fn measure(path: &Path) -> Result<(Option<Digest>, u64), PublishError> {
     let owned = path.to_owned();
     let measured = tokio::task::spawn_blocking(move || {
         // Reading a pipe or a device would wait, or never end.
