@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_registry::{
-    Cache, DirectoryOptions, DirectorySource, LocalJournal, OciOptions, OciRegistry, PublishTarget, Registry, VersionKey, VersionSource,
+    Cache, DirectoryOptions, DirectorySource, LocalJournal, OciOptions, OciRegistry, PublishTarget, Registry, VersionKey,
+    VersionSource,
 };
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};

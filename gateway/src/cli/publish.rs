@@ -106,13 +106,7 @@ impl Publish {
         in_background(self.publish(target.as_ref(), request, gateways, &effective.config.registry.url))
     }
 
-    async fn publish(
-        &self,
-        target: &dyn PublishTarget,
-        request: PublishRequest,
-        gateways: Vec<Gateway>,
-        place: &Place,
-    ) -> Outcome {
+    async fn publish(&self, target: &dyn PublishTarget, request: PublishRequest, gateways: Vec<Gateway>, place: &Place) -> Outcome {
         let bar = Bar::new(request.files.iter().filter_map(|(_, path)| path.metadata().ok()).map(|meta| meta.len()).sum());
         let published = target.publish(request, &bar).await;
         bar.finish();

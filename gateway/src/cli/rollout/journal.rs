@@ -16,7 +16,9 @@ use super::{refused, said};
 async fn open(place: &Place) -> Result<Registry, Failure> {
     if !compose::holds_journals(place)? {
         let problem = format!("{} holds no rollout journal: an OCI registry has tags and no more", place.0);
-        return Err(Failure::new(problem).hint("leave out --registry: the gateway that serves it keeps the journal; --gateway names it"));
+        return Err(
+            Failure::new(problem).hint("leave out --registry: the gateway that serves it keeps the journal; --gateway names it")
+        );
     }
     let place = place.clone();
     let opened = tokio::task::spawn_blocking(move || compose::open_registry(&place)).await;
