@@ -25,7 +25,7 @@ fn parse(header: &str) -> Vec<Challenge> {
     let mut found: Vec<(String, BTreeMap<String, String>)> = Vec::new();
     for item in split_outside_quotes(header) {
         let (scheme, parameter) = match item.split_once(char::is_whitespace) {
-            Some((first, rest)) if !first.contains('=') => (Some(first), rest.trim()),
+            Some((first, rest)) if !first.contains('=') && !rest.trim_start().starts_with('=') => (Some(first), rest.trim()),
             _ if item.contains('=') => (None, item),
             _ => (Some(item), ""),
         };

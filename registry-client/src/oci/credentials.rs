@@ -206,16 +206,22 @@ fn read_small(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// Runs `docker-credential-NAME get`; `None` where it has nothing for this host. What it prints is shown nowhere. Blocks.
+/// Asks a credential helper; `None` where it has nothing for this host. Blocks.
 fn ask_helper(name: &str, host: &str) -> Result<Option<Login>, OciError> {
-    let failed = |problem: String| OciError::Credentials(format!("docker-credential-{}: {problem}", quoted(name)));
-    // The name becomes part of a program's name, and must not become a path.
-    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
-        return Err(failed("is no name of a credential helper".into()));
-    }
     let program = format!("docker-credential-{name}");
-    let command = Command::new(&program).arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let mut child = command.map_err(|error| failed(format!("it can't be started: {error}")))?;
+    // The name becomes part of a program's name, and must not become a path.
+    let outcome = if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
+        run_helper(Command::new(&program), host, HELPER_LIMIT)
+    } else {
+        Err("it is no name of a credential helper".to_owned())
+    };
+    outcome.map_err(|problem| OciError::Credentials(format!("{}: {problem}", quoted(&program))))
+}
+
+/// Runs a program with `get` as Docker does. What it prints is shown nowhere. Blocks.
+fn run_helper(mut program: Command, host: &str, limit: Duration) -> Result<Option<Login>, String> {
+    let child = program.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = child.map_err(|error| format!("it can't be started: {error}"))?;
     // A helper that does not read ends all the same.
     drop(child.stdin.take().map(|mut input| input.write_all(host.as_bytes())));
     let output = child.stdout.take();
@@ -225,23 +231,21 @@ fn ask_helper(name: &str, host: &str) -> Result<Option<Login>, OciError> {
         let read = output.map(|output| output.take(MAX_BYTES).read_to_string(&mut text));
         drop(sender.send(matches!(read, Some(Ok(_))).then_some(text)));
     });
-    let text = match reader {
-        Ok(_) => answer.recv_timeout(HELPER_LIMIT),
-        Err(error) => return Err(failed(format!("no thread for it: {error}"))),
-    };
-    // It has closed its output, or taken too long.
+    let text = reader
+        .map_err(|error| format!("there is no thread for it: {error}"))
+        .and_then(|_| answer.recv_timeout(limit).map_err(|_| format!("it gave no answer within {} s", limit.as_secs_f32())));
+    // It has closed its output; or it is not waited for any longer.
     if text.is_err() {
         drop(child.kill());
     }
-    let status = child.wait().map_err(|error| failed(format!("its end can't be seen: {error}")))?;
-    let text = text.map_err(|_| failed(format!("it gave no answer within {} s", HELPER_LIMIT.as_secs())))?;
-    let text = text.ok_or_else(|| failed("its answer is not text".into()))?;
+    let status = child.wait().map_err(|error| format!("its end can't be seen: {error}"))?;
+    let text = text?.ok_or("its answer is not text")?;
     if !status.success() {
         // What helpers print where they have nothing.
         let none = text.to_ascii_lowercase().contains("credentials not found");
-        return if none { Ok(None) } else { Err(failed(format!("it failed ({status})"))) };
+        return if none { Ok(None) } else { Err(format!("it failed ({status})")) };
     }
-    let answer: HelperAnswer = serde_json::from_str(&text).map_err(|_| failed("its answer is not valid".into()))?;
+    let answer: HelperAnswer = serde_json::from_str(&text).map_err(|_| "its answer is not valid")?;
     Ok(Some(match answer {
         HelperAnswer { username, secret } if username == TOKEN_USER => Login::Identity(secret),
         HelperAnswer { username, secret } => Login::Basic { user: username, password: secret },
@@ -289,10 +293,29 @@ mod tests {
         };
         check(r#"{"auths": {"a": {"auth": "hunter2!"}}}"#, "not base64");
         check(r#"{"auths": {"a": "hunter2"}}"#, "line 1");
-        check(r#"{"credHelpers": {"a": "../hunter2/x"}}"#, "no name of a credential helper");
+        check(r#"{"credHelpers": {"a": "../x"}}"#, "is no name of a credential helper");
         check(r#"{"credHelpers": {"a": "not-on-this-machine"}}"#, "can't be started");
         let login = Login::Basic { user: "me".into(), password: "hunter2".into() };
         assert!(!format!("{login:?} {:?}", Secret::Value("hunter2".into())).contains("hunter2"));
+    }
+
+    #[test]
+    fn a_helper_is_asked_as_docker_asks_it() {
+        let helper = |script: &str, limit: Duration| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script, "helper"]);
+            run_helper(command, "a.example", limit)
+        };
+        let script = r#"test "$1" = get && read -r host || true; printf '{"ServerURL":"x","Username":"%s","Secret":"p"}' "$host""#;
+        assert_eq!(helper(script, HELPER_LIMIT), Ok(basic("a.example", "p")));
+        let token = r#"printf '{"ServerURL":"x","Username":"<token>","Secret":"t"}'"#;
+        assert_eq!(helper(token, HELPER_LIMIT), Ok(Some(Login::Identity("t".into()))));
+        assert_eq!(helper("echo credentials not found in native keychain; exit 1", HELPER_LIMIT), Ok(None));
+        let problem = helper("echo hunter2; exit 3", HELPER_LIMIT).unwrap_err();
+        assert!(problem.contains("exit status: 3") && !problem.contains("hunter2"), "{problem}");
+        assert_eq!(helper("echo hunter2", HELPER_LIMIT), Err("its answer is not valid".to_owned()));
+        let problem = helper("exec tail -f /dev/null", Duration::from_millis(50)).unwrap_err();
+        assert!(problem.contains("no answer within"), "{problem}");
     }
 
     #[test]

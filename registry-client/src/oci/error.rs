@@ -49,11 +49,12 @@ impl OciError {
         matches!(self, Self::Status { status: StatusCode::NOT_FOUND, .. })
     }
 
-    /// The registry says that it does not do this at all, or not for this user.
+    /// The registry does not do this at all, not for this user, or not within bounds.
     pub(super) fn is_not_offered(&self) -> bool {
         const OTHERS: [StatusCode; 4] =
             [StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED, StatusCode::BAD_REQUEST];
-        matches!(self, Self::Refused { .. }) || matches!(self, Self::Status { status, .. } if OTHERS.contains(status))
+        matches!(self, Self::Refused { .. } | Self::Protocol { .. } | Self::TooLarge { .. })
+            || matches!(self, Self::Status { status, .. } if OTHERS.contains(status))
     }
 
     /// The same may go well a moment later.

@@ -24,6 +24,8 @@ use crate::transfer::{Content, bring};
 
 /// How many repositories are read at a time.
 const READS: usize = 4;
+/// After so many that got no answer, one after the other, the rest are not asked in this look.
+const MAX_FAILURES: u32 = 8;
 /// How many files of a version are brought at a time.
 const FETCHES: usize = 4;
 
@@ -123,6 +125,7 @@ impl OciRegistry {
         let mut seen = Seen { full_at: if all { now } else { before.full_at }, complete: true, ..Seen::default() };
         seen.below = self.look_below(&before.below, all).await;
         let chosen = self.choose(&seen.below, &before, &mut seen.problems);
+        let mut left: BTreeSet<String> = chosen.iter().map(|(place, _)| place.clone()).collect();
         let reads = futures::stream::iter(chosen).map(|(place, name)| {
             let known = before.repositories.get(&place);
             async move {
@@ -132,22 +135,32 @@ impl OciRegistry {
             }
         });
         let mut reads = reads.buffer_unordered(READS);
-        let (mut read, mut first_error) = (0, None);
+        let (mut read, mut in_a_row, mut first_error) = (0, 0, None);
         while let Some((place, name, tags)) = reads.next().await {
             match tags {
                 Ok(tags) => {
-                    read += 1;
+                    (read, in_a_row) = (read + 1, 0);
+                    left.remove(&place);
                     seen.take(place, name, tags);
                 }
                 Err(error) => {
-                    seen.keep(place, &error, &before, all);
+                    in_a_row += u32::from(error.is_passing());
+                    left.remove(&place);
+                    seen.keep(place, &with_causes(&error), &before, all);
                     first_error.get_or_insert(error);
                 }
+            }
+            // Each may take as long as a registry is waited for.
+            if in_a_row == MAX_FAILURES || (in_a_row > 0 && read == 0 && seen.below.failed.is_some()) {
+                break;
             }
         }
         drop(reads);
         if let Some(error) = first_error.filter(|_| read == 0) {
             return Err(error);
+        }
+        for place in left {
+            seen.keep(place, "it was not asked, since the registry does not answer", &before, all);
         }
         seen.tell_of_below(&self.place.repository);
         Ok(seen)
@@ -208,9 +221,9 @@ impl Seen {
     }
 
     /// A repository that can't be read stays as it was.
-    fn keep(&mut self, place: String, error: &OciError, before: &Seen, due: bool) {
+    fn keep(&mut self, place: String, problem: &str, before: &Seen, due: bool) {
         self.complete = false;
-        self.problems.push(format!("repository {place}: {}", with_causes(error)));
+        self.problems.push(format!("repository {place}: {problem}"));
         self.problems.sort_unstable();
         if let Some(known) = before.repositories.get(&place) {
             let due = due || known.due;

@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bascule_registry::{Layout, ListedModel, Listing, ModelName, Rollout, VersionSource};
+use bascule_registry::{ListedModel, Listing, ModelName, Rollout, VersionSource};
 use futures::FutureExt as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};

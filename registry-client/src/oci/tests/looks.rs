@@ -143,6 +143,25 @@ async fn a_repository_that_can_not_be_read_stays_as_it_was() {
 }
 
 #[tokio::test]
+async fn a_registry_that_does_not_answer_is_not_asked_for_each_of_many_models() {
+    let fake = Fake::start().await;
+    fake.push("models", "1", MODEL);
+    for nth in 0..40 {
+        fake.push(&format!("models/m{nth}"), "1", MODEL);
+    }
+    let (registry, _) = open(&fake.place("models"));
+    let before = list(&registry).await;
+    fake.asked();
+    fake.bend(|request| request.path().starts_with("/v2/models/m").then(|| Answer::of(500, "")));
+    let kept = list(&registry).await;
+    assert!(!kept.complete && kept.models == before.models, "all stay as they were");
+    let asked = fake.asked().len();
+    assert!(asked <= 2 + 8 + 3, "the lists, the limit, and what was under way: {asked}");
+    fake.straighten();
+    assert!(list(&registry).await.complete);
+}
+
+#[tokio::test]
 async fn versions_that_break_a_rule_are_named_and_the_others_count() {
     let fake = Fake::start().await;
     fake.push("digits", "1", MODEL);
