@@ -69,6 +69,7 @@ demo: build ## Swap versions under real traffic and print what happened; fails w
 
 test-deps: ## Set up what only tests need: Python clients (310 MB), real models (23 MB) and an object store (150 MB).
 	@$(PYTHON) scripts/deps.py onnxruntime models venv || echo "make: going on without; the tests that need it will be counted as skipped"
+	@$(PYTHON) scripts/deps.py oci-registry || echo "make: going on without an OCI registry; its tests will be counted as skipped"
 
 	@$(PYTHON) scripts/deps.py seaweedfs || echo "make: going on without SeaweedFS; the tests that need an object store will be counted as skipped"
 

@@ -14,6 +14,8 @@
     train         .deps/train, what models/train.py needs, locked in models/requirements.txt
     load-tools    .deps/load-tools/bin/{wrk,h2load,nghttp}, which `make bench` and `make compare` drive servers with, out of the
                   packages of Debian or Ubuntu that benches/load-tools.txt names; they are unpacked, not installed
+    oci-registry  .deps/oci-registry/bin/docker-registry, a real OCI registry that tests start, out of the package that
+                  tests/oci-registry.txt names; unpacked, not installed
     compare-*     .deps/compare-<peer>, the servers that `make compare` runs beside Bascule, each locked in
                   benches/compare/<peer>/requirements.txt, apart because their dependencies clash
 
@@ -53,6 +55,7 @@ TOOL_PINS = REPOSITORY / "benches" / "load-tools.txt"
 SEAWEEDFS_PINS = REPOSITORY / "tests" / "seaweedfs.txt"
 GCS_PINS = REPOSITORY / "tests" / "gcs.txt"
 AZURITE = REPOSITORY / "tests" / "azurite"
+OCI_REGISTRY_PINS = REPOSITORY / "tests" / "oci-registry.txt"
 LOCKS = {
     "venv": REPOSITORY / "tests" / "requirements.txt",
     "moto": REPOSITORY / "tests" / "requirements-moto.txt",
@@ -222,23 +225,27 @@ def fill_azurite(folder):
     return json.loads((folder / "node_modules" / "azurite" / "package.json").read_text())["version"]
 
 
-def fill_load_tools(folder):
-    """Unpacks the packages and puts scripts into bin/ that start the tools with their own libraries. Their versions are those of the
-    system's release: its index keeps no others."""
-    packages = requirements(TOOL_PINS)
+def unpack_packages(pins, wanted, instead, folder):
+    """Unpacks packages of Debian or Ubuntu below folder/root. Their versions are those of the system's release: its index keeps no
+    others."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise SetupError("the load tools can't be fetched: this system has no apt-get", "install wrk and nghttp2's h2load, so that PATH has them")
+        raise SetupError(f"{wanted} can't be fetched: this system has no apt-get", instead)
     with tempfile.TemporaryDirectory() as scratch:
         # Run as root, apt-get warns that its own user can't write here: it then downloads as root, which is what is wanted.
         done = subprocess.run(
-            ["apt-get", "-o", "APT::Sandbox::User=root", "download", *packages],
+            ["apt-get", "-o", "APT::Sandbox::User=root", "download", *requirements(pins)],
             cwd=scratch, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         if done.returncode != 0:
             sys.stderr.write(done.stdout)
-            raise SetupError("apt-get could not download the load tools", "run apt-get update as root, or install wrk and nghttp2-client")
+            raise SetupError(f"apt-get could not download {wanted}", f"run apt-get update as root; or {instead}")
         for package in Path(scratch).glob("*.deb"):
             subprocess.run(["dpkg-deb", "-x", package, folder / "root"], check=True)
+
+
+def fill_load_tools(folder):
+    """Unpacks the packages and puts scripts into bin/ that start the tools with their own libraries."""
+    unpack_packages(TOOL_PINS, "the load tools", "install wrk and nghttp2's h2load, so that PATH has them", folder)
     libraries = next(iter(sorted({path.parent for path in (folder / "root/usr/lib").glob("*/*.so*")})), None)
     if libraries is None:
         raise SetupError("the packages of wrk and h2load have no libraries where they were expected", "install wrk and nghttp2-client")
@@ -250,6 +257,18 @@ def fill_load_tools(folder):
         script.write_text(f'#!/bin/sh\nroot="{root}"\nLD_LIBRARY_PATH="$root/{place}" exec "$root/usr/bin/{tool}" "$@"\n')
         script.chmod(0o755)
     return ", ".join(LOAD_TOOLS)
+
+
+def fill_oci_registry(folder):
+    """It needs no library beside libc."""
+    unpack_packages(OCI_REGISTRY_PINS, "the OCI registry", "go without: its tests are then counted as skipped", folder)
+    program = Path("root/usr/bin/docker-registry")
+    if not (folder / program).is_file():
+        raise SetupError(f"the package of the OCI registry has no {program}", "its pin and scripts/deps.py disagree: change both together")
+    (folder / "bin").mkdir()
+    (folder / "bin" / program.name).symlink_to(Path("..") / program)
+    (version,) = (package.name for package in (folder / "root/usr/share/doc").iterdir())
+    return version
 
 
 def fill_venv(lock):
@@ -280,6 +299,8 @@ def part(name):
         return f"gcs-{machine()}-{digest(GCS_PINS)}", fill_program(GCS_PINS, "*/bin/fake-gcs-server-linux-*", "fake-gcs-server")
     if name == "azurite":
         return f"azurite-{digest(AZURITE / 'package-lock.json')}", fill_azurite
+    if name == "oci-registry":
+        return f"oci-registry-{machine()}-{digest(OCI_REGISTRY_PINS)}", fill_oci_registry
     if sys.version_info < OLDEST_PYTHON:
         raise SetupError(
             f"the Python packages of '{name}' need Python {'.'.join(map(str, OLDEST_PYTHON))} or newer, this is {platform.python_version()}",
@@ -336,7 +357,7 @@ def one_at_a_time():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", metavar="PART", choices=["onnxruntime", "torch", "models", "load-tools", "seaweedfs", "gcs", "azurite", *LOCKS])
+    parser.add_argument("parts", nargs="+", metavar="PART", choices=["onnxruntime", "torch", "models", "load-tools", "seaweedfs", "gcs", "azurite", "oci-registry", *LOCKS])
     arguments = parser.parse_args()
     with one_at_a_time():
         for name in arguments.parts:

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_registry::{
-    Cache, DirectoryOptions, DirectorySource, LocalJournal, NamedSource, Registries, Registry, Trusted, VersionKey, VersionSource,
+    Cache, DirectoryOptions, DirectorySource, LocalJournal, NamedSource, OciOptions, OciRegistry, PublishTarget, Registries,
+    Registry, Trusted, VersionKey, VersionSource,
 };
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
@@ -18,7 +19,7 @@ use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
 use bascule_serving::{Admit, EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, ModelFormat, Place, TorchConfig, TrialMode, model_settings};
+use crate::config::{Config, ModelFormat, Place, RegistrySpec, TorchConfig, TrialMode, model_settings};
 use crate::forbidden::Forbidden;
 use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;
@@ -179,7 +180,8 @@ impl Source {
                     directories.push(Arc::clone(&directory));
                     directory
                 }
-                Kind::Other { .. } => {
+                Kind::Oci => Arc::new(open_oci(config, spec)?),
+                Kind::Store => {
                     let registry = open_registry(&spec.url, false)?.with_settle_interval(spec.settle_interval);
                     let registry = Arc::new(match &trust {
                         Some(trust) => registry.reading_signatures(Arc::clone(trust)),
@@ -234,8 +236,10 @@ async fn watch(directory: Arc<DirectorySource>, pause: Duration, hint: &impl Fn(
 enum Kind {
     /// A path, or `file://`.
     Directory(PathBuf),
-    /// Anything else, by the scheme of its URL, in lower case.
-    Other { scheme: String },
+    /// `oci://` or `oci+http://`.
+    Oci,
+    /// An object store, or what whoever opens it has to judge.
+    Store,
 }
 
 impl Kind {
@@ -244,9 +248,10 @@ impl Kind {
             return Ok(Kind::Directory(PathBuf::from(&place.0)));
         }
         // What other schemes have in their places is for those who open them to judge.
-        let scheme = place.0.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).unwrap_or_default();
-        if scheme != "file" {
-            return Ok(Kind::Other { scheme });
+        match place.scheme().as_str() {
+            "file" => {}
+            "oci" | "oci+http" => return Ok(Kind::Oci),
+            _ => return Ok(Kind::Store),
         }
         let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
         let path = url.to_file_path();
@@ -261,7 +266,7 @@ impl Kind {
 pub fn local_path(place: &Place) -> Result<PathBuf> {
     match Kind::of(place)? {
         Kind::Directory(path) => Ok(path),
-        Kind::Other { scheme } => bail!("a directory is expected, not a place at {scheme}://"),
+        Kind::Oci | Kind::Store => bail!("a directory is expected, not a place at {}://", place.scheme()),
     }
 }
 
@@ -278,20 +283,42 @@ fn state_identity(config: &Config) -> Result<String> {
     config.registry.all.first().context("no registry is configured").and_then(|spec| identity(&spec.url))
 }
 
+/// Whether registries of this kind hold manifests, and the journals of their models, so that they can be written without a gateway.
+///
+/// # Errors
+/// A place that is written wrong.
+pub fn holds_journals(place: &Place) -> Result<bool> {
+    Ok(matches!(Kind::of(place)?, Kind::Directory(_) | Kind::Store))
+}
+
 /// Opens a registry to publish to or to write a journal in; `create` makes a directory where it is not there. Blocks.
 ///
 /// # Errors
 /// A directory that is not there, a place that is written wrong, or credentials that the environment has by halves.
 pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
     let open = if create { Registry::open_or_create } else { Registry::open };
-    // What is wrong with a place names it, without the passwords that it may hold.
-    let named = place.is_url() && matches!(Kind::of(place), Ok(Kind::Other { .. }));
-    let opened = open(&place.0);
-    if named {
-        opened.context("can't open the registry")
-    } else {
-        opened.with_context(|| format!("can't open registry {}", place.0))
+    match Kind::of(place)? {
+        Kind::Directory(_) => open(&place.0).with_context(|| format!("can't open registry {}", place.0)),
+        // What is wrong with a place names it, without the passwords that it may hold.
+        Kind::Store => open(&place.0).context("can't open the registry"),
+        Kind::Oci => bail!("a registry at {}:// holds no manifests and journals of Bascule's own", place.scheme()),
     }
+}
+
+/// Opens a registry of a configuration to publish to; a directory that is not there is made. Blocks.
+///
+/// # Errors
+/// Where it is of a kind that this build can't write.
+pub fn open_publish_target(config: &Config, spec: &RegistrySpec) -> Result<Arc<dyn PublishTarget>> {
+    match Kind::of(&spec.url)? {
+        Kind::Oci => Ok(Arc::new(open_oci(config, spec)?)),
+        Kind::Directory(_) | Kind::Store => Ok(Arc::new(open_registry(&spec.url, true)?)),
+    }
+}
+
+fn open_oci(config: &Config, spec: &RegistrySpec) -> Result<OciRegistry> {
+    let options = OciOptions { credentials: config.oci.credentials.clone(), ..OciOptions::default() };
+    Ok(OciRegistry::open(&spec.url.0, options)?)
 }
 
 /// Looks at this machine's GPUs.
@@ -394,6 +421,9 @@ mod tests {
         assert_eq!(check("file:///srv/my%20models"), Ok("/srv/my models".into()));
         assert_eq!(check("s3://bucket/x"), Err("a directory is expected, not a place at s3://".into()));
         assert!(check("file://server/share").is_err());
+        assert_eq!(check("OCI://host/x"), Err("a directory is expected, not an OCI registry".into()));
+        let holds = |place: &str| holds_journals(&Place(place.to_owned())).unwrap();
+        assert!(holds("./models") && !holds("oci://host/x") && !holds("oci+http://host/x"));
     }
 
     #[test]

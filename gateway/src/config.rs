@@ -1,7 +1,7 @@
 //! The configuration: what can be set, where a value comes from, and everything that is wrong with it at once.
 //!
 //! Flag > environment > file > default. A value is checked where it is read, so nothing that [`Config`] holds is checked again.
-//! Secrets are not here: no setting of today holds one.
+//! A setting says where a secret lies and never holds it.
 
 mod devices;
 pub mod env;
@@ -11,10 +11,12 @@ mod layers;
 mod lists;
 pub mod model_settings;
 mod model_toml;
+mod oci;
 mod raw;
 mod registries;
 mod reload;
 mod schema;
+mod secret;
 mod settings;
 mod suggest;
 mod triton;
@@ -28,9 +30,11 @@ pub use devices::GpuBudgets;
 pub use layers::{ConfigError, Entry, Origin, Problem};
 pub use lists::ModelFormat;
 pub use model_toml::declared_signature;
+pub use oci::OciConfig;
 pub use registries::RegistrySpec;
 pub use reload::{Change, Changes, changes};
 pub use schema::schema;
+pub use secret::SecretPlace;
 pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig, TorchConfig, TrialConfig, TrialMode};
 pub use trust::TrustedKey;
 pub use value::{ByteCount, Place};
@@ -90,7 +94,8 @@ pub fn load(given: &Given, environment: &Environment) -> Result<Effective, Confi
             None => layers.refuse(origin, format!("expected key=value, got {set:?}")),
         }
     }
-    let config = Config::take(&mut layers);
+    let mut config = Config::take(&mut layers);
+    config.oci.open(environment, &mut layers);
     layers.finish().map(|entries| Effective { config, entries, file, warnings })
 }
 

@@ -1,7 +1,7 @@
 //! Which versions exist, and verified bytes on disk.
 //!
-//! A [`VersionSource`] lists versions and brings their files; [`DirectorySource`] and [`Registry`] are two. [`Registry`] also
-//! publishes, and holds the rollout [`journal`]. [`Cache`] keeps fetched versions on local disk, verified and complete or not
+//! A [`VersionSource`] lists versions and brings their files; [`DirectorySource`], [`Registry`] and [`OciRegistry`] are some. A
+//! [`PublishTarget`] takes new ones; a [`Registry`] also holds the rollout [`journal`]. [`Cache`] keeps fetched versions on local disk, verified and complete or not
 //! at all. What comes from a registry is not trusted: names and manifests are checked once, where they come in.
 //!
 //! Deliberately absent: tensors and signatures (carried unread), which versions should be loaded, HTTP, threads of our own.
@@ -20,6 +20,7 @@ mod listing;
 mod log;
 mod manifest;
 mod name;
+mod oci;
 mod plain;
 mod registries;
 mod registry;
@@ -40,10 +41,11 @@ pub use journal::{Entry, JournalError, LocalJournal, Op, Proposal, Rollout, Weig
 pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
+pub use oci::{OciCredentials, OciOptions, OciRegistry, Secret};
 pub use registries::{NamedSource, Registries};
 pub use registry::{
-    Finding, GC_GRACE, Garbage, Leftover, PublishError, PublishRequest, Published, REPAIR_INTERVAL, Registry, RegistryError,
-    StoreEnvironment, Survey, Verification, collect_files,
+    Finding, GC_GRACE, Garbage, Leftover, PublishError, PublishRequest, PublishTarget, Published, REPAIR_INTERVAL, Registry,
+    RegistryError, StoreEnvironment, Survey, Verification, collect_files,
 };
 pub use signing::{KeyError, ManifestSignature, PublicKey, SecretKey, Trust, Trusted, Untrusted};
 pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, SourceHealth, VersionSource};

@@ -26,6 +26,23 @@ pub fn format_of(path: &str) -> Option<&'static str> {
     ENDINGS.into_iter().find(|(ending, _)| path.ends_with(ending)).map(|(_, format)| format)
 }
 
+/// Format and entrypoint by name: the usual ones, else the only file with a known ending. Where nothing is recognised the
+/// format is [`FORMAT_UNKNOWN`], so that whoever wonders why it is not served finds it listed.
+pub(crate) fn guess_format<'a>(paths: impl Iterator<Item = &'a str> + Clone) -> (&'static str, &'a str) {
+    const USUAL: [(&str, &str); 4] =
+        [("model.onnx", "onnx"), ("model.onnx/model.onnx", "onnx"), ("model.pt", "torchscript"), ("model.fake.json", "fake")];
+    for (usual, format) in USUAL {
+        if let Some(path) = paths.clone().find(|path| *path == usual) {
+            return (format, path);
+        }
+    }
+    let known: Vec<_> = paths.clone().filter_map(|path| Some((format_of(path)?, path))).collect();
+    match known[..] {
+        [only] => only,
+        _ => (FORMAT_UNKNOWN, paths.clone().next().unwrap_or("")),
+    }
+}
+
 /// What one version is made of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {

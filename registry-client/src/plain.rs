@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use crate::digest::Digest;
 use crate::journal::Rollout;
 use crate::listing::{Generation, Layout, ListedModel};
-use crate::manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, Manifest, ManifestFile, format_of};
+use crate::manifest::{Lineage, MANIFEST_SCHEMA, Manifest, ManifestFile, guess_format};
 use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::settle::Settled;
 
@@ -39,13 +39,14 @@ impl Recheck {
 
 /// The version that these files are. `digest` names them, `created` is when the newest was written.
 pub(crate) fn generation(key: &VersionKey, digest: Digest, files: Vec<ManifestFile>, created: DateTime<Utc>) -> Generation {
-    let (format, entrypoint) = guess(&files);
+    let (format, entrypoint) = guess_format(files.iter().map(|file| file.path.as_str()));
+    let entrypoint = entrypoint.to_owned();
     let manifest = Manifest {
         schema: MANIFEST_SCHEMA,
         model: key.model.clone(),
         version: key.version,
         format: format.to_owned(),
-        entrypoint: entrypoint.to_owned(),
+        entrypoint,
         files,
         signature: None,
         golden: None,
@@ -61,23 +62,6 @@ pub(crate) fn generation(key: &VersionKey, digest: Digest, files: Vec<ManifestFi
     let manifest = Arc::new(manifest);
     let (tombstoned, signatures, stored) = (false, Vec::new(), None);
     Generation { key: key.clone(), digest, bytes, layout: Layout::Plain, manifest, tombstoned, signatures, stored }
-}
-
-/// Format and entrypoint by name: the usual ones, else the only file with a known ending. Where nothing is recognised the
-/// format is [`FORMAT_UNKNOWN`], so that whoever wonders why it is not served finds it listed.
-fn guess(files: &[ManifestFile]) -> (&'static str, String) {
-    const USUAL: [(&str, &str); 4] =
-        [("model.onnx", "onnx"), ("model.onnx/model.onnx", "onnx"), ("model.pt", "torchscript"), ("model.fake.json", "fake")];
-    for (path, format) in USUAL {
-        if let Some(file) = files.iter().find(|file| file.path == path) {
-            return (format, file.path.clone());
-        }
-    }
-    let known: Vec<_> = files.iter().filter_map(|file| Some((format_of(&file.path)?, &file.path))).collect();
-    match known[..] {
-        [(format, path)] => (format, path.clone()),
-        _ => (FORMAT_UNKNOWN, files.first().map(|file| file.path.clone()).unwrap_or_default()),
-    }
 }
 
 /// A plain model without versions.

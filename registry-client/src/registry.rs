@@ -33,7 +33,8 @@ use uuid::Uuid;
 
 pub use gc::{GC_GRACE, Garbage, Leftover};
 pub use location::StoreEnvironment;
-pub use publish::{PublishError, PublishRequest, Published, collect_files};
+pub use publish::{PublishError, PublishRequest, PublishTarget, Published, collect_files};
+pub(crate) use publish::{checked_draft, measure_all};
 pub use verify::{Finding, Survey, Verification};
 
 use crate::clock::{Clock, SystemClock};

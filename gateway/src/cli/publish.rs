@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bascule_registry::{Lineage, ModelName, PublishError, PublishRequest, Published, Registry, VersionNumber, parse_version};
+use bascule_registry::{Lineage, ModelName, PublishError, PublishRequest, PublishTarget, Published, VersionNumber, parse_version};
 use bascule_runtime_api::Signature;
 use clap::Args;
 use serde_json::json;
@@ -111,19 +111,19 @@ impl Publish {
         }
         // Before anything else runs: see there.
         let request = PublishRequest { signers, ..self.request(&effective.config, environment)? };
-        let place = &effective.config.registry.only().map_err(Failure::new)?.url;
-        let registry = compose::open_registry(place, true)?;
-        in_background(self.publish(registry, request, gateways, place))
+        let spec = effective.config.registry.only().map_err(Failure::new)?;
+        let target = compose::open_publish_target(&effective.config, spec)?;
+        in_background(self.publish(target.as_ref(), request, gateways, &spec.url))
     }
 
-    async fn publish(&self, registry: Registry, request: PublishRequest, gateways: Vec<Gateway>, place: &Place) -> Outcome {
+    async fn publish(&self, target: &dyn PublishTarget, request: PublishRequest, gateways: Vec<Gateway>, place: &Place) -> Outcome {
         let bar = Bar::new(request.files.iter().filter_map(|(_, path)| path.metadata().ok()).map(|meta| meta.len()).sum());
         let signed_by: Vec<String> = request.signers.iter().map(|key| key.public().id()).collect();
-        let published = registry.publish(request, &bar).await;
+        let published = target.publish(request, &bar).await;
         bar.finish();
         let published = published.map_err(refused)?;
         if !self.json {
-            print(&said(&published, &signed_by, registry.describe()))?;
+            print(&said(&published, &signed_by, &target.describe()))?;
         }
         let waited = match self.wait {
             Some(quorum) => wait_for(gateways, quorum, &published, self.wait_timeout).await,

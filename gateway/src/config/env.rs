@@ -5,7 +5,7 @@
 //! services; one that is a slip of the pen away from a setting is warned of.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::layers::{Layers, Origin};
 use super::settings::KEYS;
@@ -15,6 +15,9 @@ use super::suggest::nearest;
 pub const CONFIG_VARIABLE: &str = "BASCULE_CONFIG";
 /// The address of the gateway's admin API; `--gateway` is stronger.
 pub const GATEWAY_VARIABLE: &str = "BASCULE_GATEWAY";
+/// Where `docker login` leaves credentials, and what they are below otherwise.
+const DOCKER_CONFIG_VARIABLE: &str = "DOCKER_CONFIG";
+const HOME_VARIABLE: &str = "HOME";
 /// Who changes a rollout or publishes, for journal and manifest.
 const USER_VARIABLES: [&str; 2] = ["USER", "LOGNAME"];
 
@@ -49,7 +52,8 @@ impl Environment {
         Environment { variables: others.map(|(name, value)| (name.clone(), value.clone())).collect() }
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    /// A variable that is set and not empty.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
@@ -68,7 +72,13 @@ impl Environment {
     pub(crate) fn state_home(&self) -> Option<PathBuf> {
         // A relative one has to be ignored, by the specification of the variable.
         let absolute = |name| self.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))
+        absolute("XDG_STATE_HOME").or_else(|| Some(absolute(HOME_VARIABLE)?.join(".local/state")))
+    }
+
+    /// The folder of Docker's `config.json`, as Docker's tools find it.
+    pub(super) fn docker_config(&self) -> Option<PathBuf> {
+        let named = self.get(DOCKER_CONFIG_VARIABLE).map(PathBuf::from);
+        named.or_else(|| self.get(HOME_VARIABLE).map(|home| Path::new(home).join(".docker")))
     }
 
     /// Who runs this command, as far as it can be known.

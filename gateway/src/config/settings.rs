@@ -14,6 +14,7 @@ use super::devices::GpuBudgets;
 use super::key::{AnyKey, Key};
 use super::layers::{Layers, Origin};
 use super::lists::ModelFormat;
+use super::oci::{self, OciConfig};
 use super::registries::{self, RegistrySpec};
 use super::trust::TrustedKey;
 use super::value::{ByteCount, Place, words};
@@ -213,6 +214,8 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &SETTLE_INTERVAL,
     &ABSENT,
     &TRUST,
+    &oci::USERNAME,
+    &oci::PASSWORD,
     &JOURNAL,
     &LOAD_MODE,
     &LOAD_FORMATS,
@@ -291,6 +294,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[registry]`.
     pub registry: RegistryConfig,
+    /// `[oci]`.
+    pub oci: OciConfig,
     /// `rollout.journal`.
     pub journal: Option<Place>,
     /// `[load]`.
@@ -446,6 +451,7 @@ impl Config {
                 idle_timeout: layers.take(&IDLE_TIMEOUT),
             },
             registry: take_registry(layers),
+            oci: OciConfig::take(layers),
             journal: layers.take(&JOURNAL),
             load: LoadConfig {
                 mode: layers.take(&LOAD_MODE),

@@ -179,6 +179,11 @@ impl Value for PathBuf {
 pub struct Place(pub String);
 
 impl Place {
+    /// The scheme of its URL in lower case; empty for a path.
+    pub fn scheme(&self) -> String {
+        self.0.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).unwrap_or_default()
+    }
+
     /// Whether it names a scheme, such as `file:` or `http:`.
     pub fn is_url(&self) -> bool {
         self.0.split_once("://").is_some_and(|(scheme, _)| {

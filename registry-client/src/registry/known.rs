@@ -2,7 +2,7 @@
 //!
 //! Manifests, tombstones and entries of journals never change: they are read once, as long as the listing shows the same stamps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::versions::{
 use super::{Registry, RegistryError};
 use crate::digest::{Digest, DigestBuilder};
 use crate::journal::Rollout;
-use crate::listing::{Generation, Layout, ListedModel};
+use crate::listing::{Generation, ListedModel};
 use crate::log::{Read, read_small};
 use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::plain::Settings;
@@ -105,19 +105,8 @@ impl Known {
     }
 
     /// A model in the plain layout for those who ask for manifests and journals: it has neither.
-    pub(super) fn plain_shown(&self, name: &ModelName) -> ListedModel {
-        let problems = vec!["it is in the plain layout, whose versions have no manifests".to_owned()];
-        ListedModel {
-            name: name.clone(),
-            layout: Layout::Plain,
-            registry: None,
-            versions: BTreeMap::new(),
-            unsettled: BTreeSet::new(),
-            settings: self.settings(),
-            rollout: Rollout::default(),
-            aliases: BTreeMap::new(),
-            problems,
-        }
+    pub(super) fn plain_shown(name: &ModelName) -> ListedModel {
+        crate::plain::model(name, vec!["it is in the plain layout, whose versions have no manifests".to_owned()])
     }
 
     /// What is wrong with it beside its versions.

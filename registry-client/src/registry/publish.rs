@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use object_store::{Error as StoreError, ObjectStore};
 use uuid::Uuid;
 
@@ -24,9 +25,10 @@ use crate::name::{MAX_VERSION, ModelName, VersionKey, VersionNumber};
 use crate::signing::SecretKey;
 use crate::source::{Cause, Progress};
 
+use files::Measured;
 pub(super) use files::PART_BYTES;
 pub use files::collect_files;
-use files::{Measured, measure_all};
+pub(crate) use files::measure_all;
 
 /// How often a publish without a number tries the next, where others take the one that it wanted.
 const NUMBER_TRIES: u32 = 256;
@@ -88,6 +90,30 @@ impl PublishRequest {
     }
 }
 
+/// Where versions can be published.
+#[async_trait]
+pub trait PublishTarget: Send + Sync {
+    /// For people: `directory ./models`.
+    fn describe(&self) -> String;
+
+    /// Publishes a version and returns once it is there for all. Killed or failed half way it leaves nothing that is served.
+    ///
+    /// # Errors
+    /// [`PublishError::AlreadyExists`] where the number is taken; see there for the others.
+    async fn publish(&self, request: PublishRequest, progress: &dyn Progress) -> Result<Published, PublishError>;
+}
+
+#[async_trait]
+impl PublishTarget for Registry {
+    fn describe(&self) -> String {
+        Registry::describe(self).to_owned()
+    }
+
+    async fn publish(&self, request: PublishRequest, progress: &dyn Progress) -> Result<Published, PublishError> {
+        Registry::publish(self, request, progress).await
+    }
+}
+
 /// What was published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
@@ -142,6 +168,12 @@ pub enum PublishError {
         /// The store.
         store: String,
     },
+    /// The store has no place for signatures.
+    #[error("{store} holds no signatures")]
+    NoSignatures {
+        /// The store.
+        store: String,
+    },
     /// The store can't be reached or refuses. It is safe to publish again.
     #[error("{place} can't be reached")]
     Unavailable {
@@ -160,11 +192,12 @@ impl PublishError {
             Self::PlainLayout { model } => {
                 Some(format!("copy a numbered directory into {model}/ instead, or publish under another name"))
             }
+            Self::NoSignatures { .. } => Some("publish without --sign, or to a registry in a directory or an object store".into()),
             _ => None,
         }
     }
 
-    fn unavailable(place: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+    pub(crate) fn unavailable(place: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Unavailable { place: place.into(), source: crate::source::cause(source) }
     }
 
@@ -192,12 +225,7 @@ impl Registry {
     /// # Errors
     /// [`PublishError::AlreadyExists`] where the number is taken; see there for the others.
     pub async fn publish(&self, request: PublishRequest, progress: &dyn Progress) -> Result<Published, PublishError> {
-        if let Some((name, _)) = request.metrics.iter().find(|(_, value)| !value.is_finite()) {
-            let problem = format!("has {}, which is not finite", crate::name::quoted(name));
-            return Err(PublishError::Invalid(ManifestError::Field { field: "metrics", problem }));
-        }
-        let mut manifest = draft(&request, self.clock.now());
-        manifest.validate().map_err(PublishError::Invalid)?;
+        let mut manifest = checked_draft(&request, self.clock.now())?;
         let shape = self.shape(&request.model).await?;
         if !shape.ours && !shape.numeric.is_empty() {
             return Err(PublishError::PlainLayout { model: request.model });
@@ -286,7 +314,17 @@ impl Registry {
     }
 }
 
-/// The manifest as far as it is known before the files are read.
+/// The manifest as far as it is known before the files are read, which keeps the rules.
+pub(crate) fn checked_draft(request: &PublishRequest, now: chrono::DateTime<chrono::Utc>) -> Result<Manifest, PublishError> {
+    if let Some((name, _)) = request.metrics.iter().find(|(_, value)| !value.is_finite()) {
+        let problem = format!("has {}, which is not finite", crate::name::quoted(name));
+        return Err(PublishError::Invalid(ManifestError::Field { field: "metrics", problem }));
+    }
+    let manifest = draft(request, now);
+    manifest.validate().map_err(PublishError::Invalid)?;
+    Ok(manifest)
+}
+
 fn draft(request: &PublishRequest, now: chrono::DateTime<chrono::Utc>) -> Manifest {
     let files = request.files.iter().map(|(path, _)| ManifestFile { path: path.clone(), sha256: None, bytes: 0 });
     // Makes the bytes of every publish differ, so that a publisher knows its own manifest from another's.

@@ -240,10 +240,10 @@ impl Registry {
     /// One model, read afresh: for those who ask once.
     pub(super) async fn read_model(&self, name: &ModelName) -> Result<Option<ListedModel>, RegistryError> {
         let tree = self.list_model(name).await?;
-        let mut known = Known::default();
         if tree.is_plain() {
-            return Ok(Some(known.plain_shown(name)));
+            return Ok(Some(Known::plain_shown(name)));
         }
+        let mut known = Known::default();
         self.refresh(name, tree, &mut known).await?;
         Ok(known.ours(name))
     }

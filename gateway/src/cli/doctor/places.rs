@@ -59,17 +59,16 @@ async fn registry(config: &Config) -> Finding {
                 _ => Finding::warning("registry", format!("{found}, {problems} problems"), "`bascule check` names them"),
             }
         }
-        Err(failure) => {
-            let local = config.registry.all.iter().all(|spec| compose::local_path(&spec.url).is_ok());
-            let hint = match local {
-                true => "make it, or name another with --registry or registry.url",
-                false => {
-                    "look at the place and at the credentials in the environment, or name another with --registry or registry.url"
-                }
-            };
-            Finding::broken("registry", failure.summary(), hint)
-        }
+        Err(failure) => Finding::broken("registry", failure.summary(), unreadable_hint(config)),
     }
+}
+
+fn unreadable_hint(config: &Config) -> &'static str {
+    if config.registry.all.iter().all(|spec| compose::local_path(&spec.url).is_ok()) {
+        return "make it, or name another with --registry or registry.url";
+    }
+    "look at the place, that this machine reaches it, and at who asks it: the credentials in the environment, oci.username and \
+     oci.password, or `docker login`"
 }
 
 /// Whether something can be published from here; nothing is said of what is no directory.

@@ -14,6 +14,12 @@ use super::super::output::{print, print_json, rows, table};
 use super::{refused, said};
 
 async fn open(place: &Place) -> Result<Registry, Failure> {
+    if !compose::holds_journals(place)? {
+        let problem = format!("{} holds no rollout journal: an OCI registry has tags and no more", place.0);
+        return Err(
+            Failure::new(problem).hint("leave out --registry: the gateway that serves it keeps the journal; --gateway names it")
+        );
+    }
     let place = place.clone();
     let opened = tokio::task::spawn_blocking(move || compose::open_registry(&place, false)).await;
     Ok(opened.context("a blocking thread ended early")??)

@@ -65,17 +65,17 @@ fn utf8(name: &std::ffi::OsStr) -> io::Result<&str> {
 
 /// A file as it was read once: what is uploaded later is this, or the upload fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Measured {
+pub(crate) struct Measured {
     pub(super) path: PathBuf,
-    pub(super) sha256: Digest,
-    pub(super) bytes: u64,
+    pub(crate) sha256: Digest,
+    pub(crate) bytes: u64,
     pub(super) part_bytes: u64,
     /// The digests of its parts, one at the least; that of the whole where there is one part.
     pub(super) parts: Vec<Digest>,
 }
 
 /// Reads all of these files, as many at a time as there are cores.
-pub(super) async fn measure_all(paths: &[&Path], part_bytes: u64) -> Result<Vec<Measured>, PublishError> {
+pub(crate) async fn measure_all(paths: &[&Path], part_bytes: u64) -> Result<Vec<Measured>, PublishError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let owned: Vec<PathBuf> = paths.iter().map(|path| (*path).to_owned()).collect();
     futures::stream::iter(owned).map(|path| measure_off_thread(path, part_bytes)).buffered(cores).try_collect().await

@@ -1,0 +1,219 @@
+//! The requests of the distribution specification that are needed: lists, manifests, and the heads of blobs.
+
+use std::collections::BTreeSet;
+
+use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, LINK};
+use reqwest::{Method, Response, StatusCode, Url};
+use serde::Deserialize;
+
+use super::error::OciError;
+use super::http::{Ask, Client, Scope, read_bounded, unwanted};
+use super::place::is_repository;
+use crate::digest::Digest;
+use crate::name::quoted;
+
+/// The largest manifest that registries have to take, and the largest that is read.
+pub(super) const MAX_IMAGE_MANIFEST_BYTES: u64 = 4 << 20;
+/// A page of a list asks for so many names.
+const PAGE: &str = "1000";
+const MAX_PAGE_BYTES: u64 = 4 << 20;
+/// What a list is read to: more tags or repositories than this are an error, and no endless list is followed.
+const MAX_NAMES: usize = 100_000;
+const MAX_PAGES: usize = 1_000;
+/// The longest tag.
+const MAX_TAG_BYTES: usize = 128;
+pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// The media type of the manifest of one artifact.
+pub(super) const IMAGE_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+                        application/vnd.docker.distribution.manifest.v2+json, \
+                        application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// The names of a list, and how many requests they took.
+pub(super) struct Names {
+    pub(super) names: BTreeSet<String>,
+    pub(super) pages: usize,
+}
+
+#[derive(Deserialize)]
+struct Tags {
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Catalog {
+    repositories: Option<Vec<String>>,
+}
+
+impl Client {
+    /// The tags of a repository; none where there is no such repository.
+    pub(super) async fn tags(&self, repository: &str) -> Result<BTreeSet<String>, OciError> {
+        let what = format!("the list of tags of {repository}");
+        let path = format!("{repository}/tags/list");
+        let read = |body: &[u8]| serde_json::from_slice(body).map(|Tags { tags }| tags.unwrap_or_default());
+        match self.list(&what, &path, Scope::Pull(repository.to_owned()), read).await {
+            Ok(list) => {
+                let is_tag = |tag: &String| is_tag(tag);
+                Ok(list.names.into_iter().filter(is_tag).collect())
+            }
+            Err(error) if error.is_absent() => Ok(BTreeSet::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All repositories, where the registry lists them.
+    pub(super) async fn catalog(&self) -> Result<Names, OciError> {
+        let read = |body: &[u8]| serde_json::from_slice(body).map(|Catalog { repositories }| repositories.unwrap_or_default());
+        let mut list = self.list("the list of repositories", "_catalog", Scope::Catalog, read).await?;
+        list.names.retain(|name| is_repository(name));
+        Ok(list)
+    }
+
+    async fn list(
+        &self,
+        what: &str,
+        path: &str,
+        scope: Scope,
+        read: impl Fn(&[u8]) -> Result<Vec<String>, serde_json::Error>,
+    ) -> Result<Names, OciError> {
+        let mut url = self.url(path);
+        url.set_query(Some(&format!("n={PAGE}")));
+        let mut list = Names { names: BTreeSet::new(), pages: 0 };
+        loop {
+            let response = self.send(&self.get(what, url.clone(), scope.clone())).await?;
+            if response.status() != StatusCode::OK {
+                return Err(unwanted(what, response).await);
+            }
+            let next = next_page(response.headers()).map(|next| self.resolve(what, &url, &next)).transpose()?;
+            let body = read_bounded(what, response, MAX_PAGE_BYTES).await?;
+            let page = read(&body).map_err(|error| OciError::protocol(what, format!("a page is not valid: {error}")))?;
+            let before = list.names.len();
+            list.names.extend(page);
+            list.pages += 1;
+            if list.names.len() > MAX_NAMES || list.pages > MAX_PAGES {
+                return Err(OciError::protocol(what, format!("it has more than {MAX_NAMES} names or {MAX_PAGES} pages")));
+            }
+            match next {
+                Some(next) if list.names.len() > before => url = next,
+                // A page that brings nothing new ends the list, whatever it links to.
+                _ => return Ok(list),
+            }
+        }
+    }
+
+    /// The digest of a tag's manifest; `None` where there is none.
+    pub(super) async fn manifest_digest(&self, repository: &str, tag: &str, patient: bool) -> Result<Option<Digest>, OciError> {
+        let ask = Ask { method: Method::HEAD, patient, ..self.manifest_ask(repository, tag) };
+        let response = self.send(&ask).await?;
+        match response.status() {
+            StatusCode::OK => match content_digest(&response) {
+                Some(digest) => Ok(Some(digest)),
+                // Registries should tell it; where one does not, the manifest itself does.
+                None => Ok(self.manifest(repository, tag).await?.map(|content| Digest::of(&content))),
+            },
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(unwanted(&ask.what, response).await),
+        }
+    }
+
+    /// The bytes of a manifest, by tag or digest, checked against what the registry says of them; `None` where there is none.
+    pub(super) async fn manifest(&self, repository: &str, reference: &str) -> Result<Option<Vec<u8>>, OciError> {
+        let ask = self.manifest_ask(repository, reference);
+        let response = self.send(&ask).await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            _ => return Err(unwanted(&ask.what, response).await),
+        }
+        let expected = content_digest(&response);
+        let content = read_bounded(&ask.what, response, MAX_IMAGE_MANIFEST_BYTES).await?;
+        let actual = Digest::of(&content);
+        match expected {
+            Some(expected) if expected != actual => Err(OciError::Digest { what: ask.what, expected, actual }),
+            _ => Ok(Some(content)),
+        }
+    }
+
+    fn manifest_ask(&self, repository: &str, reference: &str) -> Ask {
+        let what = format!("the manifest of {repository}:{reference}");
+        let url = self.url(&format!("{repository}/manifests/{reference}"));
+        let mut ask = self.get(what, url, Scope::Pull(repository.to_owned()));
+        ask.headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        ask
+    }
+
+    /// A small blob, checked against its digest.
+    pub(super) async fn small_blob(&self, repository: &str, digest: &Digest, limit: u64) -> Result<Vec<u8>, OciError> {
+        let what = format!("blob {} of {repository}", digest.short());
+        let ask = self.get(&what, self.blob_url(repository, digest), Scope::Pull(repository.to_owned()));
+        let response = self.send(&ask).await?;
+        if response.status() != StatusCode::OK {
+            return Err(unwanted(&what, response).await);
+        }
+        let content = read_bounded(&what, response, limit).await?;
+        let actual = Digest::of(&content);
+        if actual != *digest {
+            return Err(OciError::Digest { what, expected: *digest, actual });
+        }
+        Ok(content)
+    }
+
+    pub(super) fn blob_url(&self, repository: &str, digest: &Digest) -> Url {
+        self.url(&format!("{repository}/blobs/sha256:{digest}"))
+    }
+}
+
+/// The digest that an answer names; others than sha256 tell nothing here.
+pub(super) fn content_digest(response: &Response) -> Option<Digest> {
+    response.headers().get(CONTENT_DIGEST)?.to_str().ok()?.strip_prefix("sha256:")?.parse().ok()
+}
+
+/// `Link: <…>; rel="next"`.
+fn next_page(headers: &HeaderMap) -> Option<String> {
+    let links = headers.get_all(LINK).iter().filter_map(|link| link.to_str().ok()).flat_map(|link| link.split(','));
+    let next =
+        links.filter(|link| link.split(';').skip(1).any(|part| part.trim().replace('"', "").eq_ignore_ascii_case("rel=next")));
+    let mut targets = next.filter_map(|link| Some(link.split_once('<')?.1.split_once('>')?.0.to_owned()));
+    targets.next()
+}
+
+/// Whether this is a tag by the grammar of the distribution specification. What is not is ignored: it would become part of a URL.
+fn is_tag(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let valid = text.len() <= MAX_TAG_BYTES
+        && text.bytes().next().is_some_and(plain)
+        && text.bytes().all(|byte| plain(byte) || matches!(byte, b'.' | b'-'));
+    if !valid {
+        tracing::debug!(tag = quoted(text), "a registry lists a tag that is none");
+    }
+    valid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_to_next_pages() {
+        let check = |header: &str, expected: Option<&str>| {
+            let headers = HeaderMap::from_iter([(LINK, header.parse().unwrap())]);
+            assert_eq!(next_page(&headers).as_deref(), expected, "{header}");
+        };
+        check(r#"</v2/a/tags/list?last=x&n=2>; rel="next""#, Some("/v2/a/tags/list?last=x&n=2"));
+        check("<https://a/b>; rel=next", Some("https://a/b"));
+        check(r#"<a>; rel="prev", <b>; title="t"; rel="next""#, Some("b"));
+        check(r#"<a>; rel="prev""#, None);
+        check("nonsense; rel=next", None);
+    }
+
+    #[test]
+    fn tags() {
+        for tag in ["1", "latest", "v1.0-rc.2", "_x"] {
+            assert!(is_tag(tag), "{tag}");
+        }
+        for tag in ["", "../x", "a/b", "a?b", ".a", "-a", "ä", &"a".repeat(129)] {
+            assert!(!is_tag(tag), "{tag}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Models in a real OCI registry: published by the program, served, rolled out, and served again while the registry is down.
+
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use bascule_onnx_writer::models::constant;
+use tempfile::TempDir;
+
+use crate::lifecycle::ask;
+use crate::sandbox::{PATIENCE, Sandbox, skip};
+
+/// A registry that ends with its test.
+struct Registry {
+    child: Child,
+    port: u16,
+    _folder: TempDir,
+}
+
+impl Registry {
+    /// `None`, and the test counted as skipped, where docker-registry is not set up.
+    fn start() -> Option<Registry> {
+        let servers = std::env::var_os("BASCULE_TEST_SERVERS").map(std::path::PathBuf::from);
+        let program = servers.map(|servers| servers.join("oci-registry/bin/docker-registry")).filter(|program| program.exists());
+        let Some(program) = program else {
+            skip("there is no oci-registry/bin/docker-registry (make test-deps)");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = serde_json::json!({
+            "version": "0.1", "log": {"level": "warn"}, "http": {"addr": format!("127.0.0.1:{port}")},
+            "storage": {"filesystem": {"rootdirectory": folder.path().join("data")}},
+        });
+        // JSON is YAML.
+        std::fs::write(folder.path().join("config.yml"), config.to_string()).unwrap();
+        let mut command = Command::new(program);
+        command.arg("serve").arg(folder.path().join("config.yml"));
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let registry = Registry { child, port, _folder: folder };
+        let began = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(began.elapsed() < PATIENCE, "docker-registry does not listen");
+            std::thread::yield_now();
+        }
+        Some(registry)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn versions_in_an_oci_registry_are_published_served_and_outlive_it() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let Some(registry) = Registry::start() else { return };
+    let place = format!("oci://127.0.0.1:{}/models", registry.port);
+    let sandbox = sandbox.at(Some(&place));
+    let publish = |value: f32| {
+        let file = sandbox.path("model.onnx");
+        std::fs::write(&file, &constant(value, 2).bytes).unwrap();
+        sandbox.succeed(&["publish", "m", &file.display().to_string(), "--registry", &place, "--run-id", "run-7"])
+    };
+    let said = publish(1.0);
+    assert!(said.starts_with(&format!("published m@1 to {place}: ")), "{said}");
+    let gateway = sandbox.serve().ready();
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0));
+    publish(2.0);
+    gateway.wait_version("m", 2);
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["models"][0]["stable"] == 2);
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 2.0));
+
+    // Decisions are kept by the gateway; a registry of tags can't hold them.
+    let admin = format!("http://{}", gateway.admin);
+    sandbox.succeed(&["rollout", "pin", "m", "1", "--gateway", &admin]);
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["models"][0]["stable"] == 1);
+    let refused = sandbox.run(&["rollout", "pin", "m", "2", "--registry", &place]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && text.contains("holds no rollout journal") && text.contains("--gateway"), "{text}");
+
+    gateway.kill();
+    drop(registry);
+    let gateway = sandbox.serve().ready();
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0), "what was pinned, from the cache");
+}
