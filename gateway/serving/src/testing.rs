@@ -61,7 +61,6 @@ pub(crate) fn generation(model: &ModelName, version: VersionNumber, content: &st
         manifest: Arc::new(manifest),
         tombstoned: false,
         signatures: Vec::new(),
-        signatures: Vec::new(),
     }
 }
 
@@ -75,6 +74,7 @@ pub(crate) fn listed(model: &ModelName, generations: impl IntoIterator<Item = Ge
         rollout: Rollout::default(),
         aliases: BTreeMap::new(),
         problems: Vec::new(),
+        steering: None,
     }
 }
 

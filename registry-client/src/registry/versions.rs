@@ -234,6 +234,7 @@ pub(crate) fn listed(
         rollout,
         aliases,
         problems,
+        steering: None,
     })
 }
 
@@ -248,6 +249,7 @@ fn plain_elsewhere(name: &ModelName) -> ListedModel {
         rollout: Rollout::default(),
         aliases: BTreeMap::new(),
         problems: vec!["it is in the plain layout, which is read from local directories only".into()],
+        steering: None,
     }
 }
 

@@ -116,6 +116,7 @@ impl Reconciler {
                 settings: model.settings.good_files().iter().map(|(name, bytes)| (name.clone(), Content::of(bytes))).collect(),
                 rollout: exists.rollout.clone(),
                 aliases: exists.aliases.clone(),
+                steering: exists.steering.clone(),
             })),
             _ => match self.demand(model) {
                 Demand::Wanted if !model.aspired.versions.is_empty() => return,
