@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bascule_registry::{Cache, DirectoryOptions, DirectorySource, LocalJournal, Registry, VersionKey, VersionSource};
+use bascule_registry::{
+    Cache, DirectoryOptions, DirectorySource, LocalJournal, MlflowOptions, MlflowSource, Registry, VersionKey, VersionSource, WriteBack,
+};
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
@@ -150,6 +152,8 @@ pub struct Source {
     versions: Arc<dyn VersionSource>,
     /// What can be watched, beside being polled.
     directory: Option<Arc<DirectorySource>>,
+    /// What can be told of decisions.
+    write_back: Option<Arc<dyn WriteBack>>,
 }
 
 impl Source {
@@ -163,9 +167,13 @@ impl Source {
             Kind::Directory(root) => {
                 let options = DirectoryOptions { settle_interval: config.registry.settle_interval, ..DirectoryOptions::default() };
                 let directory = Arc::new(DirectorySource::new(root, options));
-                Ok(Source { versions: Arc::<DirectorySource>::clone(&directory), directory: Some(directory) })
+                Ok(Source { versions: Arc::<DirectorySource>::clone(&directory), directory: Some(directory), write_back: None })
             }
-            Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories"),
+            Kind::Mlflow => {
+                let server = Arc::new(MlflowSource::new(&place.0, mlflow_options(config))?);
+                Ok(Source { versions: Arc::<MlflowSource>::clone(&server), directory: None, write_back: Some(server) })
+            }
+            Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories and MLflow servers"),
         }
     }
 
@@ -197,10 +205,23 @@ impl Source {
     }
 }
 
+fn mlflow_options(config: &Config) -> MlflowOptions {
+    let mlflow = &config.mlflow;
+    MlflowOptions {
+        credentials: mlflow.credentials.clone(),
+        stable_alias: mlflow.stable_alias.clone(),
+        candidate_alias: mlflow.candidate_alias.clone(),
+        candidate_weight: mlflow.candidate_weight,
+        ..MlflowOptions::default()
+    }
+}
+
 /// What kind of place a registry is at.
 enum Kind {
     /// A path, or `file://`.
     Directory(PathBuf),
+    /// `mlflow+http://` or `mlflow+https://`.
+    Mlflow,
     /// Anything else, by the scheme of its URL, in lower case.
     Other { scheme: String },
 }
@@ -209,6 +230,9 @@ impl Kind {
     fn of(place: &Place) -> Result<Kind> {
         if !place.is_url() {
             return Ok(Kind::Directory(PathBuf::from(&place.0)));
+        }
+        if MlflowSource::is_at(&place.0) {
+            return Ok(Kind::Mlflow);
         }
         let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
         if url.scheme() != "file" {
@@ -226,6 +250,7 @@ impl Kind {
 pub fn local_path(place: &Place) -> Result<PathBuf> {
     match Kind::of(place)? {
         Kind::Directory(path) => Ok(path),
+        Kind::Mlflow => bail!("a directory is expected, not an MLflow server"),
         Kind::Other { scheme } => bail!("a directory is expected, not a place at {scheme}://"),
     }
 }
@@ -279,6 +304,7 @@ pub fn engine_options(
     };
     let Guard { trial, marks } = supervise::guard(supervised, state, trials)?;
     Ok(EngineOptions {
+        write_back: source.write_back.clone().filter(|_| config.mlflow.write_back),
         read_settings: settings_reader(config, &runtimes),
         runtimes,
         load_mode: config.load.mode,

@@ -1,7 +1,7 @@
 //! The configuration: what can be set, where a value comes from, and everything that is wrong with it at once.
 //!
 //! Flag > environment > file > default. A value is checked where it is read, so nothing that [`Config`] holds is checked again.
-//! Secrets are not here: no setting of today holds one.
+//! No setting holds a secret: it says where one is ([`secret`]).
 
 mod devices;
 pub mod env;
@@ -9,11 +9,13 @@ mod fields;
 mod key;
 mod layers;
 mod lists;
+mod mlflow;
 pub mod model_settings;
 mod model_toml;
 mod raw;
 mod reload;
 mod schema;
+mod secret;
 mod settings;
 mod suggest;
 mod triton;
@@ -25,9 +27,11 @@ use std::path::PathBuf;
 pub use devices::GpuBudgets;
 pub use layers::{ConfigError, Entry, Origin, Problem};
 pub use lists::ModelFormat;
+pub use mlflow::MlflowConfig;
 pub use model_toml::declared_signature;
 pub use reload::{Change, Changes, changes};
 pub use schema::schema;
+pub use secret::Secret;
 pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig, TorchConfig, TrialConfig, TrialMode};
 pub use value::{ByteCount, Place};
 
@@ -86,7 +90,7 @@ pub fn load(given: &Given, environment: &Environment) -> Result<Effective, Confi
             None => layers.refuse(origin, format!("expected key=value, got {set:?}")),
         }
     }
-    let config = Config::take(&mut layers);
+    let config = Config::take(&mut layers, environment);
     layers.finish().map(|entries| Effective { config, entries, file, warnings })
 }
 

@@ -12,6 +12,7 @@ mod golden;
 mod http;
 mod killed;
 mod lifecycle;
+mod mlflow;
 mod real_models;
 mod recorded;
 mod sandbox;

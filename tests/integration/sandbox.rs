@@ -31,6 +31,8 @@ pub struct Sandbox {
     dir: TempDir,
     settings: Vec<String>,
     library: PathBuf,
+    /// What is served, where that is not the registry in the folder.
+    place: Option<String>,
 }
 
 impl Sandbox {
@@ -40,12 +42,18 @@ impl Sandbox {
         let dir = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir(dir.path().join("registry")).expect("a registry folder");
         let settings = ["registry.poll_interval=200ms", "registry.settle_interval=50ms"].map(str::to_owned).to_vec();
-        Some(Sandbox { dir, settings, library })
+        Some(Sandbox { dir, settings, library, place: None })
     }
 
     /// Adds a `--set key=value`.
     pub fn set(mut self, setting: &str) -> Sandbox {
         self.settings.push(setting.to_owned());
+        self
+    }
+
+    /// Serves what is at this place instead.
+    pub fn over(mut self, place: &str) -> Sandbox {
+        self.place = Some(place.to_owned());
         self
     }
 
@@ -125,7 +133,7 @@ impl Sandbox {
     /// The same; what it said and how it ended, where it did not get to listen.
     pub fn try_serve(&self, arguments: &[&str]) -> Result<Gateway, (ExitStatus, String)> {
         let any = "127.0.0.1:0";
-        let registry = self.registry();
+        let registry = self.place.clone().unwrap_or_else(|| self.registry().display().to_string());
         let state = self.state();
         let mut command = self.command(&["serve", "--http", any, "--grpc", any, "--admin", any]);
         command.arg("--registry").arg(registry).arg("--state-dir").arg(state);
@@ -233,6 +241,11 @@ impl Gateway {
     /// The same on the admin port.
     pub fn eventually_admin(&self, path: &str, accept: impl Fn(u16, &Value) -> bool) -> Value {
         self.eventually_at(self.admin, path, accept)
+    }
+
+    /// The same of another server.
+    pub fn eventually_of(&self, address: SocketAddr, path: &str, accept: impl Fn(u16, &Value) -> bool) -> Value {
+        self.eventually_at(address, path, accept)
     }
 
     fn eventually_at(&self, address: SocketAddr, path: &str, accept: impl Fn(u16, &Value) -> bool) -> Value {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bascule_registry::{Digest, Generation, Layout, ListedModel, ModelName, Rollout, VersionNumber, durable};
+use bascule_registry::{Digest, Generation, Layout, ListedModel, ModelName, Rollout, Steering, VersionNumber, durable};
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

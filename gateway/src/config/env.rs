@@ -52,6 +52,11 @@ impl Environment {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// A secret that a setting says is in this variable.
+    pub(super) fn secret(&self, name: &str) -> Option<&str> {
+        self.get(name)
+    }
+
     /// The configuration file that it names.
     pub fn config_file(&self) -> Option<&str> {
         self.get(CONFIG_VARIABLE)

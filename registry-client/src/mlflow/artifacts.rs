@@ -42,8 +42,8 @@ pub(super) struct Proxied {
 
 /// A folder of a store.
 pub(super) struct Stored {
-    store: Arc<dyn ObjectStore>,
-    folder: Path,
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) folder: Path,
 }
 
 /// Files by path.

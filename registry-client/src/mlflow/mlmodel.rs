@@ -131,3 +131,97 @@ pub(super) fn check_torchscript(tail: &[u8]) -> Result<(), String> {
     }
     Err(format!("has a pickled PyTorch model, which is Python and no program of its own: {EXPORT}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const TENSORS: &str = r#"
+signature:
+  inputs: '[{"type": "tensor", "name": "x", "tensor-spec": {"dtype": "float32", "shape": [-1, 4]}},
+    {"type": "tensor", "name": "text", "tensor-spec": {"dtype": "str", "shape": [-1]}}]'
+  outputs: '[{"type": "tensor", "name": "y", "tensor-spec": {"dtype": "int64", "shape": [-1]}}]'
+  params: null
+"#;
+    const UNNAMED: &str = r#"
+signature:
+  inputs: '[{"type": "tensor", "tensor-spec": {"dtype": "float16", "shape": [2, 3]}}]'
+  outputs: '[{"type": "tensor", "tensor-spec": {"dtype": "bool", "shape": [2]}}]'
+"#;
+    const COLUMNS: &str = r#"
+signature:
+  inputs: '[{"type": "double", "name": "age", "required": true}]'
+  outputs: '[{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1]}}]'
+"#;
+    const ONNX: &str = "flavors:\n  onnx:\n    code: null\n    data: model.onnx\n    providers: [A, B]\n  python_function: {env: {}}\n";
+    const TORCH: &str = "flavors:\n  pytorch:\n    model_data: data\n    pytorch_version: 2.13.0\n";
+
+    #[test]
+    fn onnx() {
+        let served = parse(format!("{ONNX}{TENSORS}").as_bytes()).unwrap();
+        assert_eq!(served.flavor, Flavor::Onnx { file: "model.onnx".into() });
+        let inputs = json!([
+            { "name": "x", "datatype": "FP32", "shape": [-1, 4] },
+            { "name": "text", "datatype": "BYTES", "shape": [-1] }
+        ]);
+        let outputs = json!([{ "name": "y", "datatype": "INT64", "shape": [-1] }]);
+        assert_eq!(served.signature, Some(json!({ "inputs": inputs, "outputs": outputs, "batch_axis": 0 })));
+        // The file tells where MLmodel can't.
+        for signature in [UNNAMED, COLUMNS, "", "signature: null\n", "signature:\n  inputs: 'nonsense'\n"] {
+            assert_eq!(parse(format!("{ONNX}{signature}").as_bytes()).unwrap().signature, None, "{signature}");
+        }
+    }
+
+    #[test]
+    fn torchscript() {
+        let served = parse(format!("{TORCH}{UNNAMED}").as_bytes()).unwrap();
+        assert_eq!(served.flavor, Flavor::Torch { data: "data".into() });
+        let inputs = json!([{ "name": "INPUT__0", "datatype": "FP16", "shape": [2, 3] }]);
+        let outputs = json!([{ "name": "OUTPUT__0", "datatype": "BOOL", "shape": [2] }]);
+        assert_eq!(served.signature, Some(json!({ "inputs": inputs, "outputs": outputs, "batch_axis": null })));
+        let refused = |text: &str| parse(format!("{TORCH}{text}").as_bytes()).unwrap_err();
+        assert!(refused("").contains("without a signature"));
+        assert!(refused(COLUMNS).contains(r#"signature.inputs in MLmodel has "age" as a column of a table"#), "{}", refused(COLUMNS));
+        let odd = UNNAMED.replace("float16", "complex64");
+        assert!(refused(&odd).contains(r#"dtype "complex64""#), "{}", refused(&odd));
+        let odd = UNNAMED.replace("[2, 3]", "[-2]");
+        assert!(refused(&odd).contains("with shape [-2]"), "{}", refused(&odd));
+    }
+
+    #[test]
+    fn the_file_of_a_torch_model() {
+        let find = |data: &str, paths: &[&'static str]| torch_file(data, paths.iter().copied()).map_err(|problem| problem.clone());
+        assert_eq!(find("data", &["MLmodel", "data/model.pth", "data/pickle_module_info.txt"]), Ok("data/model.pth"));
+        assert_eq!(find("model.pt", &["model.pt"]), Ok("model.pt"));
+        assert_eq!(find("data", &["data/model.pt2", "data/model.pth"]), Ok("data/model.pth"));
+        assert!(find("data", &["data/model.pt2"]).unwrap_err().contains("torch.export"));
+        assert!(find("data", &["data/deep/model.pth", "other/model.pth"]).unwrap_err().contains("no file .pth or .pt"));
+    }
+
+    #[test]
+    fn what_has_no_runtime() {
+        let refused = |text: &str| parse(text.as_bytes()).unwrap_err();
+        assert!(refused("flavors:\n  sklearn: {}\n  python_function: {}\n").contains(r#"it has "python_function, sklearn""#));
+        assert!(refused("artifact_path: model\n").contains("it has \"none\""));
+        assert!(refused("flavors:\n  onnx: {data: 7}\n").contains("flavors.onnx.data"));
+        assert!(refused("flavors:\n  onnx: {data: /etc/passwd}\n").contains("flavors.onnx.data"));
+        // Aliases that stand for ever more.
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..12 {
+            let before = format!("*a{}", level - 1);
+            bomb.push_str(&format!("a{level}: &a{level} [{}]\n", vec![before; 10].join(", ")));
+        }
+        bomb.push_str("flavors:\n  onnx:\n    data: *a11\n");
+        assert!(refused(&bomb).contains("can't be read"), "{}", refused(&bomb));
+    }
+
+    #[test]
+    fn torchscript_is_told_from_a_pickle() {
+        assert_eq!(check_torchscript(b"..archive/code/__torch__.py..archive/constants.pkl.."), Ok(()));
+        for pickle in [&b"..archive/data.pkl..archive/data/0.."[..], b"", b"\x80\x02}q\x00."] {
+            assert!(check_torchscript(pickle).unwrap_err().contains("torch.jit.script"));
+        }
+    }
+}

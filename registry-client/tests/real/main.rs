@@ -5,4 +5,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 #![allow(unreachable_pub, reason = "one binary")]
 
+mod mlflow;
 mod servers;

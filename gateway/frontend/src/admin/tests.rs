@@ -39,7 +39,8 @@ impl Bench {
         let stop = CancellationToken::new();
         let metrics = Metrics::new();
         let config = watch::channel(Arc::new(json!({ "http": { "value": "127.0.0.1:8000", "from": "default" } }))).1;
-        let sources = AdminSources { serving: sandbox.serving.clone(), metrics: metrics.clone(), config };
+        let webhooks = WebhookSecrets::default();
+        let sources = AdminSources { serving: sandbox.serving.clone(), metrics: metrics.clone(), config, webhooks };
         let served = tokio::spawn(serve(listener, sources, settings, stop.clone()));
         let client = Client::builder(TokioExecutor::new()).build_http();
         Bench { sandbox, metrics, address, client, stop, served }
@@ -289,6 +290,7 @@ async fn an_open_address_is_refused_unless_allowed() {
         serving: sandbox.serving.clone(),
         metrics: Metrics::new(),
         config: watch::channel(Arc::new(json!({}))).1,
+        webhooks: WebhookSecrets::default(),
     };
     let listener = TcpListener::bind(("0.0.0.0", 0)).await.unwrap();
     let refused = serve(listener, sources(), AdminSettings::default(), CancellationToken::new()).await;

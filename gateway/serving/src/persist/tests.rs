@@ -17,6 +17,7 @@ fn served(model: &str) -> Served {
         settings: settings.into(),
         rollout: Rollout { candidate: Some((2, 500)), rejected: BTreeSet::from([7]), ..Rollout::default() },
         aliases: BTreeMap::from([("blue".to_owned(), 1)]),
+        steering: None,
         model,
     }
 }

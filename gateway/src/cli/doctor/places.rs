@@ -4,8 +4,10 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
+use bascule_registry::MlflowSource;
+
 use crate::compose;
-use crate::config::Config;
+use crate::config::{Config, Place};
 use crate::state_dir::{StateDir, StateDirError};
 
 use super::super::gateway::Gateway;
@@ -59,8 +61,16 @@ async fn registry(config: &Config) -> Finding {
                 _ => Finding::warning("registry", format!("{found}, {problems} problems"), "`bascule check` names them"),
             }
         }
-        Err(failure) => Finding::broken("registry", failure.summary(), "make it, or name another with --registry or registry.url"),
+        Err(failure) => Finding::broken("registry", failure.summary(), mended(&config.registry.url)),
     }
+}
+
+/// What can be done about a registry that can't be read.
+fn mended(place: &Place) -> &'static str {
+    if MlflowSource::is_at(&place.0) {
+        return "look whether the server runs there, and set mlflow.token, or mlflow.username and mlflow.password, where it asks for them";
+    }
+    "make it, or name another with --registry or registry.url"
 }
 
 /// Whether something can be published from here; nothing is said where there is no registry at all.
