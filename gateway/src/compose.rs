@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_registry::{
-    Cache, DirectoryOptions, DirectorySource, LocalJournal, MlflowOptions, MlflowSource, Registry, VersionKey, VersionSource, WriteBack,
+    Cache, DirectoryOptions, DirectorySource, LocalJournal, MlflowOptions, MlflowSource, Registry, VersionKey, VersionSource,
+    WriteBack,
 };
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
@@ -173,7 +174,9 @@ impl Source {
                 let server = Arc::new(MlflowSource::new(&place.0, mlflow_options(config))?);
                 Ok(Source { versions: Arc::<MlflowSource>::clone(&server), directory: None, write_back: Some(server) })
             }
-            Kind::Other { scheme } => bail!("registries at {scheme}:// are not served by this release, only directories and MLflow servers"),
+            Kind::Other { scheme } => {
+                bail!("registries at {scheme}:// are not served by this release, only directories and MLflow servers")
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! A gateway over a real MLflow server: what its aliases say is served, and what is decided here it hears of.
 
 #[path = "../../registry-client/tests/real/servers.rs"]
+#[allow(dead_code, reason = "not all of it is needed here")]
 mod servers;
 
 use std::net::SocketAddr;
@@ -121,7 +122,8 @@ fn aliases_are_served_and_decisions_come_back() {
     let gateway = sandbox.serve().ready();
     stable_is(&gateway, 1);
 
-    let events = json!([{ "entity": "MODEL_VERSION_ALIAS", "action": "CREATED" }, { "entity": "MODEL_VERSION_ALIAS", "action": "DELETED" }]);
+    let events =
+        json!([{ "entity": "MODEL_VERSION_ALIAS", "action": "CREATED" }, { "entity": "MODEL_VERSION_ALIAS", "action": "DELETED" }]);
     let hook = format!("http://{}/admin/webhooks/mlflow", gateway.admin);
     let webhook = json!({ "name": "gateway", "url": hook, "events": events, "secret": SECRET });
     server.send("POST", "webhooks", &webhook);
@@ -131,7 +133,11 @@ fn aliases_are_served_and_decisions_come_back() {
     gateway.eventually_admin("/admin/v1/models/scale/rollout", |_, rollout| {
         rollout["candidate"]["version"] == 3 && rollout["candidate"]["weight_bp"] == 1_000
     });
-    assert_eq!(call(gateway.admin, "POST", "/admin/webhooks/mlflow", &[], b"{}").status, 401, "whoever lacks the secret is refused");
+    assert_eq!(
+        call(gateway.admin, "POST", "/admin/webhooks/mlflow", &[], b"{}").status,
+        401,
+        "whoever lacks the secret is refused"
+    );
 
     let decision = json!({ "op": "promote", "by": "ann", "reason": "it is better" });
     assert_eq!(post(gateway.admin, "/admin/v1/models/scale/rollout", &decision).status, 200);

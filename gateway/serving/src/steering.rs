@@ -52,7 +52,8 @@ pub(crate) fn follow(steering: &Steering, usable: &BTreeSet<VersionNumber>, roll
     if rollout.frozen.is_some() {
         return Course::default();
     }
-    let mut way = Way { steering, usable, rollout, course: Course::default(), stable: rollout.stable, candidate: rollout.candidate };
+    let mut way =
+        Way { steering, usable, rollout, course: Course::default(), stable: rollout.stable, candidate: rollout.candidate };
     way.follow_stable();
     way.follow_candidate();
     way.course
@@ -146,7 +147,9 @@ impl Way<'_> {
         // Beside nothing there is nothing to be tested against.
         let alone = match self.steering.stable.version {
             Some(_) => self.stable.is_none(),
-            None => self.stable.is_none() && self.usable.iter().all(|other| *other == version || self.rollout.rejected.contains(other)),
+            None => {
+                self.stable.is_none() && self.usable.iter().all(|other| *other == version || self.rollout.rejected.contains(other))
+            }
         };
         alone.then(|| "it is followed once another version is stable".to_owned())
     }

@@ -14,8 +14,11 @@ fn variable(name: &str) -> Option<SecretRef> {
     Some(SecretRef::Variable(name.to_owned()))
 }
 
-pub(super) const TOKEN: Key<Option<SecretRef>> =
-    Key::new("mlflow.token", || variable("MLFLOW_TRACKING_TOKEN"), "the token for an MLflow server; mlflow.username goes before it");
+pub(super) const TOKEN: Key<Option<SecretRef>> = Key::new(
+    "mlflow.token",
+    || variable("MLFLOW_TRACKING_TOKEN"),
+    "the token for an MLflow server; mlflow.username goes before it",
+);
 pub(super) const USERNAME: Key<Option<SecretRef>> =
     Key::new("mlflow.username", || variable("MLFLOW_TRACKING_USERNAME"), "the user of an MLflow server");
 pub(super) const PASSWORD: Key<Option<SecretRef>> =
@@ -105,7 +108,12 @@ impl MlflowConfig {
     }
 }
 
-fn credentials(layers: &mut Layers, token: Option<Secret>, username: Option<Secret>, password: Option<Secret>) -> MlflowCredentials {
+fn credentials(
+    layers: &mut Layers,
+    token: Option<Secret>,
+    username: Option<Secret>,
+    password: Option<Secret>,
+) -> MlflowCredentials {
     let own = |secret: Secret| secret.expose().to_owned();
     match (token, username, password) {
         (_, Some(username), Some(password)) => MlflowCredentials::Basic { username: own(username), password: own(password) },

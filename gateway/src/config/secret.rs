@@ -73,7 +73,9 @@ impl Value for SecretRef {
 impl SecretRef {
     fn fetch(&self, environment: &Environment) -> Result<String, String> {
         let secret = match self {
-            SecretRef::Variable(name) => environment.secret(name).ok_or_else(|| format!("the variable {name} is not set"))?.to_owned(),
+            SecretRef::Variable(name) => {
+                environment.secret(name).ok_or_else(|| format!("the variable {name} is not set"))?.to_owned()
+            }
             SecretRef::File(path) => read_file(path).map_err(|error| format!("{} can't be read: {error}", path.display()))?,
         };
         if secret.is_empty() { Err(format!("{} is empty", self.show())) } else { Ok(secret) }

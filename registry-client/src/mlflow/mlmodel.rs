@@ -155,7 +155,8 @@ signature:
   inputs: '[{"type": "double", "name": "age", "required": true}]'
   outputs: '[{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1]}}]'
 "#;
-    const ONNX: &str = "flavors:\n  onnx:\n    code: null\n    data: model.onnx\n    providers: [A, B]\n  python_function: {env: {}}\n";
+    const ONNX: &str =
+        "flavors:\n  onnx:\n    code: null\n    data: model.onnx\n    providers: [A, B]\n  python_function: {env: {}}\n";
     const TORCH: &str = "flavors:\n  pytorch:\n    model_data: data\n    pytorch_version: 2.13.0\n";
 
     #[test]
@@ -183,7 +184,11 @@ signature:
         assert_eq!(served.signature, Some(json!({ "inputs": inputs, "outputs": outputs, "batch_axis": null })));
         let refused = |text: &str| parse(format!("{TORCH}{text}").as_bytes()).unwrap_err();
         assert!(refused("").contains("without a signature"));
-        assert!(refused(COLUMNS).contains(r#"signature.inputs in MLmodel has "age" as a column of a table"#), "{}", refused(COLUMNS));
+        assert!(
+            refused(COLUMNS).contains(r#"signature.inputs in MLmodel has "age" as a column of a table"#),
+            "{}",
+            refused(COLUMNS)
+        );
         let odd = UNNAMED.replace("float16", "complex64");
         assert!(refused(&odd).contains(r#"dtype "complex64""#), "{}", refused(&odd));
         let odd = UNNAMED.replace("[2, 3]", "[-2]");

@@ -19,7 +19,7 @@ use crate::servers::{Server, find_or_skip, free_port, listens};
 
 /// A server, and a client of its API.
 struct Mlflow {
-    _server: Server,
+    server: Server,
     url: String,
     http: Client,
     login: Option<(&'static str, &'static str)>,
@@ -63,7 +63,7 @@ impl Mlflow {
         };
         let server = Server::start(prepare, || listens(port));
         let login = more.contains(&"--app-name").then_some((USER, PASSWORD));
-        Some(Mlflow { _server: server, url: format!("http://127.0.0.1:{port}"), http: Client::new(), login })
+        Some(Mlflow { server, url: format!("http://127.0.0.1:{port}"), http: Client::new(), login })
     }
 
     fn source(&self, options: MlflowOptions) -> MlflowSource {
@@ -185,7 +185,8 @@ impl Fixture for Registered {
     async fn damage(&self, key: &VersionKey, path: &str) {
         let folders = self.folders.lock().await;
         let (_, folder) = folders.iter().find(|(one, _)| one == key).unwrap();
-        self.server.put(&format!("{folder}/{path}"), "something else").await;
+        let file = self.server.server.folder().join("artifacts").join(folder).join(path);
+        std::fs::write(file, "something else").unwrap();
     }
 
     async fn break_off(&self) -> bool {

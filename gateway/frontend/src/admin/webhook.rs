@@ -55,7 +55,8 @@ pub(crate) async fn mlflow(
 
 /// Checks who signed the body, and when.
 fn verify(secret: &[u8], headers: &HeaderMap, body: &[u8], now: i64) -> Result<(), Refusal> {
-    let refuse = |error: String| Refusal::new(StatusCode::UNAUTHORIZED, error, "send it from MLflow, with the secret that is set here");
+    let refuse =
+        |error: String| Refusal::new(StatusCode::UNAUTHORIZED, error, "send it from MLflow, with the secret that is set here");
     let header = |name: &'static str| {
         let value = headers.get(name).and_then(|value| value.to_str().ok());
         value.ok_or_else(|| refuse(format!("header '{name}' is missing or not text")))

@@ -155,11 +155,8 @@ async fn tell(
             note(&failures, &looks, model, failure);
         }
         pause = if failed { pause } else { FIRST_PAUSE };
-        let changed = if failed {
-            timeout_at(Instant::now() + pause, owed.changed()).await.unwrap_or(Ok(()))
-        } else {
-            owed.changed().await
-        };
+        let changed =
+            if failed { timeout_at(Instant::now() + pause, owed.changed()).await.unwrap_or(Ok(())) } else { owed.changed().await };
         if changed.is_err() {
             return;
         }

@@ -23,9 +23,7 @@ fn error_text(error: &SourceError) -> String {
 fn healthy(asked: &Asked, models: &[(&str, &str)]) -> Answer {
     match asked.path.as_str() {
         SEARCH => {
-            let one = |(name, alias): &(&str, &str)| {
-                json!({ "name": name, "last_updated_timestamp": "7", "aliases": [{ "alias": alias, "version": "1" }] })
-            };
+            let one = |(name, alias): &(&str, &str)| json!({ "name": name, "last_updated_timestamp": "7", "aliases": [{ "alias": alias, "version": "1" }] });
             Answer::json(&json!({ "registered_models": models.iter().map(one).collect::<Vec<_>>() }))
         }
         VERSIONS => {
@@ -60,7 +58,11 @@ async fn a_search_that_fails_says_how() {
         let error = failing(move |_| answer.clone()).await;
         assert!(error.contains(expected), "{error} should say {expected}");
     };
-    check(Answer::with(500, "", br#"{"error_code": "X", "message": "out of \u001b[31mluck"}"#), r#"status 500: "out of \u{1b}[31mluck""#).await;
+    check(
+        Answer::with(500, "", br#"{"error_code": "X", "message": "out of \u001b[31mluck"}"#),
+        r#"status 500: "out of \u{1b}[31mluck""#,
+    )
+    .await;
     check(Answer::with(503, "", b"<html>busy</html>"), "status 503").await;
     check(Answer::with(401, "", b"{}"), "status 401: tried the token of mlflow.token").await;
     check(Answer::with(403, "", b"{}"), "status 403: tried the token of mlflow.token").await;
@@ -127,7 +129,7 @@ async fn an_unchanged_look_is_one_request() {
     assert_eq!(model_of(&moved, "b").aliases, [("y".to_owned(), 1)].into());
     let asked: Vec<String> = fake.asked().into_iter().map(|asked| asked.path).collect();
     assert_eq!(asked, [SEARCH, VERSIONS]);
-    clock.advance(crate::registry::REPAIR_INTERVAL + Duration::from_secs(1));
+    clock.advance(REPAIR_INTERVAL + Duration::from_secs(1));
     assert!(source.list(Some(&moved.cursor)).await.unwrap().is_none());
     assert_eq!(fake.asked().len(), 1 + 3, "now and then all is looked for again");
 }
@@ -153,10 +155,9 @@ async fn one_model_that_fails_stays_as_it_was() {
 
 /// What is said of the one version of a model whose answers are healthy but for one.
 async fn problem(path: &'static str, answer: Answer) -> (bool, String) {
-    let fake = Fake::start(move |asked| {
-        if asked.path.ends_with(path) { answer.clone() } else { healthy(asked, &[("a", "champion")]) }
-    })
-    .await;
+    let fake =
+        Fake::start(move |asked| if asked.path.ends_with(path) { answer.clone() } else { healthy(asked, &[("a", "champion")]) })
+            .await;
     let listing = fake.source(MlflowOptions::default()).list(None).await.unwrap().unwrap();
     let model = model_of(&listing, "a");
     assert!(model.versions.is_empty(), "{model:?}");
@@ -176,7 +177,7 @@ async fn versions_that_cannot_be_used_are_named() {
     check(DOWNLOAD, uri("file:///srv/mlflow"), true, "start the server with --serve-artifacts").await;
     check(DOWNLOAD, uri("dbfs:/x"), true, "start the server with --serve-artifacts").await;
     check(DOWNLOAD, uri("mlflow-artifacts://elsewhere:1/x"), true, "another artifact server").await;
-    check(DOWNLOAD, uri("mlflow-artifacts:/a/%2e%2e/b"), true, "which is no path").await;
+    check(DOWNLOAD, uri("mlflow-artifacts:/a%2f..%2fb"), true, "which is no path").await;
     check(DOWNLOAD, uri("nowhere"), true, "no URL").await;
     let listed = |files: Value| Answer::json(&json!({ "files": files }));
     check(ARTIFACTS, listed(json!([])), true, "version 1 has no file MLmodel").await;
