@@ -27,7 +27,7 @@ const SECRET: &str = "what only MLflow and the gateway know";
 
 /// A tracking server.
 struct Mlflow {
-    _server: Server,
+    process: Server,
     address: SocketAddr,
 }
 
@@ -47,7 +47,7 @@ impl Mlflow {
             command
         };
         let server = Server::start(prepare, || listens(port));
-        Some(Mlflow { _server: server, address: SocketAddr::from(([127, 0, 0, 1], port)) })
+        Some(Mlflow { process: server, address: SocketAddr::from(([127, 0, 0, 1], port)) })
     }
 
     fn send(&self, method: &str, path: &str, body: &Value) -> Value {
@@ -150,8 +150,7 @@ fn aliases_are_served_and_decisions_come_back() {
     });
 
     // Without its server, a restart serves what was served.
-    let Mlflow { _server, .. } = server;
-    drop(_server);
+    drop(server.process);
     gateway.kill();
     let gateway = sandbox.serve().ready();
     stable_is(&gateway, 3);

@@ -4,7 +4,7 @@ use bascule_registry::{MlflowCredentials, ModelName, Weight};
 use serde_json::{Value as Json, json};
 
 use super::env::Environment;
-use super::key::{AnyKey, Key};
+use super::key::Key;
 use super::layers::Layers;
 use super::raw::Raw;
 use super::secret::{self, Secret, SecretRef};
