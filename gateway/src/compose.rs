@@ -1,6 +1,7 @@
 //! Puts the program together: the only file that names concrete runtimes and sources.
 
 mod journals;
+mod told;
 mod trust;
 
 use std::collections::BTreeMap;
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_registry::{
-    Cache, DirectoryOptions, DirectorySource, LocalJournal, NamedSource, OciOptions, OciRegistry, PublishTarget, Registries,
-    Registry, Trusted, VersionKey, VersionSource,
+    Cache, DirectoryOptions, DirectorySource, LocalJournal, MlflowOptions, MlflowSource, NamedSource, OciOptions, OciRegistry,
+    PublishTarget, Registries, Registry, Trusted, VersionKey, VersionSource, WriteBack,
 };
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
@@ -26,6 +27,7 @@ use crate::state_dir::StateDir;
 use crate::supervise::{self, Guard, Supervised};
 use crate::trial::Trials;
 use journals::{Held, Journals};
+use told::Told;
 pub use trust::trust;
 
 /// The folders, relative to that of the program, in which ONNX Runtime is looked for: beside an installed program, and where
@@ -158,6 +160,8 @@ pub struct Source {
     directories: Vec<Arc<DirectorySource>>,
     /// Registries that other machines hold, by their places: kept open, with their connections and credentials.
     stores: BTreeMap<Arc<str>, Arc<Registry>>,
+    /// Those that can be told of decisions.
+    servers: BTreeMap<Arc<str>, Arc<dyn WriteBack>>,
 }
 
 impl Source {
@@ -167,7 +171,7 @@ impl Source {
     /// A kind of place that this build can't read, one that is written wrong, or credentials that the environment has by halves; and
     /// where the keys that are trusted can't be read.
     pub fn open(config: &Config) -> Result<Source> {
-        let (mut members, mut directories, mut stores) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let (mut members, mut directories, mut stores, mut servers) = (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
         // Whatever the place: what does not read signatures has none that anybody trusts.
         let trust = trust(config)?;
         for spec in &config.registry.all {
@@ -181,6 +185,11 @@ impl Source {
                     directory
                 }
                 Kind::Oci => Arc::new(open_oci(config, spec)?),
+                Kind::Mlflow => {
+                    let server = Arc::new(MlflowSource::new(&spec.url.0, mlflow_options(config))?);
+                    servers.insert(Arc::clone(&place), Arc::<MlflowSource>::clone(&server) as Arc<dyn WriteBack>);
+                    server
+                }
                 Kind::Store => {
                     let registry = open_registry(&spec.url, false)?.with_settle_interval(spec.settle_interval);
                     let registry = Arc::new(match &trust {
@@ -197,12 +206,18 @@ impl Source {
             };
             members.push(NamedSource { name: spec.name.clone(), place, source });
         }
-        Ok(Source { registries: Arc::new(Registries::new(members)), directories, stores })
+        Ok(Source { registries: Arc::new(Registries::new(members)), directories, stores, servers })
     }
 
     /// As the engine takes it.
     pub fn versions(&self) -> Arc<dyn VersionSource> {
         Arc::<Registries>::clone(&self.registries)
+    }
+
+    /// Who is told what is decided on models that have names of their own for stable and candidate where they come from.
+    fn told_of_decisions(&self) -> Option<Arc<dyn WriteBack>> {
+        let (registries, servers) = (Arc::clone(&self.registries), self.servers.clone());
+        (!servers.is_empty()).then(|| Arc::new(Told { registries, servers }) as _)
     }
 
     /// Calls `hint` whenever something may have changed, for as long as the returned future is polled. Where nothing can be watched,
@@ -232,12 +247,25 @@ async fn watch(directory: Arc<DirectorySource>, pause: Duration, hint: &impl Fn(
     }
 }
 
+fn mlflow_options(config: &Config) -> MlflowOptions {
+    let mlflow = &config.mlflow;
+    MlflowOptions {
+        credentials: mlflow.credentials.clone(),
+        stable_alias: mlflow.stable_alias.clone(),
+        candidate_alias: mlflow.candidate_alias.clone(),
+        candidate_weight: mlflow.candidate_weight,
+        ..MlflowOptions::default()
+    }
+}
+
 /// What kind of place a registry is at.
 enum Kind {
     /// A path, or `file://`.
     Directory(PathBuf),
     /// `oci://` or `oci+http://`.
     Oci,
+    /// `mlflow+http://` or `mlflow+https://`.
+    Mlflow,
     /// An object store, or what whoever opens it has to judge.
     Store,
 }
@@ -251,6 +279,7 @@ impl Kind {
         match place.scheme().as_str() {
             "file" => {}
             "oci" | "oci+http" => return Ok(Kind::Oci),
+            _ if MlflowSource::is_at(&place.0) => return Ok(Kind::Mlflow),
             _ => return Ok(Kind::Store),
         }
         let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
@@ -266,7 +295,7 @@ impl Kind {
 pub fn local_path(place: &Place) -> Result<PathBuf> {
     match Kind::of(place)? {
         Kind::Directory(path) => Ok(path),
-        Kind::Oci | Kind::Store => bail!("a directory is expected, not a place at {}://", place.scheme()),
+        Kind::Oci | Kind::Mlflow | Kind::Store => bail!("a directory is expected, not a place at {}://", place.scheme()),
     }
 }
 
@@ -301,7 +330,7 @@ pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
         Kind::Directory(_) => open(&place.0).with_context(|| format!("can't open registry {}", place.0)),
         // What is wrong with a place names it, without the passwords that it may hold.
         Kind::Store => open(&place.0).context("can't open the registry"),
-        Kind::Oci => bail!("a registry at {}:// holds no manifests and journals of Bascule's own", place.scheme()),
+        Kind::Oci | Kind::Mlflow => bail!("a registry at {}:// holds no manifests and journals of Bascule's own", place.scheme()),
     }
 }
 
@@ -312,6 +341,7 @@ pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
 pub fn open_publish_target(config: &Config, spec: &RegistrySpec) -> Result<Arc<dyn PublishTarget>> {
     match Kind::of(&spec.url)? {
         Kind::Oci => Ok(Arc::new(open_oci(config, spec)?)),
+        Kind::Mlflow => bail!("an MLflow server takes new versions from MLflow's own clients: register the model there"),
         Kind::Directory(_) | Kind::Store => Ok(Arc::new(open_registry(&spec.url, true)?)),
     }
 }
@@ -357,6 +387,7 @@ pub fn engine_options(
     };
     let Guard { trial, marks } = supervise::guard(supervised, state, trials)?;
     Ok(EngineOptions {
+        write_back: source.told_of_decisions().filter(|_| config.mlflow.write_back),
         read_settings: settings_reader(config, &runtimes),
         runtimes,
         load_mode: config.load.mode,

@@ -1,7 +1,7 @@
 //! The configuration: what can be set, where a value comes from, and everything that is wrong with it at once.
 //!
 //! Flag > environment > file > default. A value is checked where it is read, so nothing that [`Config`] holds is checked again.
-//! A setting says where a secret lies and never holds it.
+//! No setting holds a secret: it says where one is ([`secret`]).
 
 mod devices;
 pub mod env;
@@ -9,6 +9,7 @@ mod fields;
 mod key;
 mod layers;
 mod lists;
+mod mlflow;
 pub mod model_settings;
 mod model_toml;
 mod oci;
@@ -29,12 +30,13 @@ use std::path::PathBuf;
 pub use devices::GpuBudgets;
 pub use layers::{ConfigError, Entry, Origin, Problem};
 pub use lists::ModelFormat;
+pub use mlflow::MlflowConfig;
 pub use model_toml::declared_signature;
 pub use oci::OciConfig;
 pub use registries::RegistrySpec;
 pub use reload::{Change, Changes, changes};
 pub use schema::schema;
-pub use secret::SecretPlace;
+pub use secret::{SecretPlace, SecretText};
 pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig, TorchConfig, TrialConfig, TrialMode};
 pub use trust::TrustedKey;
 pub use value::{ByteCount, Place};
@@ -94,7 +96,7 @@ pub fn load(given: &Given, environment: &Environment) -> Result<Effective, Confi
             None => layers.refuse(origin, format!("expected key=value, got {set:?}")),
         }
     }
-    let mut config = Config::take(&mut layers);
+    let mut config = Config::take(&mut layers, environment);
     config.oci.open(environment, &mut layers);
     layers.finish().map(|entries| Effective { config, entries, file, warnings })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bascule_frontend::admin::{AdminSettings, AdminSources};
+use bascule_frontend::admin::{AdminSettings, AdminSources, WebhookSecrets};
 use bascule_frontend::grpc::GrpcSettings;
 use bascule_frontend::http::HttpSettings;
 use bascule_frontend::metrics::Metrics;
@@ -133,7 +133,8 @@ impl Server {
         data.running.spawn(grpc::serve(grpc, serving.clone(), grpc_settings(server), shutdown.clone()));
         data.running.spawn(watch(watched, serving.clone(), effective.config.registry.poll_interval, shutdown));
         let (shown, config) = watch::channel(Arc::new(shown(effective, addresses)));
-        let sources = AdminSources { serving: serving.clone(), metrics, config };
+        let webhooks = WebhookSecrets { mlflow: webhook_secret(effective) };
+        let sources = AdminSources { serving: serving.clone(), metrics, config, webhooks };
         let admin_served = admin::serve(admin, sources, admin_settings(server), of_admin.shutdown.clone());
         of_admin.running.spawn(async move {
             if let Err(error) = admin_served.await {
@@ -233,6 +234,10 @@ fn grpc_settings(server: &ServerConfig) -> GrpcSettings {
 fn admin_settings(server: &ServerConfig) -> AdminSettings {
     let defaults = AdminSettings::default();
     AdminSettings { allow_remote: server.allow_remote, drain_timeout: defaults.drain_timeout.min(server.drain_timeout), ..defaults }
+}
+
+fn webhook_secret(effective: &Effective) -> Option<Arc<[u8]>> {
+    effective.config.mlflow.webhook_secret.as_ref().map(|secret| secret.expose().as_bytes().into())
 }
 
 fn size(bytes: u64) -> usize {

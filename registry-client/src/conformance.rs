@@ -31,8 +31,8 @@ pub trait Fixture: Send + Sync {
     /// Lets pass as much time as the source needs to believe its eyes.
     fn pass_time(&self);
 
-    /// Changes what is stored for one file of a version without a change of its size. Whatever the source notices later, a
-    /// fetch of what was listed before has to fail.
+    /// Changes what is stored for one file of a version: without a change of its size, but for sources that know files by nothing else.
+    /// Whatever the source notices later, a fetch of what was listed before has to fail.
     async fn damage(&self, key: &VersionKey, path: &str);
 
     /// Makes the whole source unreadable, for good. False where that can't be arranged.

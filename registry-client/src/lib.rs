@@ -19,6 +19,7 @@ pub mod journal;
 mod listing;
 mod log;
 mod manifest;
+mod mlflow;
 mod name;
 mod oci;
 mod plain;
@@ -29,6 +30,7 @@ mod signing;
 #[cfg(test)]
 mod simulation;
 mod source;
+mod steering;
 #[cfg(test)]
 mod testing;
 mod transfer;
@@ -40,6 +42,7 @@ pub use directory::{DirectoryOptions, DirectorySource, SETTLE_INTERVAL, Watch};
 pub use journal::{Entry, JournalError, LocalJournal, Op, Proposal, Rollout, Weight, WeightError};
 pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
+pub use mlflow::{MlflowCredentials, MlflowOptions, MlflowPlaceError, MlflowSource};
 pub use name::{MAX_VERSION, ModelName, NameError, VersionKey, VersionNumber, check_file_path, check_version, parse_version};
 pub use oci::{OciCredentials, OciOptions, OciRegistry, Secret};
 pub use registries::{NamedSource, Registries};
@@ -49,3 +52,4 @@ pub use registry::{
 };
 pub use signing::{KeyError, ManifestSignature, PublicKey, SecretKey, Trust, Trusted, Untrusted};
 pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, SourceHealth, VersionSource};
+pub use steering::{Decided, Steering, SteeringAlias, Verdict, WriteBack};

@@ -12,6 +12,7 @@ use crate::journal::Rollout;
 use crate::manifest::Manifest;
 use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::signing::ManifestSignature;
+use crate::steering::Steering;
 
 /// How a model lies in its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -89,6 +90,8 @@ pub struct ListedModel {
     pub aliases: BTreeMap<String, VersionNumber>,
     /// What is wrong with it, for people. What is named here is left out; the rest counts.
     pub problems: Vec<String>,
+    /// Names of the source's own that say which version is stable and which is under test; `None` where it has none.
+    pub steering: Option<Steering>,
 }
 
 /// All that exists in a source.
@@ -158,6 +161,8 @@ fn state_digest(complete: bool, models: &BTreeMap<ModelName, Arc<ListedModel>>, 
             state.field(alias.as_bytes()).number(*version);
         }
         texts(&mut state, &model.problems);
+        // Numbers and texts always have a JSON form.
+        state.field(&serde_json::to_vec(&model.steering).unwrap_or_default());
     }
     texts(&mut state, problems);
     state.finish()

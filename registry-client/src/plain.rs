@@ -70,6 +70,7 @@ pub(crate) fn model(name: &ModelName, problems: Vec<String>) -> ListedModel {
         name: name.clone(),
         layout: Layout::Plain,
         registry: None,
+        steering: None,
         versions: BTreeMap::new(),
         unsettled: BTreeSet::new(),
         settings: Settings::new(),

@@ -13,6 +13,7 @@ mod golden;
 mod http;
 mod killed;
 mod lifecycle;
+mod mlflow;
 mod oci;
 mod outage;
 mod real_models;

@@ -34,6 +34,7 @@ pub struct Sandbox {
     place: Option<String>,
     variables: Vec<(String, String)>,
     library: PathBuf,
+    /// What is served, where that is not the registry in the folder.
 }
 
 impl Sandbox {
@@ -251,6 +252,11 @@ impl Gateway {
     /// The same on the admin port.
     pub fn eventually_admin(&self, path: &str, accept: impl Fn(u16, &Value) -> bool) -> Value {
         self.eventually_at(self.admin, path, accept)
+    }
+
+    /// The same of another server.
+    pub fn eventually_of(&self, address: SocketAddr, path: &str, accept: impl Fn(u16, &Value) -> bool) -> Value {
+        self.eventually_at(address, path, accept)
     }
 
     fn eventually_at(&self, address: SocketAddr, path: &str, accept: impl Fn(u16, &Value) -> bool) -> Value {

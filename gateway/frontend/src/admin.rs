@@ -10,6 +10,7 @@
 //! | `GET /admin/v1/status` | [`bascule_serving::Status`] with live counters |
 //! | `GET /admin/v1/config` | every effective setting and where it comes from |
 //! | `POST /admin/v1/kick`, `POST /admin/v1/registry/kick` | looks at the registry now; a body is ignored, so webhooks may call it |
+//! | `POST /admin/webhooks/mlflow` | the same where the headers prove that MLflow sends it; the body is not read |
 //! | `GET /admin/v1/models/{m}` | [`bascule_serving::ModelStatus`] |
 //! | `POST /admin/v1/models/{m}/load` | waits for ready or failed; 422 with `stage` and `cause` where it failed |
 //! | `POST /admin/v1/models/{m}/unload?wait=true` | the receipts of the drain, where it waits for it |
@@ -27,6 +28,7 @@ mod refusal;
 mod rollout;
 mod routes;
 mod wait;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ use bascule_serving::Serving;
 use tokio::sync::watch;
 
 pub use self::listener::serve;
+pub use self::webhook::WebhookSecrets;
 use crate::metrics::Metrics;
 
 /// How the port behaves.
@@ -97,6 +100,8 @@ pub struct AdminSources {
     pub metrics: Metrics,
     /// Every effective setting and where it comes from, as the program shows it.
     pub config: watch::Receiver<Arc<serde_json::Value>>,
+    /// Who may call the webhooks.
+    pub webhooks: WebhookSecrets,
 }
 
 #[cfg(test)]

@@ -163,6 +163,7 @@ impl VersionSource for Shelf {
                 rollout: Rollout::default(),
                 aliases: BTreeMap::new(),
                 problems: Vec::new(),
+                steering: None,
             };
             (name.clone(), Arc::new(model))
         };

@@ -10,6 +10,8 @@
 //! - Otherwise the version that the journal decided on; before any decision the one that serves, and before that the lowest, which
 //!   was the first. So a new version takes no traffic on any replica, the one that starts today included.
 //!
+//! Where the source itself names the stable version, the strategy counts as `manual`, and versions are not resident for being the latest.
+//!
 //! Until its successor is ready the version that serves stays stable and resident, unless it is tombstoned or memory counts more than
 //! availability. A frozen journal changes neither stable nor candidate.
 
@@ -23,6 +25,7 @@ use bascule_registry::{Generation, ListedModel, VersionNumber};
 use chrono::{DateTime, Utc};
 
 pub(crate) use self::existing::{Removal, adopt_decisions, fold};
+use crate::steering::names_stable;
 use crate::{RolloutStrategy, TransitionPolicy, VersionPolicy};
 
 /// Whether a model is to be loaded at all.
@@ -111,7 +114,7 @@ impl Wish<'_> {
         let candidate = tested.filter(|_| pinned.is_none());
         let (previous, until) = self.previous();
         let named = [next, stable, fallback, tested.map(|(version, _)| version), pinned, self.decided(), previous];
-        let mut resident = select(self.circumstances.policy, &self.selectable());
+        let mut resident = self.selected();
         resident.extend(named.into_iter().flatten());
         let versions = resident.iter().filter_map(|version| Some((*version, Arc::clone(self.usable.get(version)?)))).collect();
         Aspired { versions, stable, next, candidate, fallback, until }
@@ -121,6 +124,14 @@ impl Wish<'_> {
     fn selectable(&self) -> BTreeSet<VersionNumber> {
         let rejected = &self.circumstances.model.rollout.rejected;
         self.usable.keys().copied().filter(|version| !rejected.contains(version)).collect()
+    }
+
+    /// What the policy selects. Where the source says which version is stable, the latest ones are not loaded for being that.
+    fn selected(&self) -> BTreeSet<VersionNumber> {
+        match self.circumstances.policy {
+            VersionPolicy::Latest(_) if names_stable(self.circumstances.model) => BTreeSet::new(),
+            policy => select(policy, &self.selectable()),
+        }
     }
 
     /// What may become stable without a decision.
@@ -138,6 +149,7 @@ impl Wish<'_> {
     fn follows(&self) -> bool {
         let rollout = &self.circumstances.model.rollout;
         self.circumstances.strategy == RolloutStrategy::Immediate
+            && !names_stable(self.circumstances.model)
             && !rollout.disabled
             && rollout.frozen.is_none()
             && rollout.pinned.is_none_or(|pinned| !self.usable.contains_key(&pinned))
@@ -189,6 +201,8 @@ impl Wish<'_> {
                 let previous = rollout.previous_stable.filter(|version| self.usable.contains_key(version));
                 previous.or_else(|| self.eligible().range(..gone).next_back().copied())
             }
+            // The source says which, and has not been followed yet.
+            None if names_stable(self.circumstances.model) => serving,
             None => serving.or_else(|| self.eligible().first().copied()),
         }
     }

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bascule_registry::{Cache, Clock, Generation, ListedModel, ModelName, SystemClock, VersionKey, VersionNumber, VersionSource};
+use bascule_registry::{
+    Cache, Clock, Generation, ListedModel, ModelName, SystemClock, VersionKey, VersionNumber, VersionSource, WriteBack,
+};
 use bascule_runtime_api::{Device, Runtime};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -122,6 +124,8 @@ pub struct EngineOptions {
     pub source: Arc<dyn VersionSource>,
     /// Where rollout decisions go.
     pub journal: Arc<dyn JournalStore>,
+    /// Who is told of decisions on models whose source has names of its own for stable and candidate; nobody where it is unset.
+    pub write_back: Option<Arc<dyn WriteBack>>,
     /// Where versions lie on local disk.
     pub cache: Cache,
     /// Versions that nobody uses are evicted from the cache beyond this many bytes.
@@ -171,6 +175,7 @@ impl EngineOptions {
         EngineOptions {
             source,
             journal,
+            write_back: None,
             cache,
             cache_max_bytes: 20 << 30,
             state_dir,

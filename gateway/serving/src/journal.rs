@@ -1,7 +1,7 @@
 //! Where rollout decisions are written, and where the decisions on models come from whose source can hold no journal.
 
 use async_trait::async_trait;
-use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Proposal, Rollout};
+use bascule_registry::{Entry, JournalError, Layout, LocalJournal, ModelName, Proposal, Rollout};
 
 /// Writes and reads rollout journals. Where the layout holds a journal it comes with the listing; else it is in a store
 /// beside the source.
@@ -24,6 +24,12 @@ pub trait JournalStore: Send + Sync {
     /// # Errors
     /// [`JournalError::Unavailable`] where the store fails.
     async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError>;
+
+    /// All entries of the journal of such a model.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`] where the store fails.
+    async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError>;
 }
 
 /// One directory for the journals of every model, whatever its layout: for one replica.
@@ -39,5 +45,9 @@ impl JournalStore for LocalJournal {
 
     async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
         LocalJournal::has_grown(self, model, seq).await
+    }
+
+    async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
+        self.journal(model).await
     }
 }

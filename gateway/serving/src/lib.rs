@@ -38,6 +38,7 @@ mod settings;
 mod state;
 mod stats;
 mod status;
+mod steering;
 mod table;
 #[cfg(test)]
 mod testing;

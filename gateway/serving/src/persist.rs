@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bascule_registry::{Digest, Generation, Layout, ListedModel, ModelName, Rollout, Untrusted, VersionNumber, durable};
+use bascule_registry::{Digest, Generation, Layout, ListedModel, ModelName, Rollout, Steering, Untrusted, VersionNumber, durable};
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,9 @@ pub(crate) struct Served {
     /// What of it may not be served again, and why.
     #[serde(skip)]
     pub(crate) refused: Vec<String>,
+    /// Written by this release and later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) steering: Option<Steering>,
 }
 
 impl Served {
@@ -72,6 +75,7 @@ impl Served {
             rollout: self.rollout.clone(),
             aliases: self.aliases.clone(),
             problems: self.refused.clone(),
+            steering: self.steering.clone(),
         }
     }
 }

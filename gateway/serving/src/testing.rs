@@ -76,6 +76,7 @@ pub(crate) fn listed(model: &ModelName, generations: impl IntoIterator<Item = Ge
         rollout: Rollout::default(),
         aliases: BTreeMap::new(),
         problems: Vec::new(),
+        steering: None,
     }
 }
 

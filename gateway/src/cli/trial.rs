@@ -244,6 +244,7 @@ fn read_settings(config: &Config, generation: &Arc<Generation>, subject: &Subjec
         rollout: bascule_registry::Rollout::default(),
         aliases: BTreeMap::new(),
         problems: Vec::new(),
+        steering: None,
     };
     let reader = compose::settings_reader(config, &compose::runtimes(config));
     reader(&listed, Some(1)).map_err(|error| Failure::new(error.to_string()))

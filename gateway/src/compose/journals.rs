@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bascule_registry::{JournalError, Layout, LocalJournal, ModelName, Proposal, Registries, Registry, Rollout};
+use bascule_registry::{Entry, JournalError, Layout, LocalJournal, ModelName, Proposal, Registries, Registry, Rollout};
 use bascule_serving::JournalStore;
 
 use crate::config::Place;
@@ -64,5 +64,8 @@ impl JournalStore for Journals {
 
     async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
         if self.shared { self.beside.has_grown(model, seq).await } else { Ok(false) }
+    }
+    async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
+        self.beside.journal(model).await
     }
 }

@@ -11,9 +11,11 @@ use bascule_registry::ModelName;
 use bascule_serving::{Absent, CrowdedTrial, LoadMode, TransitionPolicy};
 
 use super::devices::GpuBudgets;
+use super::env::Environment;
 use super::key::{AnyKey, Key};
 use super::layers::{Layers, Origin};
 use super::lists::ModelFormat;
+use super::mlflow::{self, MlflowConfig};
 use super::oci::{self, OciConfig};
 use super::registries::{self, RegistrySpec};
 use super::trust::TrustedKey;
@@ -244,6 +246,14 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &STATE_DIR,
     &CACHE_MAX_BYTES,
     &NAN,
+    &mlflow::TOKEN,
+    &mlflow::USERNAME,
+    &mlflow::PASSWORD,
+    &mlflow::STABLE_ALIAS,
+    &mlflow::CANDIDATE_ALIAS,
+    &mlflow::CANDIDATE_WEIGHT,
+    &mlflow::WRITE_BACK,
+    &mlflow::WEBHOOK_SECRET,
 ];
 
 /// How log lines look.
@@ -322,6 +332,8 @@ pub struct Config {
     pub cache_max_bytes: ByteCount,
     /// `json.nan`.
     pub nan: NanStyle,
+    /// `[mlflow]`.
+    pub mlflow: MlflowConfig,
 }
 
 /// Ports and their limits.
@@ -430,7 +442,7 @@ pub struct LoadConfig {
 
 impl Config {
     /// Takes every setting out of the layers and checks how they go together.
-    pub(crate) fn take(layers: &mut Layers) -> Config {
+    pub(crate) fn take(layers: &mut Layers, environment: &Environment) -> Config {
         let threads = layers.take(&RUNTIME_THREADS);
         let config = Config {
             server: ServerConfig {
@@ -485,6 +497,7 @@ impl Config {
             state_dir: layers.take(&STATE_DIR),
             cache_max_bytes: layers.take(&CACHE_MAX_BYTES),
             nan: layers.take(&NAN),
+            mlflow: MlflowConfig::take(layers, environment),
         };
         config.check_together(layers);
         config

@@ -162,6 +162,7 @@ impl Tags {
             name: name.clone(),
             layout: Layout::Oci,
             registry: None,
+            steering: None,
             versions,
             unsettled: BTreeSet::new(),
             settings: BTreeMap::new(),

@@ -211,6 +211,7 @@ pub(crate) fn listed(
         rollout,
         aliases,
         problems,
+        steering: None,
     })
 }
 

@@ -9,6 +9,7 @@ mod azure;
 mod gcs;
 mod http;
 mod layouts;
+mod mlflow;
 mod oci;
 mod s3;
 mod seaweedfs;

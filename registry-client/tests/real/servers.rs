@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ impl Server {
         let out = File::create(&log).unwrap();
         let mut command = prepare(folder.path());
         command.stdin(Stdio::null()).stderr(out.try_clone().unwrap()).stdout(out);
+        // Some are several processes, and all of them are to end.
+        command.process_group(0);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
         let mut server = Server { child, folder };
         let began = Instant::now();
@@ -75,7 +78,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.child.kill());
+        let group = format!("-{}", self.child.id());
+        drop(Command::new("kill").args(["-KILL", "--", &group]).status());
         drop(self.child.wait());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
@@ -105,18 +105,22 @@ pub(crate) async fn decide(State(port): Shared, name: Named, body: Body) -> Resu
 }
 
 async fn decision(port: &Port, body: Body) -> Result<Decision, Refusal> {
-    let limit_bytes = port.settings.max_body_bytes;
     let hint = r#"send JSON such as {"op":"weight","version":2,"weight_bp":1000}"#;
-    let read = timeout(port.settings.read_timeout, to_bytes(body, limit_bytes)).await;
-    let bytes = match read {
-        Ok(Ok(bytes)) => bytes,
+    let bytes = body_of(port, body, hint).await?;
+    serde_json::from_slice(&bytes).map_err(|error| Refusal::bad_request(format!("the body is not a decision: {error}"), hint))
+}
+
+/// A body that is small and comes in time.
+pub(crate) async fn body_of(port: &Port, body: Body, hint: &str) -> Result<Bytes, Refusal> {
+    let limit_bytes = port.settings.max_body_bytes;
+    match timeout(port.settings.read_timeout, to_bytes(body, limit_bytes)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(_)) => {
             let error = format!("the body can't be read or is larger than {limit_bytes} bytes");
-            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error, hint));
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error, hint))
         }
-        Err(_) => return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body took too long", hint)),
-    };
-    serde_json::from_slice(&bytes).map_err(|error| Refusal::bad_request(format!("the body is not a decision: {error}"), hint))
+        Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body took too long", hint)),
+    }
 }
 
 pub(crate) async fn wait(

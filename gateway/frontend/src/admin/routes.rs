@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::command;
 use super::refusal::Refusal;
-use super::{AdminSettings, AdminSources, guard};
+use super::{AdminSettings, AdminSources, guard, webhook};
 
 /// What every request sees.
 pub(crate) struct Port {
@@ -46,6 +46,7 @@ pub(crate) fn router(port: Arc<Port>) -> Router {
         .route("/admin/v1/config", get(command::config))
         .route("/admin/v1/kick", post(command::kick))
         .route("/admin/v1/registry/kick", post(command::kick))
+        .route("/admin/webhooks/mlflow", post(webhook::mlflow))
         .route("/admin/v1/models/{model}", get(command::model))
         .route("/admin/v1/models/{model}/load", post(command::load))
         .route("/admin/v1/models/{model}/unload", post(command::unload))

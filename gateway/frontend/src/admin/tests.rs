@@ -1,13 +1,17 @@
 use bascule_runtime_api::DataType;
 use bascule_runtime_fake::FakeModel;
 use bascule_serving::{LoadMode, ModelSettings, RolloutStrategy, VersionPolicy};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use hmac::{Hmac, Mac as _};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
+use sha2::Sha256;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -34,12 +38,16 @@ impl Bench {
     }
 
     async fn over(sandbox: Sandbox, settings: AdminSettings) -> Bench {
+        Bench::with(sandbox, settings, WebhookSecrets::default()).await
+    }
+
+    async fn with(sandbox: Sandbox, settings: AdminSettings, webhooks: WebhookSecrets) -> Bench {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let metrics = Metrics::new();
         let config = watch::channel(Arc::new(json!({ "http": { "value": "127.0.0.1:8000", "from": "default" } }))).1;
-        let sources = AdminSources { serving: sandbox.serving.clone(), metrics: metrics.clone(), config };
+        let sources = AdminSources { serving: sandbox.serving.clone(), metrics: metrics.clone(), config, webhooks };
         let served = tokio::spawn(serve(listener, sources, settings, stop.clone()));
         let client = Client::builder(TokioExecutor::new()).build_http();
         Bench { sandbox, metrics, address, client, stop, served }
@@ -289,6 +297,7 @@ async fn an_open_address_is_refused_unless_allowed() {
         serving: sandbox.serving.clone(),
         metrics: Metrics::new(),
         config: watch::channel(Arc::new(json!({}))).1,
+        webhooks: WebhookSecrets::default(),
     };
     let listener = TcpListener::bind(("0.0.0.0", 0)).await.unwrap();
     let refused = serve(listener, sources(), AdminSettings::default(), CancellationToken::new()).await;
@@ -367,4 +376,29 @@ async fn a_slow_head_is_cut_off() {
     let bench = Bench::over(Sandbox::start([mlp()]).await, settings).await;
     assert_eq!(raw(&bench, "GET /readyz HTTP/1.1\r\nho").await, "");
     bench.stopped().await;
+}
+
+#[tokio::test]
+async fn a_webhook_of_mlflow_needs_its_secret() {
+    let secrets = WebhookSecrets { mlflow: Some(Arc::from(&b"s3cret"[..])) };
+    assert_eq!(format!("{secrets:?}"), "WebhookSecrets { mlflow: true }");
+    let bench = Bench::with(Sandbox::start([mlp()]).await, AdminSettings::default(), secrets).await;
+    let send = async |secret: &str, body: &str| {
+        let now = chrono::Utc::now().timestamp();
+        let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap().chain_update(format!("id-1.{now}.{body}"));
+        let signature = format!("v1,{}", BASE64.encode(mac.finalize().into_bytes()));
+        let request = Request::builder().method(Method::POST).uri(format!("http://{}/admin/webhooks/mlflow", bench.address));
+        let request = request.header("X-MLflow-Delivery-Id", "id-1").header("X-MLflow-Timestamp", now.to_string());
+        let request = request.header("X-MLflow-Signature", signature).body(Full::new(body.to_owned().into())).unwrap();
+        bench.client.request(request).await.unwrap().status().as_u16()
+    };
+    assert_eq!(send("s3cret", "{}").await, 202);
+    assert_eq!(send("another", "{}").await, 401);
+    assert_eq!(send("s3cret", &"x".repeat(100_000)).await, 413);
+    assert_eq!(bench.post("/admin/webhooks/mlflow", "{}").await.0, 401);
+    bench.stopped().await;
+    let without = Bench::new([mlp()]).await;
+    let (status, answer) = without.post("/admin/webhooks/mlflow", "{}").await;
+    assert!(status == 404 && answer["hint"].as_str().unwrap().contains("mlflow.webhook_secret"), "{status} {answer}");
+    without.stopped().await;
 }

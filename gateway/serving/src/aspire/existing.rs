@@ -75,6 +75,7 @@ pub(crate) fn adopt_decisions(own: &Arc<ListedModel>, listed: &ListedModel) -> A
     model.rollout = listed.rollout.clone();
     model.aliases = listed.aliases.clone();
     model.problems = listed.problems.clone();
+    model.steering = listed.steering.clone();
     for (version, generation) in &mut model.versions {
         let yanked = listed.versions.get(version).is_some_and(|now| now.tombstoned && now.digest == generation.digest);
         if yanked && !generation.tombstoned {

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bascule_registry::{Generation, ListedModel, Rollout, VersionNumber};
+use bascule_registry::{Generation, ListedModel, Rollout, Steering, SteeringAlias, VersionNumber};
 
 use super::*;
 use crate::testing::{generation, listed, minute, name};
@@ -314,4 +314,41 @@ fn a_model_that_stands_still_takes_decisions_and_no_versions() {
     assert_eq!(versions, [(1, true), (2, false)]);
     assert_eq!(adopted.rollout.pinned, Some(2));
     assert!(Arc::ptr_eq(&own, &adopt_decisions(&own, &own)));
+}
+
+#[test]
+fn a_source_that_names_the_stable_version_decides() {
+    let alias = |name: &str, version| SteeringAlias { name: name.to_owned(), version };
+    let check = |stable: Option<u64>, rollout: &str, policy: VersionPolicy, expected: (Option<u64>, &[u64])| {
+        let mut model = model("1 2 3 4");
+        let by = "mlflow".to_owned();
+        let (champion, challenger) = (alias("champion", stable), alias("challenger", None));
+        model.steering = Some(Steering { by, stable: champion, candidate: challenger, candidate_weight_bp: 1_000 });
+        model.rollout = match rollout {
+            "followed" => Rollout { stable: Some(2), stable_highest: Some(2), ..Rollout::default() },
+            "pinned" => Rollout { stable: Some(2), pinned: Some(1), ..Rollout::default() },
+            _ => Rollout::default(),
+        };
+        let aspired = aspire(&Circumstances {
+            model: &model,
+            policy: &policy,
+            strategy: RolloutStrategy::Immediate,
+            transition: TransitionPolicy::AvailabilityPreserving,
+            demand: Demand::Wanted,
+            ready: &BTreeSet::new(),
+            serving: None,
+            keep_previous: Duration::ZERO,
+            now: minute(100),
+        });
+        let found = (aspired.next, aspired.versions.keys().copied().collect::<Vec<_>>());
+        assert_eq!(found, (expected.0, expected.1.to_vec()), "{stable:?} {rollout} {policy:?}");
+    };
+    check(Some(2), "followed", Latest(1), (Some(2), &[2]));
+    check(Some(2), "followed", All, (Some(2), &[1, 2, 3, 4]));
+    check(Some(2), "followed", Specific(vec![3]), (Some(2), &[2, 3]));
+    check(Some(2), "pinned", Latest(1), (Some(1), &[1, 2]));
+    // Not followed yet: nobody guesses.
+    check(Some(9), "", Latest(1), (None, &[]));
+    // Without the name the usual strategy counts.
+    check(None, "followed", Latest(1), (Some(4), &[2, 4]));
 }

@@ -1,5 +1,6 @@
 mod keeping;
 mod on_demand;
+mod steered;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -19,6 +19,7 @@ fn served(model: &str) -> Served {
         rollout: Rollout { candidate: Some((2, 500)), rejected: BTreeSet::from([7]), ..Rollout::default() },
         aliases: BTreeMap::from([("blue".to_owned(), 1)]),
         refused: Vec::new(),
+        steering: None,
         model,
     }
 }

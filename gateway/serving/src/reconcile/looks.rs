@@ -1,5 +1,7 @@
 //! Looking at the source: one look at a time, on a task of its own, so that a slow source holds up nobody.
 
+mod journals;
+
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
@@ -7,7 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bascule_registry::{ListedModel, Listing, ModelName, Rollout, VersionSource};
+use bascule_registry::{Listing, ModelName, Rollout, VersionSource, WriteBack};
 use futures::FutureExt as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -16,6 +18,7 @@ use super::event::{Event, Look};
 use crate::engine::{EngineOptions, LiveOptions};
 use crate::error::{panicked, with_causes};
 use crate::journal::JournalStore;
+use crate::steering::Teller;
 
 /// After this long, whoever waits for the first look is told that it is slow.
 const SLOW: Duration = Duration::from_secs(10);
@@ -91,6 +94,15 @@ pub(crate) struct Seer {
     stale: BTreeSet<ModelName>,
     /// Those that could not be read the last time.
     unread: BTreeSet<ModelName>,
+    /// Those that could not be written.
+    unwritten: BTreeSet<ModelName>,
+    /// One more look is needed at once.
+    again: bool,
+    /// Who is to be told what is decided here.
+    write_back: Option<Arc<dyn WriteBack>>,
+    teller: Option<Teller>,
+    /// The last entry of each journal that the teller knows.
+    told: BTreeMap<ModelName, u64>,
     failures: u32,
 }
 
@@ -113,12 +125,18 @@ impl Seer {
             rollouts: BTreeMap::new(),
             stale: BTreeSet::new(),
             unread: BTreeSet::new(),
+            unwritten: BTreeSet::new(),
+            again: false,
+            write_back: options.write_back.clone(),
+            teller: None,
+            told: BTreeMap::new(),
             failures: 0,
         }
     }
 
     /// Looks until the engine has ended.
     pub(crate) async fn run(mut self) {
+        self.teller = self.write_back.take().map(|write_back| Teller::start(write_back, Arc::clone(&self.looks)));
         loop {
             if self.mailbox.strong_count() == 0 {
                 return;
@@ -201,59 +219,10 @@ impl Seer {
             return Look::Unchanged;
         }
         let Some(listing) = self.with_journals().await else { return Look::Unchanged };
-        self.unreported = false;
+        self.unreported = std::mem::take(&mut self.again);
+        if self.unreported {
+            self.looks.ask();
+        }
         Look::Listed(Box::new(listing))
     }
-
-    /// Models whose journal others have written since it was read.
-    async fn note_grown_journals(&mut self) {
-        for (name, rollout) in &self.rollouts {
-            // One that can't be read now keeps what it said; reading it again tells.
-            if self.journal.has_grown(name, rollout.seq).await.unwrap_or(true) {
-                self.stale.insert(name.clone());
-            }
-        }
-    }
-
-    /// The listing, with the journals of models whose source holds none.
-    async fn with_journals(&mut self) -> Option<Listing> {
-        let mut listing = self.listing.clone()?;
-        self.rollouts.retain(|name, _| listing.models.contains_key(name));
-        let mut unread = BTreeSet::new();
-        for model in listing.models.values_mut().filter(|model| !model.layout.holds_journal()) {
-            if self.stale.contains(&model.name) || !self.rollouts.contains_key(&model.name) {
-                match self.journal.rollout(&model.name).await {
-                    Ok(rollout) => drop(self.rollouts.insert(model.name.clone(), rollout)),
-                    Err(error) => {
-                        let error = with_causes(&error);
-                        if !self.unread.contains(&model.name) {
-                            tracing::warn!(model = %model.name, error, "a rollout journal can't be read; its model stays as it is");
-                        }
-                        unread.insert(model.name.clone());
-                        *model = Arc::new(undecided(model, &error));
-                        listing.problems.push(error);
-                        continue;
-                    }
-                }
-            }
-            if let Some(rollout) = self.rollouts.get(&model.name).filter(|rollout| model.rollout != **rollout) {
-                let mut decided = ListedModel::clone(model);
-                decided.aliases.extend(rollout.aliases.clone());
-                decided.rollout = rollout.clone();
-                *model = Arc::new(decided);
-            }
-        }
-        self.stale.clone_from(&unread);
-        self.unread = unread;
-        Some(listing)
-    }
-}
-
-/// A model whose journal can't be read: what exists of it does not count yet, so it is what it was before. Nobody guesses what was
-/// decided.
-fn undecided(model: &ListedModel, error: &str) -> ListedModel {
-    let mut model = model.clone();
-    model.unsettled.extend(std::mem::take(&mut model.versions).into_keys());
-    model.problems.push(error.to_owned());
-    model
 }

@@ -12,6 +12,7 @@ use crate::budget::Budget;
 use crate::persist::Operator;
 use crate::state::Stage;
 use crate::status::{CandidateStatus, DeviceMemory, MemoryStatus, ModelStatus, VersionStatus};
+use crate::steering::names_stable;
 use crate::table::{Split, Standing};
 use crate::{BASIS_POINTS, LoadMode, RolloutStrategy, VersionPolicy};
 
@@ -39,6 +40,9 @@ impl Reconciler {
         let mut problems: Vec<String> = model.settings.problems().collect();
         problems.extend(model.exists.iter().flat_map(|exists| exists.problems.iter().cloned()));
         problems.extend(settings.warnings.iter().cloned());
+        // Where the source says which version is stable, none becomes so by itself.
+        let steered = model.exists.as_deref().is_some_and(names_stable);
+        let strategy = if steered { RolloutStrategy::Manual } else { settings.rollout };
         let candidate = model.route.as_ref().and_then(|route| route.candidate.as_ref());
         ModelStatus {
             name: model.name.to_string(),
@@ -46,7 +50,7 @@ impl Reconciler {
             held: self.held(model),
             load_mode: load_mode_name(self.rules.load_mode).to_owned(),
             policy: policy_name(&settings.version_policy),
-            strategy: strategy_name(settings.rollout).to_owned(),
+            strategy: strategy_name(strategy).to_owned(),
             stable: model.route.as_ref().and_then(|route| route.stable.as_ref()).map(|servable| servable.version()),
             candidate: candidate.map(|candidate| {
                 let (kind, weight_bp) = match candidate.split {

@@ -118,6 +118,7 @@ impl Reconciler {
                 rollout: exists.rollout.clone(),
                 aliases: exists.aliases.clone(),
                 refused: Vec::new(),
+                steering: exists.steering.clone(),
             })),
             _ => match self.demand(model) {
                 Demand::Wanted if !model.aspired.versions.is_empty() => return,

@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
+use bascule_registry::MlflowSource;
+
 use crate::compose;
 use crate::config::Config;
 use crate::state_dir::{StateDir, StateDirError};
@@ -66,6 +68,9 @@ async fn registry(config: &Config) -> Finding {
 fn unreadable_hint(config: &Config) -> &'static str {
     if config.registry.all.iter().all(|spec| compose::local_path(&spec.url).is_ok()) {
         return "make it, or name another with --registry or registry.url";
+    }
+    if config.registry.all.iter().all(|spec| MlflowSource::is_at(&spec.url.0)) {
+        return "look whether the server runs there, and set mlflow.token, or mlflow.username and mlflow.password, where it asks for them";
     }
     "look at the place, that this machine reaches it, and at who asks it: the credentials in the environment, oci.username and \
      oci.password, or `docker login`"

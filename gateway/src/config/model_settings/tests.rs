@@ -16,6 +16,7 @@ fn listed(files: &[(&str, &str)]) -> ListedModel {
         rollout: Rollout::default(),
         aliases: BTreeMap::new(),
         problems: Vec::new(),
+        steering: None,
     }
 }
 

@@ -26,13 +26,17 @@ async fn an_unload_gives_back_what_was_taken_and_survives_a_restart() {
 }
 
 /// The cache is of one engine at a time: waits until the one before has let go of it.
-async fn restarted(world: &World) -> Serving {
+pub(super) async fn let_go(world: &World) {
     let free = async {
         while Cache::open(world.dir.path().join("cache")).is_err() {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), free).await.unwrap();
+}
+
+async fn restarted(world: &World) -> Serving {
+    let_go(world).await;
     world.start().await
 }
 
