@@ -269,7 +269,23 @@ pub fn engine_options(
     })
 }
 
-/// What of the engine's options may change while it runs: the settings that say so.
+/// A limit of GPUs' memory that limits nothing as things stand: what is set, and why.
+pub fn idle_budget(config: &Config, gpus: &dyn Gpus) -> Option<String> {
+    let budgets = config.load.gpu_memory_budget.as_ref()?;
+    let there: Vec<Device> = gpus.list().iter().map(|gpu| Device::Cuda(gpu.ordinal)).collect();
+    if there.is_empty() {
+        return Some(
+            "load.gpu_memory_budget is set and no GPU can be seen: libnvidia-ml.so.1 of the driver is not found, or \
+             CUDA_VISIBLE_DEVICES hides every GPU; nothing is limited that is found later, until a reload"
+                .to_owned(),
+        );
+    }
+    let limits = budgets.limits(std::iter::empty());
+    let absent: Vec<String> = limits.keys().filter(|device| !there.contains(device)).map(Device::to_string).collect();
+    (!absent.is_empty()).then(|| format!("load.gpu_memory_budget names {}, which can't be seen", absent.join(", ")))
+}
+
+/// What of the engine's options may change while it runs: the settings that say so. A limit that limits nothing is warned of.
 pub fn live_options(config: &Config, gpus: &dyn Gpus) -> LiveOptions {
     let on_gpus = config.load.gpu_memory_budget.as_ref();
     let on_gpus = on_gpus.map(|budgets| budgets.limits(gpus.list().iter().map(|gpu| gpu.ordinal))).unwrap_or_default();
@@ -283,6 +299,9 @@ pub fn live_options(config: &Config, gpus: &dyn Gpus) -> LiveOptions {
         poll_interval: config.registry.poll_interval,
         strict_ready: config.strict_ready,
         memory_budgets,
+    if let Some(idle) = idle_budget(config, gpus) {
+        tracing::warn!("{idle}");
+    }
         on_demand_wait: config.load.on_demand_wait,
         loader_threads: config.load.loader_threads as usize,
     }
@@ -324,3 +343,25 @@ mod tests {
         assert_eq!(tidy(Path::new("/a/b/../c/../../d")), PathBuf::from("/d"));
     }
 }
+    #[test]
+    fn a_limit_that_limits_nothing_is_told() {
+        struct Seen(u32);
+        impl Gpus for Seen {
+            fn list(&self) -> Vec<bascule_serving::Gpu> {
+                let gpu = |ordinal| bascule_serving::Gpu { ordinal, name: "a".to_owned(), total_bytes: 9, free_bytes: 9 };
+                (0..self.0).map(gpu).collect()
+            }
+        }
+        let idle = |sets: &[&str], gpus: u32| {
+            let given = crate::config::Given { sets: sets.iter().map(|set| (*set).to_owned()).collect(), ..Default::default() };
+            let config = crate::config::load(&given, &crate::config::env::Environment::default()).unwrap().config;
+            idle_budget(&config, &Seen(gpus)).unwrap_or_default()
+        };
+        assert_eq!(idle(&[], 0), "");
+        assert_eq!(idle(&["load.gpu_memory_budget=1GiB"], 1), "");
+        assert!(idle(&["load.gpu_memory_budget=1GiB"], 0).contains("no GPU can be seen"));
+        let named = "load.gpu_memory_budget=cuda:0=1GiB,cuda:3=1GiB";
+        assert_eq!(idle(&[named], 2), "load.gpu_memory_budget names cuda:3, which can't be seen");
+        assert_eq!(idle(&[named], 4), "");
+    }
+

@@ -136,6 +136,7 @@ pub(super) async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -
         Ok(listing) => {
             found.take(&listing, &reader);
             let is_used = |format: &str| exists(&listing, format);
+            found.warnings.extend(compose::idle_budget(&effective.config, compose::gpus().as_ref()));
             found.warnings.extend(threads::too_many(&effective.config, is_used, threads::processors()));
             found.try_versions(effective, &listing, &reader, runtimes).await;
         }
