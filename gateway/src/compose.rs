@@ -98,6 +98,19 @@ impl Libraries {
     }
 }
 
+impl Libraries {
+    /// What of it belongs to one runtime and makes a difference to what that computes, as text.
+    pub(crate) fn of_runtime(&self, name: &str) -> String {
+        match name {
+            "onnxruntime" => {
+                format!("{:?} {} {:?}", self.onnxruntime, self.onnxruntime_threads, self.onnxruntime_operators)
+            }
+            "torch" => format!("{:?} {}", self.torch.library, self.torch.threads),
+            _ => String::new(),
+        }
+    }
+}
+
 /// The same as [`runtimes`], and with the same demand.
 pub fn open_runtimes(libraries: &Libraries) -> Vec<Arc<dyn Runtime>> {
     gpus::count_by_slot();
@@ -245,8 +258,7 @@ pub fn engine_options(
     let trials = match config.trial.mode {
         TrialMode::Off => None,
         TrialMode::Process => {
-            let limit = config.trial.memory_limit.map(|limit| limit.0);
-            let trials = Trials::new(Libraries::of(config), config.trial.timeout, limit, state.trials_dir());
+            let trials = Trials::new(config, Arc::clone(&gpus), state.trials_dir());
             Some(trials.context("can't start the thread that tries versions")?)
         }
     };
@@ -287,6 +299,9 @@ pub fn idle_budget(config: &Config, gpus: &dyn Gpus) -> Option<String> {
 
 /// What of the engine's options may change while it runs: the settings that say so. A limit that limits nothing is warned of.
 pub fn live_options(config: &Config, gpus: &dyn Gpus) -> LiveOptions {
+    if let Some(idle) = idle_budget(config, gpus) {
+        tracing::warn!("{idle}");
+    }
     let on_gpus = config.load.gpu_memory_budget.as_ref();
     let on_gpus = on_gpus.map(|budgets| budgets.limits(gpus.list().iter().map(|gpu| gpu.ordinal))).unwrap_or_default();
     let main = config.load.memory_budget.map(|budget| (Device::Cpu, budget.0));
@@ -299,9 +314,6 @@ pub fn live_options(config: &Config, gpus: &dyn Gpus) -> LiveOptions {
         poll_interval: config.registry.poll_interval,
         strict_ready: config.strict_ready,
         memory_budgets,
-    if let Some(idle) = idle_budget(config, gpus) {
-        tracing::warn!("{idle}");
-    }
         on_demand_wait: config.load.on_demand_wait,
         loader_threads: config.load.loader_threads as usize,
     }
@@ -335,15 +347,6 @@ mod tests {
     }
 
     #[test]
-    fn the_library_is_looked_for_beside_the_program() {
-        let folders = library_folders();
-        assert_eq!(folders.len(), 3);
-        assert!(folders.iter().all(|folder| folder.is_absolute() && !folder.to_string_lossy().contains("..")), "{folders:?}");
-        assert!(folders[2].ends_with(".deps/onnxruntime/lib"));
-        assert_eq!(tidy(Path::new("/a/b/../c/../../d")), PathBuf::from("/d"));
-    }
-}
-    #[test]
     fn a_limit_that_limits_nothing_is_told() {
         struct Seen(u32);
         impl Gpus for Seen {
@@ -365,3 +368,12 @@ mod tests {
         assert_eq!(idle(&[named], 4), "");
     }
 
+    #[test]
+    fn the_library_is_looked_for_beside_the_program() {
+        let folders = library_folders();
+        assert_eq!(folders.len(), 3);
+        assert!(folders.iter().all(|folder| folder.is_absolute() && !folder.to_string_lossy().contains("..")), "{folders:?}");
+        assert!(folders[2].ends_with(".deps/onnxruntime/lib"));
+        assert_eq!(tidy(Path::new("/a/b/../c/../../d")), PathBuf::from("/d"));
+    }
+}
