@@ -106,8 +106,10 @@ fmt:
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
 
+# The test program that needs a GPU is named: no test run builds it, and `--all-targets` leaves it out.
 clippy:
 	$(CARGO) clippy $(LOCKED) --all-targets -- -D warnings
+	$(CARGO) clippy $(LOCKED) --package bascule --test gpu -- -D warnings
 	@if [ -e .deps/torch ]; then set -x; \
 	  LIBTORCH="$(CURDIR)/.deps/torch" $(CARGO) clippy $(LOCKED) --release --package bascule-runtime-torch --all-targets -- -D warnings; \
 	else echo "make: the torch plugin is not linted: libtorch is not there (make torch)"; fi

@@ -106,6 +106,19 @@ impl Libraries {
     }
 }
 
+impl Libraries {
+    /// What of it belongs to one runtime and makes a difference to what that computes, as text.
+    pub(crate) fn of_runtime(&self, name: &str) -> String {
+        match name {
+            "onnxruntime" => {
+                format!("{:?} {} {:?}", self.onnxruntime, self.onnxruntime_threads, self.onnxruntime_operators)
+            }
+            "torch" => format!("{:?} {}", self.torch.library, self.torch.threads),
+            _ => String::new(),
+        }
+    }
+}
+
 /// The same as [`runtimes`], and with the same demand.
 pub fn open_runtimes(libraries: &Libraries) -> Vec<Arc<dyn Runtime>> {
     gpus::count_by_slot();
@@ -376,8 +389,7 @@ pub fn engine_options(
     let trials = match config.trial.mode {
         TrialMode::Off => None,
         TrialMode::Process => {
-            let limit = config.trial.memory_limit.map(|limit| limit.0);
-            let trials = Trials::new(Libraries::of(config), config.trial.timeout, limit, state.trials_dir());
+            let trials = Trials::new(config, Arc::clone(&gpus), state.trials_dir());
             Some(trials.context("can't start the thread that tries versions")?)
         }
     };
@@ -406,8 +418,27 @@ pub fn engine_options(
     })
 }
 
-/// What of the engine's options may change while it runs: the settings that say so.
+/// A limit of GPUs' memory that limits nothing as things stand: what is set, and why.
+pub fn idle_budget(config: &Config, gpus: &dyn Gpus) -> Option<String> {
+    let budgets = config.load.gpu_memory_budget.as_ref()?;
+    let there: Vec<Device> = gpus.list().iter().map(|gpu| Device::Cuda(gpu.ordinal)).collect();
+    if there.is_empty() {
+        return Some(
+            "load.gpu_memory_budget is set and no GPU can be seen: libnvidia-ml.so.1 of the driver is not found, or \
+             CUDA_VISIBLE_DEVICES hides every GPU; nothing is limited that is found later, until a reload"
+                .to_owned(),
+        );
+    }
+    let limits = budgets.limits(std::iter::empty());
+    let absent: Vec<String> = limits.keys().filter(|device| !there.contains(device)).map(Device::to_string).collect();
+    (!absent.is_empty()).then(|| format!("load.gpu_memory_budget names {}, which can't be seen", absent.join(", ")))
+}
+
+/// What of the engine's options may change while it runs: the settings that say so. A limit that limits nothing is warned of.
 pub fn live_options(config: &Config, gpus: &dyn Gpus) -> LiveOptions {
+    if let Some(idle) = idle_budget(config, gpus) {
+        tracing::warn!("{idle}");
+    }
     let on_gpus = config.load.gpu_memory_budget.as_ref();
     let on_gpus = on_gpus.map(|budgets| budgets.limits(gpus.list().iter().map(|gpu| gpu.ordinal))).unwrap_or_default();
     let main = config.load.memory_budget.map(|budget| (Device::Cpu, budget.0));
@@ -455,6 +486,28 @@ mod tests {
         assert_eq!(check("OCI://host/x"), Err("a directory is expected, not an OCI registry".into()));
         let holds = |place: &str| holds_journals(&Place(place.to_owned())).unwrap();
         assert!(holds("./models") && !holds("oci://host/x") && !holds("oci+http://host/x"));
+    }
+
+    #[test]
+    fn a_limit_that_limits_nothing_is_told() {
+        struct Seen(u32);
+        impl Gpus for Seen {
+            fn list(&self) -> Vec<bascule_serving::Gpu> {
+                let gpu = |ordinal| bascule_serving::Gpu { ordinal, name: "a".to_owned(), total_bytes: 9, free_bytes: 9 };
+                (0..self.0).map(gpu).collect()
+            }
+        }
+        let idle = |sets: &[&str], gpus: u32| {
+            let given = crate::config::Given { sets: sets.iter().map(|set| (*set).to_owned()).collect(), ..Default::default() };
+            let config = crate::config::load(&given, &crate::config::env::Environment::default()).unwrap().config;
+            idle_budget(&config, &Seen(gpus)).unwrap_or_default()
+        };
+        assert_eq!(idle(&[], 0), "");
+        assert_eq!(idle(&["load.gpu_memory_budget=1GiB"], 1), "");
+        assert!(idle(&["load.gpu_memory_budget=1GiB"], 0).contains("no GPU can be seen"));
+        let named = "load.gpu_memory_budget=cuda:0=1GiB,cuda:3=1GiB";
+        assert_eq!(idle(&[named], 2), "load.gpu_memory_budget names cuda:3, which can't be seen");
+        assert_eq!(idle(&[named], 4), "");
     }
 
     #[test]

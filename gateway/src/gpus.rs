@@ -2,7 +2,8 @@
 //!
 //! A GPU's number is that of CUDA in this process: by slot, among those that `CUDA_VISIBLE_DEVICES` leaves.
 
-use std::sync::{Once, OnceLock};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use bascule_serving::{Gpu, Gpus};
 use nvml_wrapper::Nvml;
@@ -16,10 +17,35 @@ const ORDER: (&str, &str) = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
 /// Which GPUs a process may see, and in which order.
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 
+/// Between two tries to open the library where it can't be: a driver may come up after the gateway.
+const RETRY: Duration = Duration::from_secs(30);
+
 /// The driver's GPUs. The library is opened when it is first asked, and stays open.
 #[derive(Debug, Default)]
 pub(crate) struct NvidiaGpus {
-    library: OnceLock<Option<Nvml>>,
+    library: OnceLock<Nvml>,
+    /// When it last could not be opened.
+    failed: Mutex<Option<Instant>>,
+}
+
+impl NvidiaGpus {
+    fn library(&self) -> Option<&Nvml> {
+        if let Some(library) = self.library.get() {
+            return Some(library);
+        }
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed.is_some_and(|at| at.elapsed() < RETRY) {
+            return None;
+        }
+        match Nvml::builder().lib_path(LIBRARY.as_ref()).init() {
+            Ok(library) => Some(self.library.get_or_init(|| library)),
+            Err(error) => {
+                tracing::debug!(%error, "no NVIDIA driver is there");
+                *failed = Some(Instant::now());
+                None
+            }
+        }
+    }
 }
 
 /// A GPU, whether or not this process may see it.
@@ -47,12 +73,18 @@ pub(crate) fn count_by_slot() {
 impl Gpus for NvidiaGpus {
     #[expect(clippy::disallowed_methods, reason = "this is no setting of ours: it is CUDA's own")]
     fn list(&self) -> Vec<Gpu> {
-        let library = self.library.get_or_init(|| {
-            let opened = Nvml::builder().lib_path(LIBRARY.as_ref()).init();
-            opened.inspect_err(|error| tracing::debug!(%error, "no NVIDIA driver is there")).ok()
-        });
-        let found = library.as_ref().map(found).unwrap_or_default();
-        visible(found, std::env::var(VISIBLE).ok().as_deref())
+        static WARNED: Once = Once::new();
+        let found = self.library().map(found).unwrap_or_default();
+        let variable = std::env::var(VISIBLE).ok();
+        if let Some(word) = variable.as_deref().and_then(|words| unknown(&found, words)) {
+            WARNED.call_once(|| {
+                tracing::warn!(
+                    word,
+                    "{VISIBLE} names what is no whole GPU: it and those after it are not counted here, nor limited, nor chosen by `auto`"
+                );
+            });
+        }
+        visible(found, variable.as_deref())
     }
 }
 
@@ -73,21 +105,28 @@ fn found(library: &Nvml) -> Vec<Found> {
     (0..library.device_count().unwrap_or_default()).map(told).collect()
 }
 
+/// The GPU that a word of the variable names.
+fn named<'a>(found: &'a [Found], word: &str) -> Option<&'a Found> {
+    let word = word.trim();
+    match word.parse::<usize>() {
+        Ok(index) => found.get(index),
+        Err(_) => found.iter().find(|gpu| !word.is_empty() && gpu.uuid.starts_with(word)),
+    }
+}
+
+/// The first word that names none although it is meant to, such as a part of a GPU: CUDA may know it.
+fn unknown<'a>(found: &[Found], words: &'a str) -> Option<&'a str> {
+    let word = words.split(',').map(str::trim).find(|word| named(found, word).is_none())?;
+    let is_meant = word.starts_with("MIG-") || word.starts_with("GPU-");
+    (is_meant && !found.is_empty()).then_some(word)
+}
+
 /// Those that the variable names, in its order: by number or by the beginning of an identifier. CUDA stops at the first word that names
 /// none, and so does this.
 fn visible(found: Vec<Found>, variable: Option<&str>) -> Vec<Gpu> {
     let chosen: Vec<Found> = match variable {
         None => found,
-        Some(words) => {
-            let named = |word: &str| match word.trim().parse::<usize>() {
-                Ok(index) => found.get(index).cloned(),
-                Err(_) => {
-                    let word = word.trim();
-                    found.iter().find(|gpu| !word.is_empty() && gpu.uuid.starts_with(word)).cloned()
-                }
-            };
-            words.split(',').map_while(named).collect()
-        }
+        Some(words) => words.split(',').map_while(|word| named(&found, word).cloned()).collect(),
     };
     let gpu = |(ordinal, found): (u32, Found)| {
         let Found { name, total_bytes, free_bytes, .. } = found;
@@ -99,6 +138,18 @@ fn visible(found: Vec<Found>, variable: Option<&str>) -> Vec<Gpu> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_of_gpus_are_not_understood_and_that_is_told() {
+        let gpu = Found { uuid: "GPU-a1".to_owned(), name: "a".to_owned(), total_bytes: 2, free_bytes: 1 };
+        let check = |words| unknown(std::slice::from_ref(&gpu), words);
+        assert_eq!(check("0, MIG-77/1/0,0"), Some("MIG-77/1/0"));
+        assert_eq!(check("GPU-b"), Some("GPU-b"));
+        for words in ["0", "GPU-a", "", "-1", "9", "NoDevFiles"] {
+            assert_eq!(check(words), None, "{words}");
+        }
+        assert_eq!(unknown(&[], "MIG-77"), None, "there is no driver to say anything");
+    }
 
     #[test]
     fn gpus_are_counted_as_cuda_counts_them() {

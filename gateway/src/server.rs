@@ -161,7 +161,10 @@ impl Server {
     /// # Errors
     /// The engine is on its way out.
     pub async fn change(&self, effective: &Effective) -> Result<()> {
-        self.serving.change(compose::live_options(&effective.config, self.gpus.as_ref())).await?;
+        let (config, gpus) = (effective.config.clone(), Arc::clone(&self.gpus));
+        // The driver of GPUs is asked.
+        let live = tokio::task::spawn_blocking(move || compose::live_options(&config, gpus.as_ref())).await?;
+        self.serving.change(live).await?;
         self.shown.send_replace(Arc::new(shown(effective, self.addresses)));
         Ok(())
     }

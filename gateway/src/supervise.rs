@@ -60,13 +60,13 @@ pub(crate) fn guard(supervised: Supervised, state: &StateDir, trials: Option<Tri
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use bascule_registry::{Digest, Generation, Layout, Lineage, Manifest, VersionKey};
 
     /// A version of a model.
-    pub(super) fn generation(model: &str, version: u64) -> Generation {
+    pub(crate) fn generation(model: &str, version: u64) -> Generation {
         let key = VersionKey { model: model.parse().unwrap(), version };
         let manifest = Manifest {
             schema: bascule_registry::MANIFEST_SCHEMA,

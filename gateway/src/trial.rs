@@ -10,25 +10,25 @@ mod verdicts;
 mod workers;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bascule_runtime_api::Signature;
-use bascule_serving::{ModelSettings, RecordPlan, Recording, Trial, TrialFailure, TrialJob, TrialReport, Wanted};
+use bascule_runtime_api::{LoadOptions, Runtime, Signature};
+use bascule_serving::{Gpus, ModelSettings, RecordPlan, Recording, Trial, TrialFailure, TrialJob, TrialReport, Wanted};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::compose::Libraries;
+use crate::config::Config;
 pub use child::Limits;
 use child::Process;
 pub(crate) use child::signal_name;
+pub(crate) use inside::exposed;
 pub use inside::run as run_inside;
 pub use signature::{Unread, read as signature_here};
 use verdicts::Verdicts;
 use workers::Workers;
-
-/// Memory that a version may take in its trial beyond four times what it is thought to take, where nothing else is set.
-const SPARE_BYTES: u64 = 1 << 30;
 
 /// What the process is told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -116,7 +116,10 @@ pub struct Trials {
     libraries: Libraries,
     timeout: Duration,
     memory_limit: Option<u64>,
+    gpus: Arc<dyn Gpus>,
     verdicts: Verdicts,
+    /// Whether it was said what the processes are not kept from.
+    has_warned: AtomicBool,
     /// Held by whoever tries a version, until its verdict is kept.
     turn: Mutex<()>,
     workers: Workers,
@@ -127,13 +130,31 @@ impl Trials {
     ///
     /// # Errors
     /// The thread that makes them can't be started.
-    pub fn new(libraries: Libraries, timeout: Duration, memory_limit: Option<u64>, dir: PathBuf) -> std::io::Result<Trials> {
+    pub fn new(config: &Config, gpus: Arc<dyn Gpus>, dir: PathBuf) -> std::io::Result<Trials> {
         let (verdicts, workers) = (Verdicts::in_dir(dir), Workers::start()?);
-        Ok(Trials { libraries, timeout, memory_limit, verdicts, turn: Mutex::new(()), workers })
+        let (timeout, memory_limit) = (config.trial.timeout, config.trial.memory_limit.map(|limit| limit.0));
+        let (libraries, has_warned, turn) = (Libraries::of(config), AtomicBool::new(false), Mutex::new(()));
+        Ok(Trials { libraries, timeout, memory_limit, gpus, verdicts, has_warned, turn, workers })
+    }
+
+    fn subject(&self, job: &TrialJob, runtime: &str) -> String {
+        verdicts::subject(job, runtime, &self.libraries, &self.gpus.list())
+    }
+
+    /// Says once, what the processes are not kept from.
+    fn warn_of(&self, report: &TrialReport) {
+        if !report.exposed.is_empty() && !self.has_warned.swap(true, Ordering::Relaxed) {
+            let exposed = report.exposed.join("; ");
+            tracing::warn!(exposed, "the processes in which versions are tried are less isolated than they could be");
+        }
     }
 }
 
 impl Trial for Trials {
+    fn known(&self, job: &TrialJob, runtime: &str) -> Option<TrialReport> {
+        self.verdicts.find(&self.subject(job, runtime))
+    }
+
     fn try_out(
         &self,
         job: &TrialJob,
@@ -141,10 +162,7 @@ impl Trial for Trials {
         estimate_bytes: u64,
         wanted: &Wanted,
     ) -> Result<Option<TrialReport>, TrialFailure> {
-        let subject = verdicts::subject(job, runtime, &self.libraries);
-        if let Some(report) = self.verdicts.find(&subject) {
-            return Ok(Some(report));
-        }
+        let subject = self.subject(job, runtime);
         let known = || self.verdicts.find(&subject);
         self.in_turn(job, runtime, estimate_bytes, wanted, &subject, known).map(Some)
     }
@@ -162,7 +180,7 @@ impl Trials {
         estimate_bytes: u64,
         wanted: &Wanted,
     ) -> Result<TrialReport, TrialFailure> {
-        let subject = verdicts::subject(job, runtime, &self.libraries);
+        let subject = self.subject(job, runtime);
         self.in_turn(job, runtime, estimate_bytes, wanted, &subject, || None)
     }
 
@@ -180,8 +198,7 @@ impl Trials {
         if let Some(report) = known() {
             return Ok(report);
         }
-        let memory_bytes = self.memory_limit.unwrap_or(estimate_bytes.saturating_mul(4).saturating_add(SPARE_BYTES));
-        let limits = Limits { timeout: self.timeout, memory_bytes };
+        let limits = Limits::new(self.timeout, self.memory_limit, estimate_bytes);
         let told = told(job, Task::Examine, &self.libraries, limits);
         let report = self.workers.try_version(runtime, told, limits, wanted).inspect_err(|failure| {
             tracing::debug!(model = %job.generation.key, step = failure.step, cause = failure.cause, "a trial failed");
@@ -190,9 +207,19 @@ impl Trials {
             model = %job.generation.key.model, version = job.generation.key.version, load_ms = report.load_ms,
             memory_bytes = report.memory_bytes.unwrap_or_default(), "passed its trial"
         );
+        self.warn_of(&report);
         self.verdicts.keep(subject, &report);
         Ok(report)
     }
+}
+
+/// Main memory that a version is thought to take, in bytes. Where its runtime can't say, twice its files.
+pub(crate) fn estimate(runtimes: &[Arc<dyn Runtime>], job: &TrialJob) -> u64 {
+    let manifest = &job.generation.manifest;
+    let runtime = runtimes.iter().find(|runtime| runtime.format() == manifest.format);
+    let options = LoadOptions { entrypoint: manifest.entrypoint.clone().into(), ..LoadOptions::default() };
+    let estimate = runtime.and_then(|runtime| runtime.estimate(&job.dir, &options).ok());
+    estimate.map_or(job.generation.bytes.saturating_mul(2), |estimate| estimate.host_bytes)
 }
 
 /// The settings that make a difference to a trial.

@@ -175,6 +175,8 @@ fn check_and_doctor_name_what_is_wrong() {
     let (health, registry_found, _) = of(&findings, "registry");
     assert!(health == "ok" && registry_found.ends_with("1 models, 1 versions"), "{registry_found}");
     assert_eq!(of(&findings, "onnxruntime").0, "ok");
+    let (_, isolation, _) = of(&findings, "trials");
+    assert!(isolation.contains("network"), "{isolation}");
     let broken = found(&["--set", "onnxruntime.library=nowhere/libonnxruntime.so"]);
     let (health, said, hint) = of(&broken, "onnxruntime");
     assert!(health == "broken" && said.contains("nowhere/libonnxruntime.so") && hint.is_string(), "{broken:?}");

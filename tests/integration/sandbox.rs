@@ -34,7 +34,6 @@ pub struct Sandbox {
     place: Option<String>,
     variables: Vec<(String, String)>,
     library: PathBuf,
-    /// What is served, where that is not the registry in the folder.
 }
 
 impl Sandbox {

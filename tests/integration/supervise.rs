@@ -89,7 +89,7 @@ fn what_ran_in_a_crash_is_tried_again_and_kept_out_after_the_second() {
     answers(&gateway);
     gateway.wait_version("patient", 1);
     let log = gateway.log();
-    assert!(log.contains("the gateway was ended and is started again") && log.contains("SIGABRT"), "{log}");
+    assert!(log.contains("the gateway is down and is started again") && log.contains("SIGABRT"), "{log}");
     assert_eq!((tried(&gateway, "m"), tried(&gateway, "patient")), (1, 2), "only who ran is suspected\n{log}");
 
     crash_while_it_runs(&mut gateway);
@@ -122,6 +122,27 @@ fn a_gateway_that_was_killed_is_started_again_and_nobody_is_suspected() {
     gateway.signal("TERM");
     assert_eq!(gateway.wait().code(), Some(0), "{}", gateway.log());
     assert!(gateway.log().contains("bascule: stopped"), "{}", gateway.log());
+}
+
+#[test]
+fn a_restart_that_fails_is_not_the_last_one() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.plain("m", 1, &models::linear(&[2.0], &[1.0]));
+    let mut gateway = sandbox.serve_with(&["--supervise"]).ready();
+    gateway.wait_version("m", 1);
+    let configuration = sandbox.path("bascule.toml");
+    std::fs::write(&configuration, "this is no configuration").unwrap();
+    signal(gateway_process(&gateway).unwrap(), "ABRT");
+    let started = Instant::now();
+    // Once after the crash, and once because what was started then could not read its configuration.
+    while gateway.log().matches("the gateway is down and is started again").count() < 2 {
+        assert!(started.elapsed() < PATIENCE, "it is not started again\n{}", gateway.log());
+        std::thread::yield_now();
+    }
+    std::fs::remove_file(configuration).unwrap();
+    gateway.follow();
+    gateway.wait_version("m", 1);
+    answers(&gateway);
 }
 
 #[test]

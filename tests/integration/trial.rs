@@ -124,6 +124,29 @@ fn a_version_that_crashes_takes_nothing_with_it() {
     assert!(step == "trial" && cause.starts_with("its process was ended by SIGABRT"), "{step}: {cause}");
 }
 
+#[test]
+fn a_process_that_tries_versions_gets_nothing_of_the_environment_but_what_libraries_need() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox.set("trial.timeout=1h");
+    let gateway = serving(&sandbox);
+    sandbox.plain("m", 2, &looping());
+    let names = |process: u32| -> Vec<String> {
+        let variables = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        let variables = variables.split(|byte| *byte == 0).filter(|variable| !variable.is_empty());
+        variables.map(|variable| String::from_utf8_lossy(variable).split('=').next().unwrap().to_owned()).collect()
+    };
+    let mut passed_on = Vec::new();
+    let started = std::time::Instant::now();
+    while passed_on.is_empty() {
+        passed_on = trial_of(&gateway).map(names).unwrap_or_default();
+        assert!(started.elapsed() < crate::sandbox::PATIENCE, "no version is tried\n{}", gateway.log());
+    }
+    // As it was told to the gateway itself.
+    assert!(names(gateway.pid()).contains(&"BASCULE_ONNXRUNTIME_LIBRARY".to_owned()));
+    assert!(passed_on.contains(&"PATH".to_owned()), "{passed_on:?}");
+    assert!(!passed_on.iter().any(|name| name.starts_with("BASCULE_") || name.starts_with("CARGO_")), "{passed_on:?}");
+}
+
 /// How many processes the gateway has started for trials.
 fn started(gateway: &Gateway) -> usize {
     gateway.log().matches("started a process for trials").count()

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,8 +14,8 @@ use bascule_registry::{
 use bascule_runtime_api::{DataType, Footprint, LoadOptions, Runtime as _, Signature, TensorSpec};
 use bascule_runtime_fake::{FakeModel, FakeOp, FakeRuntime};
 use bascule_serving::{
-    Engine, EngineOptions, LiveOptions, LoadMode, ModelSettings, Publisher, Route, Router, Servable, ServableSpec, Serving,
-    Standing,
+    Engine, EngineOptions, Gpu, Gpus, LiveOptions, LoadMode, ModelSettings, Publisher, Route, Router, Servable, ServableSpec,
+    Serving, Standing,
 };
 use chrono::DateTime;
 use tempfile::TempDir;
@@ -101,6 +102,23 @@ pub(crate) fn route(model: &str, mut versions: Vec<Arc<Servable>>, standing: Sta
     route.stable = versions.pop();
     route.others = versions;
     route
+}
+
+/// A driver without GPUs that keeps which threads have asked it.
+#[derive(Default)]
+pub(crate) struct Driver(Mutex<Vec<ThreadId>>);
+
+impl Driver {
+    pub(crate) fn asked_by(&self) -> Vec<ThreadId> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Gpus for Driver {
+    fn list(&self) -> Vec<Gpu> {
+        self.0.lock().unwrap().push(std::thread::current().id());
+        Vec::new()
+    }
 }
 
 /// One version on a [`Shelf`].
@@ -191,6 +209,7 @@ pub(crate) struct Sandbox {
     pub(crate) serving: Serving,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) runtime: FakeRuntime,
+    pub(crate) gpus: Arc<Driver>,
     /// Holds cache, state and journal for as long as the engine runs.
     _dir: TempDir,
 }
@@ -216,7 +235,9 @@ impl Sandbox {
         let journal = Arc::new(LocalJournal::open(&dir.path().join("journal")).unwrap());
         let cache = Cache::open(dir.path().join("cache")).unwrap();
         let reader = Arc::clone(&shelf);
+        let gpus = Arc::new(Driver::default());
         let options = EngineOptions {
+            gpus: Arc::clone(&gpus) as Arc<dyn Gpus>,
             runtimes: vec![Arc::new(runtime.clone())],
             read_settings: Arc::new(move |model, _| Ok(reader.settings_of(&model.name))),
             load_mode,
@@ -229,6 +250,6 @@ impl Sandbox {
         let serving = Engine::start(options).await.unwrap();
         serving.wait_ready().await;
         runtime.log().hold();
-        Sandbox { serving, shelf, runtime, _dir: dir }
+        Sandbox { serving, shelf, runtime, gpus, _dir: dir }
     }
 }

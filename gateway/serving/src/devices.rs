@@ -1,10 +1,13 @@
 //! Which devices there are, and which of them a version runs on. Where it runs is decided once, before it is verified, and is never
 //! another device than one that the settings allow.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use bascule_runtime_api::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::budget::Budget;
+use crate::budget::{Budget, DeviceBytes};
 
 /// A GPU of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,17 +80,88 @@ pub(crate) enum TrialPlace {
     Refused(String),
 }
 
-/// Room on a GPU: what is free, and what of that the budget leaves.
-fn room(gpu: &Gpu, budget: &Budget) -> u64 {
-    budget.on(Device::Cuda(gpu.ordinal)).free().map_or(gpu.free_bytes, |free| free.min(gpu.free_bytes))
+/// What versions will take of devices on which they were placed and are not loaded yet: the driver does not count it, and the budget only
+/// from when their memory is reserved. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Placements(Arc<Mutex<Placing>>);
+
+#[derive(Debug, Default)]
+struct Placing {
+    next: u64,
+    placed: BTreeMap<u64, Expected>,
 }
 
-/// The GPU with the most room for so many bytes; the processor where none has. `usable` says whether the runtime can use a device.
-pub(crate) fn choose(gpus: &[Gpu], budget: &Budget, bytes: u64, usable: impl Fn(Device) -> bool) -> Device {
-    let roomy = gpus.iter().filter(|gpu| room(gpu, budget) >= bytes && usable(Device::Cuda(gpu.ordinal)));
-    // Of two with as much room, the first.
-    let best = roomy.max_by_key(|gpu| (room(gpu, budget), std::cmp::Reverse(gpu.ordinal)));
-    best.map_or(Device::Cpu, |gpu| Device::Cuda(gpu.ordinal))
+#[derive(Debug)]
+struct Expected {
+    bytes: DeviceBytes,
+    /// Whether the budget has them, too.
+    is_reserved: bool,
+}
+
+/// One version's place, until this is dropped: by then it is loaded, or will not be.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    all: Placements,
+    id: u64,
+}
+
+impl Placements {
+    /// Places a version where it was told to be.
+    pub(crate) fn place(&self, bytes: DeviceBytes) -> Placed {
+        self.add(&mut self.locked(), bytes)
+    }
+
+    /// Places a version of so many bytes on the one of these GPUs that has the most room for it; on the processor where none has.
+    pub(crate) fn choose(&self, gpus: &[Gpu], budget: &Budget, bytes: u64) -> (Device, Placed) {
+        let mut placing = self.locked();
+        let roomy = gpus.iter().map(|gpu| (gpu.ordinal, placing.room(gpu, budget))).filter(|(_, room)| *room >= bytes);
+        // Of two with as much room, the first.
+        let best = roomy.max_by_key(|(ordinal, room)| (*room, std::cmp::Reverse(*ordinal)));
+        let device = best.map_or(Device::Cpu, |(ordinal, _)| Device::Cuda(ordinal));
+        let mut takes = DeviceBytes::default();
+        takes.add(device, bytes);
+        (device, self.add(&mut placing, takes))
+    }
+
+    fn add(&self, placing: &mut Placing, bytes: DeviceBytes) -> Placed {
+        placing.next += 1;
+        placing.placed.insert(placing.next, Expected { bytes, is_reserved: false });
+        Placed { all: self.clone(), id: placing.next }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Placing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Placing {
+    /// Room on a GPU: what is free, without what others will take who were placed there.
+    fn room(&self, gpu: &Gpu, budget: &Budget) -> u64 {
+        let device = Device::Cuda(gpu.ordinal);
+        let ledger = budget.on(device);
+        let on_it = |expected: &Expected| expected.bytes.on(device);
+        let expected: u64 = self.placed.values().map(on_it).sum();
+        let unreserved: u64 = self.placed.values().filter(|expected| !expected.is_reserved).map(on_it).sum();
+        // What was reserved since the budget was looked at is in the second.
+        let promised = ledger.reserved.saturating_add(unreserved).max(expected);
+        let limit = ledger.limit.map_or(gpu.total_bytes, |limit| limit.min(gpu.total_bytes));
+        limit.saturating_sub(promised).min(gpu.free_bytes.saturating_sub(expected))
+    }
+}
+
+impl Placed {
+    /// From now on the budget has what it takes.
+    pub(crate) fn reserved(&self) {
+        if let Some(expected) = self.all.locked().placed.get_mut(&self.id) {
+            expected.is_reserved = true;
+        }
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        self.all.locked().placed.remove(&self.id);
+    }
 }
 
 /// Where a trial of a version is made that is to run on `device` and takes so many bytes of it.
@@ -109,7 +183,6 @@ pub(crate) fn trial_place(device: Device, bytes: u64, gpus: &[Gpu], crowded: Cro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budget::DeviceBytes;
 
     fn gpus(free: &[u64]) -> Vec<Gpu> {
         let gpu = |(ordinal, free_bytes): (usize, &u64)| Gpu {
@@ -135,18 +208,39 @@ mod tests {
 
     #[test]
     fn auto_takes_the_gpu_with_the_most_room() {
-        let check = |free: &[u64], limits: &[u64], reserved: &[u64], bytes, usable: &[u32]| {
-            let usable = |device| matches!(device, Device::Cuda(ordinal) if usable.contains(&ordinal));
-            choose(&gpus(free), &budget(limits, reserved), bytes, usable).to_string()
+        let check = |free: &[u64], limits: &[u64], reserved: &[u64], bytes| {
+            Placements::default().choose(&gpus(free), &budget(limits, reserved), bytes).0.to_string()
         };
-        assert_eq!(check(&[], &[], &[], 10, &[0, 1]), "cpu", "no gpu");
-        assert_eq!(check(&[100, 200], &[], &[], 10, &[0, 1]), "cuda:1", "the most that is free");
-        assert_eq!(check(&[200, 200], &[], &[], 10, &[0, 1]), "cuda:0", "the first of equals");
-        assert_eq!(check(&[100, 200], &[], &[], 10, &[0]), "cuda:0", "only what the runtime can use");
-        assert_eq!(check(&[100, 200], &[], &[], 10, &[]), "cpu", "nothing that it can use");
-        assert_eq!(check(&[100, 200], &[100, 200], &[0, 150], 10, &[0, 1]), "cuda:0", "what the budget leaves");
-        assert_eq!(check(&[100, 200], &[100, 200], &[95, 195], 10, &[0, 1]), "cpu", "no room");
-        assert_eq!(check(&[5, 5], &[], &[], 10, &[0, 1]), "cpu", "others have it all");
+        assert_eq!(check(&[], &[], &[], 10), "cpu", "no gpu");
+        assert_eq!(check(&[100, 200], &[], &[], 10), "cuda:1", "the most that is free");
+        assert_eq!(check(&[200, 200], &[], &[], 10), "cuda:0", "the first of equals");
+        assert_eq!(check(&[100, 200], &[100, 200], &[0, 150], 10), "cuda:0", "what the budget leaves");
+        assert_eq!(check(&[900, 900], &[], &[600, 100], 10), "cuda:1", "what is reserved, though nothing is limited");
+        assert_eq!(check(&[100, 200], &[100, 200], &[95, 195], 10), "cpu", "no room");
+        assert_eq!(check(&[5, 5], &[], &[], 10), "cpu", "others have it all");
+    }
+
+    #[test]
+    fn what_was_placed_and_is_not_loaded_takes_room() {
+        let placements = Placements::default();
+        let choose = |budget: &Budget| placements.choose(&gpus(&[400, 300]), budget, 100);
+        let free = Budget::default();
+        let (first, one) = choose(&free);
+        assert_eq!(first, Device::Cuda(0));
+        let (second, two) = choose(&free);
+        assert_eq!(second, Device::Cuda(0), "the first of equals");
+        let placed: Vec<_> = (0..5).map(|_| choose(&free)).collect();
+        let devices: Vec<String> = placed.iter().map(|(device, _)| device.to_string()).collect();
+        assert_eq!(devices, ["cuda:1", "cuda:0", "cuda:1", "cuda:0", "cuda:1"]);
+        assert_eq!(choose(&free).0, Device::Cpu, "both are full");
+        drop(two);
+        assert_eq!(choose(&free).0, Device::Cuda(0), "it is loaded by now, or has failed");
+        drop(placed);
+        // One whose memory is reserved counts once.
+        one.reserved();
+        assert_eq!(choose(&budget(&[300, 100], &[100, 0])).0, Device::Cuda(0));
+        assert_eq!(choose(&budget(&[300, 100], &[250, 0])).0, Device::Cuda(1));
+        assert_eq!(choose(&budget(&[150, 50], &[0, 0])).0, Device::Cpu, "reserved after the budget was looked at");
     }
 
     #[test]

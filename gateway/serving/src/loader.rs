@@ -24,8 +24,8 @@ use bascule_registry::{FORMAT_UNKNOWN, Generation, Manifest, format_of};
 use bascule_runtime_api::{Device, Footprint, LoadError, LoadOptions, Runtime, Session, Signature};
 use chrono::{DateTime, Utc};
 
-pub(crate) use self::verify::{Surroundings, Verified, VerifyJob, verify};
-use crate::budget::{Budget, DeviceBytes};
+pub(crate) use self::verify::{Surroundings, Verified, VerifyJob, try_out, verify};
+use crate::budget::DeviceBytes;
 use crate::error::{panicked, with_causes};
 use crate::instance::Interrupters;
 use crate::marks::{Mark, Marks, marked};
@@ -33,8 +33,7 @@ use crate::nan::NanOutputs;
 use crate::reconcile::Files;
 use crate::servable::Batching;
 use crate::state::FailedStep;
-use crate::trial::Wanted;
-use crate::{CrowdedTrial, Gpus, ModelSettings, Servable, ServableSpec, memory};
+use crate::{Gpus, ModelSettings, Servable, ServableSpec, memory};
 
 /// How long the warm-up runs and golden samples of a version may take together. A model that needs longer for them would hold up
 /// every other load.
@@ -48,11 +47,18 @@ const INTERRUPT_INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) struct LoadFailure {
     pub(crate) step: FailedStep,
     pub(crate) cause: String,
+    /// Whether a trial found it, at whatever step: the next one costs as much.
+    pub(crate) in_trial: bool,
 }
 
 impl LoadFailure {
     pub(crate) fn new(step: FailedStep, cause: impl Into<String>) -> LoadFailure {
-        LoadFailure { step, cause: cause.into() }
+        LoadFailure { step, cause: cause.into(), in_trial: false }
+    }
+
+    /// The same, found in a trial.
+    pub(crate) fn in_trial(self) -> LoadFailure {
+        LoadFailure { in_trial: true, ..self }
     }
 }
 
@@ -181,16 +187,14 @@ pub fn try_load(
     let runtimes = Runtimes::open(runtimes.to_vec());
     let settings = Arc::new(settings.clone());
     let (generation, files) = (Arc::clone(generation), Files::at(dir));
-    let job =
-        VerifyJob { generation, settings: Arc::clone(&settings), files, budget: Budget::default(), wanted: Wanted::default() };
-    let tried =
-        verify(&runtimes, &job, &Surroundings { trial: None, crowded: CrowdedTrial::default(), gpus }).and_then(|verified| {
-            guarded(FailedStep::Loading, || {
-                let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
-                let session = verified.runtime.load(dir, &verified.options).map_err(|error| failure(described(&error)))?;
-                reshape::view(session, &settings.reshapes).map(drop).map_err(failure)
-            })
-        });
+    let job = VerifyJob::alone(generation, Arc::clone(&settings), files);
+    let tried = verify(&runtimes, &job, &Surroundings::untried(gpus)).and_then(|verified| {
+        guarded(FailedStep::Loading, || {
+            let failure = |cause: String| LoadFailure::new(FailedStep::Loading, cause);
+            let session = verified.runtime.load(dir, &verified.options).map_err(|error| failure(described(&error)))?;
+            reshape::view(session, &settings.reshapes).map(drop).map_err(failure)
+        })
+    });
     tried.map_err(|failure| format!("{}: {}", failure.step.name(), failure.cause))
 }
 

@@ -99,9 +99,12 @@ pub(crate) struct Reconciler {
     /// Loads that run, and those that wait for a loader thread.
     loading: usize,
     loads: VecDeque<ResidencyId>,
-    /// Verifications that run, their trials included, and those that wait.
+    /// Verifications that run, and those that wait.
     verifying: usize,
     verifications: VecDeque<ResidencyId>,
+    /// The same of trials.
+    trying: usize,
+    trials: VecDeque<ResidencyId>,
     trims: loads::Trims,
     receipts: Arc<VecDeque<(ResidencyId, DrainReceipt)>>,
     statuses: BTreeMap<ModelName, Arc<ModelStatus>>,
@@ -151,6 +154,8 @@ impl Reconciler {
             verifying: 0,
             loads: VecDeque::new(),
             verifications: VecDeque::new(),
+            trying: 0,
+            trials: VecDeque::new(),
             trims: loads::Trims::default(),
             receipts: Arc::default(),
             statuses: BTreeMap::new(),
@@ -170,6 +175,7 @@ impl Reconciler {
             Event::Looked { ticket, look, registries } => self.looked(ticket, look, registries, now),
             Event::Fetched { id, result } => self.fetched(id, result, now),
             Event::Verified { id, result } => self.verified(id, result, now),
+            Event::Tried { id, result } => self.tried(id, result, now),
             Event::Warming { id } => self.warming(id),
             Event::Loaded { id, result } => self.loaded(id, result, now),
             Event::Drained { id, drained } => self.drained(id, &drained, now),

@@ -166,7 +166,7 @@ pub struct VersionStatus {
     pub state: String,
     /// The state by its inner name: `pending`, `fetching`, `verifying`, `loading`, `warming`, `ready`, `draining`, `unloaded`, `failed`.
     pub stage: String,
-    /// The step that failed: `settings`, `fetching`, `verifying`, `memory`, `loading`, `warming`, `golden`.
+    /// The step that failed: `settings`, `fetching`, `verifying`, `trial`, `quarantine`, `memory`, `loading`, `warming`, `golden`.
     pub failed_step: Option<String>,
     /// Why it failed.
     pub cause: Option<String>,

@@ -12,12 +12,11 @@ use bascule_registry::{Generation, ModelName};
 use bascule_runtime_api::{RunContext, Runtime, Session, Signature};
 use serde::{Deserialize, Serialize};
 
-use crate::budget::Budget;
 use crate::loader::golden::{self, RecordPlan, Recording};
 use crate::loader::{self, LoadFailure, Runtimes, Surroundings, Verified, VerifyJob, warmup};
 use crate::reconcile::Files;
 use crate::state::FailedStep;
-use crate::{CrowdedTrial, Gpus, ModelSettings, memory};
+use crate::{Gpus, ModelSettings, memory};
 
 /// Batch sizes whose latency is measured.
 const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
@@ -53,7 +52,7 @@ pub struct Latency {
 }
 
 /// What a trial found of a version that passed it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TrialReport {
     /// The runtime, and the version of its library.
     pub runtime: String,
@@ -76,6 +75,9 @@ pub struct TrialReport {
     pub golden: bool,
     /// What went wrong without failing it.
     pub warnings: Vec<String>,
+    /// What its process was not kept from, because the system refuses that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed: Vec<String>,
 }
 
 /// Why a version failed its trial.
@@ -106,7 +108,7 @@ impl From<TrialFailure> for LoadFailure {
     fn from(failure: TrialFailure) -> LoadFailure {
         let steps = [FailedStep::Verifying, FailedStep::Loading, FailedStep::Warming, FailedStep::Golden, FailedStep::Quarantine];
         let step = steps.into_iter().find(|step| step.name() == failure.step).unwrap_or(FailedStep::Trial);
-        LoadFailure::new(step, failure.cause)
+        LoadFailure::new(step, failure.cause).in_trial()
     }
 }
 
@@ -128,6 +130,19 @@ impl Wanted {
 
 /// Tries versions out. Blocks; called by the thread that verifies a version, never by one that serves.
 pub trait Trial: Send + Sync {
+    /// Whether a version may be loaded at all, wherever it is to run and whether or not it will be tried. Asked first.
+    ///
+    /// # Errors
+    /// The version must not be loaded.
+    fn admit(&self, _generation: &Generation) -> Result<(), TrialFailure> {
+        Ok(())
+    }
+
+    /// What was found of the version before, where that still holds. Asked before anybody waits for anything.
+    fn known(&self, _job: &TrialJob, _runtime: &str) -> Option<TrialReport> {
+        None
+    }
+
     /// Has the version tried, or finds that it was. `runtime` names the runtime with its library's version, `estimate_bytes` is the memory
     /// that it is thought to take. `None` where no trial was made. A trial that is not `wanted` any more ends early, with any failure.
     ///
@@ -173,6 +188,7 @@ pub fn examine(runtimes: &[Arc<dyn Runtime>], job: &TrialJob, gpus: &dyn Gpus) -
         latency,
         golden: has_golden,
         warnings: warm.warnings,
+        exposed: Vec::new(),
     })
 }
 
@@ -195,9 +211,8 @@ pub fn record(
 
 fn verified(runtimes: &[Arc<dyn Runtime>], job: &TrialJob, gpus: &dyn Gpus) -> Result<Verified, LoadFailure> {
     let (generation, settings) = (Arc::clone(&job.generation), Arc::clone(&job.settings));
-    let job = VerifyJob { generation, settings, files: Files::at(&job.dir), budget: Budget::default(), wanted: Wanted::default() };
-    let around = Surroundings { trial: None, crowded: CrowdedTrial::default(), gpus };
-    loader::verify(&Runtimes::open(runtimes.to_vec()), &job, &around)
+    let job = VerifyJob::alone(generation, settings, Files::at(&job.dir));
+    loader::verify(&Runtimes::open(runtimes.to_vec()), &job, &Surroundings::untried(gpus))
 }
 
 /// Runs made-up inputs of growing size, each for this long at the most. A size that fails ends it.

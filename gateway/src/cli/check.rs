@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::compose::{self, Libraries, Source};
 use crate::config::env::Environment;
-use crate::config::{Effective, Entry, TrialMode, help_of, schema, variable_of};
-use crate::trial::{self, Limits};
+use crate::config::{Config, Effective, Entry, TrialMode, help_of, schema, variable_of};
+use crate::trial;
 
 use super::args::ConfigArgs;
 use super::failure::Failure;
@@ -136,6 +136,7 @@ pub(super) async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -
         Ok(listing) => {
             found.take(&listing, &reader);
             let is_used = |format: &str| exists(&listing, format);
+            found.warnings.extend(compose::idle_budget(&effective.config, compose::gpus().as_ref()));
             found.warnings.extend(threads::too_many(&effective.config, is_used, threads::processors()));
             found.try_versions(effective, &listing, &reader, runtimes).await;
         }
@@ -148,16 +149,16 @@ pub(super) async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -
 struct Loading<'a> {
     runtimes: &'a [Arc<dyn Runtime>],
     /// In processes of their own; in this one where there are no trials.
-    apart: Option<(Libraries, Limits)>,
+    apart: Option<&'a Config>,
 }
 
 impl Loading<'_> {
     fn try_out(&self, generation: &Arc<Generation>, settings: ModelSettings, dir: &Path) -> Result<(), String> {
-        let Some((libraries, limits)) = &self.apart else {
+        let Some(config) = self.apart else {
             return try_load(self.runtimes, generation, &settings, dir, compose::gpus().as_ref());
         };
         let job = TrialJob::new(Arc::clone(generation), Arc::new(settings), dir);
-        let tried = trial::try_once(&job, libraries, *limits);
+        let tried = trial::try_once(&job, &Libraries::of(config), limits(config, self.runtimes, &job));
         tried.map(drop).map_err(|failure| format!("{}: {}", failure.step, failure.cause))
     }
 }
@@ -210,7 +211,7 @@ impl Found {
             Err(error) => return self.problems.push(format!("{error:#}")),
         };
         let apart = match effective.config.trial.mode {
-            TrialMode::Process => Some((Libraries::of(&effective.config), limits(&effective.config))),
+            TrialMode::Process => Some(&effective.config),
             TrialMode::Off => None,
         };
         let loading = Loading { runtimes, apart };

@@ -3,6 +3,7 @@
 mod machine;
 mod places;
 
+use std::process::Command;
 use std::sync::Arc;
 
 use bascule_runtime_api::{LoadError, Runtime};
@@ -11,7 +12,8 @@ use serde::Serialize;
 
 use crate::compose;
 use crate::config::env::Environment;
-use crate::config::{self, Config, Effective, Given};
+use crate::config::{self, Config, Effective, Given, TrialMode};
+use crate::trial::program;
 
 use super::args::ConfigArgs;
 use super::failure::Failure;
@@ -82,6 +84,9 @@ impl Doctor {
         findings.extend(runtimes.iter().map(|runtime| of_runtime(runtime.as_ref(), &config)));
         findings.extend(machine::look());
         findings.push(of_threads(&runtimes, &config));
+        findings.extend(of_trials(&config));
+        let idle = compose::idle_budget(&config, compose::gpus().as_ref());
+        findings.extend(idle.map(|idle| Finding::warning("gpu memory", idle, "see what is found of devices")));
         in_background(async {
             findings.extend(places::look(&config).await);
             Ok(())
@@ -136,6 +141,25 @@ fn of_threads(runtimes: &[Arc<dyn Runtime>], config: &Config) -> Finding {
         None => Finding::ok("threads", named.join(", ")),
         Some(found) => Finding::warning("threads", found, "set runtime.threads, or those of one runtime, lower"),
     }
+}
+
+/// What a process that tries versions is kept from here.
+fn of_trials(config: &Config) -> Option<Finding> {
+    if config.trial.mode == TrialMode::Off {
+        return None;
+    }
+    Some(match isolation() {
+        Ok(exposed) if exposed.is_empty() => Finding::ok("trials", "in processes of their own, without a network"),
+        Ok(exposed) => Finding::warning("trials", exposed.join("; "), "code in models could do the same; onnx models hold none"),
+        Err(error) => Finding::broken("trials", error, "trial.mode = \"off\" goes without"),
+    })
+}
+
+/// Asks another process: it would lose its own network.
+fn isolation() -> Result<Vec<String>, String> {
+    let output = Command::new(program()).args(["trial", "--isolation"]).output();
+    let output = output.map_err(|error| format!("a process can't be started: {error}"))?;
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("a process that was started does not answer: {error}"))
 }
 
 fn library_place(config: &Config) -> String {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bascule_registry::{Digest, Generation, Layout, Lineage, ListedModel, Manifest, ManifestFile, ModelName, VersionKey};
-use bascule_runtime_api::Signature;
+use bascule_runtime_api::{Runtime, Signature};
 use bascule_serving::{ModelSettings, TrialFailure, TrialJob, TrialReport};
 use clap::Args;
 
@@ -23,9 +23,6 @@ use crate::trial::{self, Limits};
 
 /// How long measuring the latency of one batch size may take.
 const MEASURE: Duration = Duration::from_millis(300);
-
-/// Main memory for a trial where nothing says how much.
-const DEFAULT_MEMORY_BYTES: u64 = 16 << 30;
 
 /// The largest file beside a model's settings that they can name.
 const MAX_SMALL_BYTES: u64 = 1 << 20;
@@ -43,7 +40,7 @@ const SETTINGS: [&str; 2] = ["model.toml", "config.pbtxt"];
 )]
 pub(super) struct TryVersion {
     /// A model file, or a folder whose files belong to one version.
-    #[arg(required_unless_present = "inside")]
+    #[arg(required_unless_present_any = ["inside", "isolation"])]
     path: Option<PathBuf>,
     #[command(flatten)]
     config: ConfigArgs,
@@ -65,12 +62,18 @@ pub(super) struct TryVersion {
     /// Be the process that tries what standard input says.
     #[arg(long, hide = true)]
     inside: bool,
+    /// Print what such a process is not kept from here.
+    #[arg(long, hide = true)]
+    isolation: bool,
 }
 
 impl TryVersion {
     pub(super) fn run(self, environment: &Environment) -> Outcome {
         if self.inside {
             return Ok(trial::run_inside()?);
+        }
+        if self.isolation {
+            return print_json(&trial::exposed());
         }
         let effective = self.config.load([], environment)?;
         let path = self.path.clone().unwrap_or_default();
@@ -128,13 +131,15 @@ pub(super) fn prepare(config: &Config, path: &Path, chosen: &Chosen, subject: &S
 pub(super) fn bare(config: &Config, path: &Path, chosen: &Chosen, subject: &Subject<'_>) -> Result<Prepared, Failure> {
     let staged = chosen.staged(path).with_context(|| format!("can't put {} aside", path.display()))?;
     let job = TrialJob::new(Arc::new(generation(chosen, subject)?), Arc::default(), staged.dir());
-    Ok(Prepared { job, limits: limits(config), _staged: staged })
+    let limits = limits(config, &compose::runtimes(config), &job);
+    Ok(Prepared { job, limits, _staged: staged })
 }
 
-/// How far a process may go in which a command loads a version.
-pub(super) fn limits(config: &Config) -> Limits {
-    let memory_bytes = config.trial.memory_limit.map_or(DEFAULT_MEMORY_BYTES, |ByteCount(bytes)| bytes);
-    Limits { timeout: config.trial.timeout, memory_bytes }
+/// How far a process may go in which a command loads a version: as far as that of a gateway.
+pub(super) fn limits(config: &Config, runtimes: &[Arc<dyn Runtime>], job: &TrialJob) -> Limits {
+    let memory_limit = config.trial.memory_limit.map(|ByteCount(bytes)| bytes);
+    let estimate = if memory_limit.is_some() { 0 } else { trial::estimate(runtimes, job) };
+    Limits::new(config.trial.timeout, memory_limit, estimate)
 }
 
 /// Tries the files at `path`.
@@ -273,6 +278,9 @@ fn text(report: &TrialReport) -> String {
     }
     for warning in &report.warnings {
         facts.add_row(["warning", warning]);
+    }
+    for exposed in &report.exposed {
+        facts.add_row(["isolation", exposed]);
     }
     let mut text = rows(&facts);
     if !report.latency.is_empty() {

@@ -32,23 +32,68 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// It can't be started.
 pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
     let signals = Signals::block().context("can't wait for signals")?;
-    let (mut supervised, mut quick_ends) = (Supervised::Started, 0_u32);
+    let code = supervise(
+        |supervised| start(arguments, supervised),
+        |child| signals.until_ended(&child),
+        |pause| signals.wait(pause).is_some(),
+    )?;
+    // What the gateway had to say, it has said.
+    std::process::exit(code)
+}
+
+/// Starts gateways one after the other, and gives the code that the last one ends with. Once one could be started, nothing that the
+/// system refuses ends this: it is tried again. `wait` says whether to stop instead.
+fn supervise<G>(
+    mut start: impl FnMut(Supervised) -> std::io::Result<G>,
+    until_ended: impl Fn(G) -> End,
+    wait: impl Fn(Duration) -> bool,
+) -> Result<i32> {
+    let (mut supervised, mut quick_ends, mut is_first) = (Supervised::Started, 0_u32, true);
     loop {
         let started = Instant::now();
-        let child = start(arguments, supervised).context("can't start the gateway")?;
-        let end = signals.until_ended(&child);
-        let Some(signal) = end.status.signal().filter(|_| !end.was_told) else {
-            // What it had to say, it has said.
-            std::process::exit(end.status.code().unwrap_or_else(|| 128 + end.status.signal().unwrap_or_default()));
+        let (lived, how) = match start(supervised) {
+            Ok(gateway) => {
+                let end = until_ended(gateway);
+                let lived = started.elapsed();
+                match then(&end, is_first && lived < LONG) {
+                    Then::End(code) => return Ok(code),
+                    Then::Again(next) => supervised = next,
+                }
+                (lived, end.described())
+            }
+            Err(error) if is_first => return Err(error).context("can't start the gateway"),
+            // What the one before it left is still to be looked at.
+            Err(error) => (Duration::ZERO, format!("it can't be started: {error}")),
         };
-        quick_ends = if started.elapsed() < LONG { quick_ends + 1 } else { 0 };
+        is_first = false;
+        quick_ends = if lived < LONG { quick_ends.saturating_add(1) } else { 0 };
         let pause = pause(quick_ends);
-        supervised = if CRASHES.contains(&signal) { Supervised::AfterCrash } else { Supervised::Started };
-        let lived = humantime::format_duration(Duration::from_secs(started.elapsed().as_secs())).to_string();
-        tracing::error!(signal = signal_name(signal), lived, ?pause, "the gateway was ended and is started again");
-        if signals.wait(pause).is_some() {
-            std::process::exit(0);
+        let lived = humantime::format_duration(Duration::from_secs(lived.as_secs())).to_string();
+        tracing::error!(how, lived, ?pause, "the gateway is down and is started again");
+        if wait(pause) {
+            return Ok(0);
         }
+    }
+}
+
+/// What comes after a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// Nothing: the code to end with.
+    End(i32),
+    /// Another one, which is told this.
+    Again(Supervised),
+}
+
+/// One that ends with an error though nobody told it to was ended by native code, or can't start; only where it is the first and has just
+/// begun is that for whoever started it to mend.
+fn then(end: &End, is_beginning: bool) -> Then {
+    match (end.status.signal(), end.status.code()) {
+        (Some(signal), _) if end.was_told => Then::End(128 + signal),
+        (Some(signal), _) if CRASHES.contains(&signal) => Then::Again(Supervised::AfterCrash),
+        (Some(_), _) => Then::Again(Supervised::Started),
+        (None, Some(code)) if end.was_told || is_beginning || code == 0 => Then::End(code),
+        (None, _) => Then::Again(Supervised::AfterCrash),
     }
 }
 
@@ -88,6 +133,12 @@ fn start(arguments: &[OsString], supervised: Supervised) -> std::io::Result<Chil
 struct End {
     status: ExitStatus,
     was_told: bool,
+}
+
+impl End {
+    fn described(&self) -> String {
+        self.status.signal().map_or_else(|| self.status.to_string(), signal_name)
+    }
 }
 
 /// Signals that are waited for, instead of interrupting.
@@ -170,6 +221,53 @@ fn reap(gateway: libc::pid_t) -> Option<ExitStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As the system encodes them.
+    fn ended_by(signal: i32) -> End {
+        End { status: ExitStatus::from_raw(signal), was_told: false }
+    }
+
+    fn ended_with(code: i32) -> End {
+        End { status: ExitStatus::from_raw(code << 8), was_told: false }
+    }
+
+    /// Lets gateways end like this, one after the other: what each was told, and what came of it.
+    fn supervised(ends: Vec<std::io::Result<End>>) -> (Vec<Supervised>, Result<i32>) {
+        let (mut told, mut ends) = (Vec::new(), ends.into_iter());
+        let start = |supervised| {
+            told.push(supervised);
+            ends.next().unwrap()
+        };
+        let code = supervise(start, |end| end, |_| false);
+        (told, code)
+    }
+
+    #[test]
+    fn a_restart_that_the_system_refuses_is_tried_again() {
+        let refused = || Err(std::io::Error::from_raw_os_error(libc::EAGAIN));
+        let (told, code) = supervised(vec![Ok(ended_by(libc::SIGSEGV)), refused(), refused(), Ok(ended_with(0))]);
+        let [first, after] = [Supervised::Started, Supervised::AfterCrash];
+        assert_eq!(told, [first, after, after, after], "what ran in the crash is not forgotten meanwhile");
+        assert_eq!(code.unwrap(), 0);
+        let (told, code) = supervised(vec![refused()]);
+        assert_eq!(told, [first]);
+        assert!(code.unwrap_err().to_string().starts_with("can't start the gateway"));
+    }
+
+    #[test]
+    fn an_error_ends_the_first_gateway_alone() {
+        let (told, code) = supervised(vec![Ok(ended_with(2))]);
+        assert_eq!((told.len(), code.unwrap()), (1, 2));
+        let ends = vec![Ok(ended_by(libc::SIGABRT)), Ok(ended_with(1)), Ok(ended_by(libc::SIGKILL)), Ok(ended_with(0))];
+        let (told, code) = supervised(ends);
+        let after = Supervised::AfterCrash;
+        assert_eq!(told, [Supervised::Started, after, after, Supervised::Started]);
+        assert_eq!(code.unwrap(), 0);
+        assert_eq!(then(&ended_with(3), false), Then::Again(after), "one that lived was ended by native code");
+        for (end, code) in [(ended_with(3), 3), (ended_by(libc::SIGABRT), 134)] {
+            assert_eq!(then(&End { was_told: true, ..end }, false), Then::End(code));
+        }
+    }
 
     #[test]
     fn the_first_start_is_at_once_and_the_next_ones_ever_later() {

@@ -1,5 +1,6 @@
 //! The process that tries a version, seen from outside: started, watched, and ended where it goes too far.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -27,6 +28,9 @@ const SAID_BYTES: usize = 2048;
 /// The step of a version whose process ended without an answer.
 pub(super) const STEP: &str = "trial";
 
+/// Memory that a version may take beyond four times what it is thought to take, where nothing else is set.
+const SPARE_BYTES: u64 = 1 << 30;
+
 /// How far a trial may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -37,6 +41,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Those that are set; where no memory is, four times what the version is thought to take and something beyond.
+    pub fn new(timeout: Duration, memory_bytes: Option<u64>, estimate_bytes: u64) -> Limits {
+        let memory_bytes = memory_bytes.unwrap_or(estimate_bytes.saturating_mul(4).saturating_add(SPARE_BYTES));
+        Limits { timeout, memory_bytes }
+    }
+
     /// Processor time, for a process that escapes whoever watches it: all cores for as long as it may take.
     pub(super) fn cpu_seconds(self) -> u64 {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
@@ -78,6 +88,8 @@ impl Process {
     pub(super) fn start() -> Result<Process, TrialFailure> {
         let mut command = Command::new(program());
         command.args(["trial", "--inside"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A model's code has no business with what else is in there, such as keys to a registry.
+        command.env_clear().envs(environment());
         // A group of its own: what it starts ends with it, and a signal from a terminal is not meant for it.
         command.process_group(0);
         let not_started =
@@ -86,13 +98,13 @@ impl Process {
         tracing::debug!(process = running.child.id(), "started a process for trials");
         let (stdin, stdout, stderr) = (running.child.stdin.take(), running.child.stdout.take(), running.child.stderr.take());
         let (told, to_tell) = sync_channel::<Vec<u8>>(1);
-        std::thread::spawn(move || {
+        thread("tells a trial", move || {
             let Some(mut stdin) = stdin else { return };
             // Where it does not read, it has ended or is ended: then so does this thread.
             while to_tell.recv().is_ok_and(|text| stdin.write_all(&text).and_then(|()| stdin.flush()).is_ok()) {}
-        });
+        })?;
         let (answer, answers) = sync_channel(1);
-        std::thread::spawn(move || {
+        thread("hears a trial", move || {
             let Some(stdout) = stdout else { return };
             let mut stdout = BufReader::new(stdout);
             while let Some(line) = line_of(&mut stdout) {
@@ -100,15 +112,15 @@ impl Process {
                     return;
                 }
             }
-        });
+        })?;
         let said = Arc::new(Mutex::new(Said::default()));
         let listening = Arc::clone(&said);
-        std::thread::spawn(move || {
+        thread("hears a trial", move || {
             if let Some(mut stderr) = stderr {
                 listen(&mut stderr, &listening);
             }
             listening.lock().unwrap_or_else(PoisonError::into_inner).has_ended = true;
-        });
+        })?;
         Ok(Process { running, told, answers, said, tried: 0 })
     }
 
@@ -185,6 +197,49 @@ impl Process {
             let _timed_out = never.recv_timeout(LOOK_INTERVAL);
         }
     }
+}
+
+/// Starts a thread; where the system has none to spare, that is why there is no trial now.
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), TrialFailure> {
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    started.map(drop).map_err(|error| failed(format!("a thread for the trial can't be started: {error}")))
+}
+
+/// Variables that a process for trials gets, by name.
+const KEPT: [&str; 9] =
+    ["PATH", "HOME", "TMPDIR", "LANG", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "GLIBC_TUNABLES", "LLVM_PROFILE_FILE"];
+
+/// The same by the beginning of their names: those of libraries, and of this program's own errors.
+const KEPT_FAMILIES: [&str; 20] = [
+    "LC_",
+    "CUDA_",
+    "CUDNN_",
+    "CUBLAS_",
+    "NVIDIA_",
+    "NCCL_",
+    "TRT_",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "DNNL_",
+    "ONEDNN_",
+    "ORT_",
+    "TORCH_",
+    "PYTORCH_",
+    "ATEN_",
+    "MALLOC_",
+    "RUST_",
+];
+
+#[expect(clippy::disallowed_methods, reason = "these are no settings of ours: they are passed on to libraries")]
+fn environment() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_passed_on))
+}
+
+fn is_passed_on(name: &str) -> bool {
+    KEPT.contains(&name) || KEPT_FAMILIES.iter().any(|family| name.starts_with(family))
 }
 
 /// The next answer; `None` where there is none, or it is too long.
@@ -314,6 +369,26 @@ mod tests {
         listen(&mut text.as_bytes(), &said);
         let last = said.into_inner().unwrap().last;
         assert!(last.ends_with(b"the end\n") && last.len() == SAID_BYTES, "{}", last.len());
+    }
+
+    #[test]
+    fn credentials_are_not_passed_on() {
+        for name in
+            ["PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "ORT_DISABLE_TELEMETRY", "OMP_NUM_THREADS", "RUST_BACKTRACE"]
+        {
+            assert!(is_passed_on(name), "{name}");
+        }
+        for name in ["AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "BASCULE_REGISTRY", "HTTPS_PROXY", "PATHS", ""] {
+            assert!(!is_passed_on(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn one_limit_of_memory_holds_wherever_a_version_is_tried() {
+        let limits = |set, estimate| Limits::new(Duration::from_secs(1), set, estimate).memory_bytes;
+        assert_eq!(limits(None, 1 << 30), 5 << 30);
+        assert_eq!(limits(Some(7), 1 << 30), 7);
+        assert_eq!(limits(None, u64::MAX), u64::MAX);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use bascule_runtime_api::Runtime;
-use bascule_serving::{TrialFailure, examine, record};
+use bascule_serving::{TrialFailure, TrialReport, examine, record};
 use serde::Serialize;
 
 use super::{Answer, Answered, Task, Told, signature};
@@ -25,6 +25,7 @@ pub fn run() -> Result<()> {
     let mut answers = keep_for_answers()?;
     let mut asked = BufReader::new(std::io::stdin());
     let mut opened: Option<(Libraries, Vec<Arc<dyn Runtime>>)> = None;
+    let mut exposed = Vec::new();
     loop {
         let mut line = Vec::new();
         if asked.read_until(b'\n', &mut line).context("can't read what to try")? == 0 {
@@ -33,14 +34,14 @@ pub fn run() -> Result<()> {
         let told: Told = serde_json::from_slice(&line).context("what to try is not understood")?;
         drop(line);
         if opened.is_none() {
-            confine();
+            exposed = confine();
         }
         limit_processor_time(told.cpu_seconds);
         let (_, runtimes) = match &mut opened {
             Some(known) if known.0 == told.libraries => known,
             other => other.insert((told.libraries.clone(), compose::open_runtimes(&told.libraries))),
         };
-        answer(&told, runtimes, &mut answers)?;
+        answer(&told, runtimes, &exposed, &mut answers)?;
     }
     drop(answers);
     // What libraries do when a program ends is no part of the trial: a gateway ends only once.
@@ -52,10 +53,13 @@ pub fn run() -> Result<()> {
 }
 
 /// Tries one version, and gives back what that took before it says so: the next one is measured by what it takes itself.
-fn answer(told: &Told, runtimes: &[Arc<dyn Runtime>], answers: &mut File) -> Result<()> {
+fn answer(told: &Told, runtimes: &[Arc<dyn Runtime>], exposed: &[String], answers: &mut File) -> Result<()> {
     let gpus = compose::gpus();
     match &told.task {
-        Task::Examine => say(examine(runtimes, &told.job, gpus.as_ref()), answers),
+        Task::Examine => {
+            let found = examine(runtimes, &told.job, gpus.as_ref());
+            say(found.map(|report| TrialReport { exposed: exposed.to_vec(), ..report }), answers)
+        }
         // Whether the file has one is an answer, too.
         Task::ReadSignature => say(Ok(signature::read(runtimes, &told.job)), answers),
         Task::Record(plan) => say(record(runtimes, &told.job, plan, gpus.as_ref()), answers),
@@ -103,25 +107,53 @@ fn keep_for_answers() -> Result<File> {
     }
 }
 
-/// Takes from this process what a trial has no use for. What the system refuses is gone without: the process is watched from outside, too.
-fn confine() {
+/// Takes from this process what a trial has no use for. What the system refuses is gone without, and told where it matters: the process is
+/// watched from outside, too.
+fn confine() -> Vec<String> {
     bascule_serving::lower_priority();
     drop(std::fs::write("/proc/self/oom_score_adj", OOM_SCORE));
     #[cfg(target_os = "linux")]
     {
         let core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         #[expect(unsafe_code, reason = "the standard library sets no limits")]
-        // SAFETY: numbers, and structures that live longer than the calls; no other thread exists yet, as a new user namespace asks.
+        // SAFETY: numbers, and structures that live longer than the calls.
         unsafe {
             libc::setrlimit(libc::RLIMIT_CORE, &raw const core);
             // It ends with whoever started it, and gains nothing by running another program.
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-            // A network of its own, in which there is nobody. Users without privileges need a user namespace for that; the superuser
-            // would lose there what lets it read the files of others.
-            if libc::unshare(libc::CLONE_NEWNET) != 0 && libc::geteuid() != 0 {
-                libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET);
-            }
         }
     }
+    exposed()
+}
+
+/// Takes what the system lets it take from this process, and says what that was not. Before any other thread.
+pub(crate) fn exposed() -> Vec<String> {
+    without_network().err().into_iter().collect()
+}
+
+/// Gives this process a network of its own, in which there is nobody. Before any other thread.
+///
+/// # Errors
+/// What it is not kept from, and why.
+#[cfg(target_os = "linux")]
+fn without_network() -> std::result::Result<(), String> {
+    #[expect(unsafe_code, reason = "the standard library has no namespaces")]
+    // SAFETY: numbers; no other thread exists yet, as a new user namespace asks.
+    let (refused, is_superuser) = unsafe {
+        // Users without privileges need a user namespace for that; the superuser would lose there what lets it read the files of others.
+        let is_superuser = libc::geteuid() == 0;
+        let is_alone =
+            libc::unshare(libc::CLONE_NEWNET) == 0 || !is_superuser && libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) == 0;
+        ((!is_alone).then(std::io::Error::last_os_error), is_superuser)
+    };
+    let Some(error) = refused else { return Ok(()) };
+    let mends = if is_superuser { "give it CAP_SYS_ADMIN, or run it as another user" } else { "allow user namespaces" };
+    Err(format!("it can reach the network ({error}): {mends}"))
+}
+
+/// Elsewhere there is nothing of the kind.
+#[cfg(not(target_os = "linux"))]
+fn without_network() -> std::result::Result<(), String> {
+    Err("it can reach the network: this system has no namespaces".to_owned())
 }

@@ -266,6 +266,11 @@ pub trait Runtime: Send + Sync {
         }
     }
 
+    /// Whether one of [`LoadOptions::options`] says something of GPUs alone: a session on the processor goes without it.
+    fn is_for_gpus(&self, _key: &str, _value: &str) -> bool {
+        false
+    }
+
     /// Memory that [`Runtime::load`] will take, without loading.
     fn estimate(&self, dir: &Path, options: &LoadOptions) -> Result<Footprint, LoadError>;
 

@@ -23,6 +23,9 @@ pub use self::log::{FakeCounts, FakeLog, SessionEvent};
 pub use self::model::{FakeModel, FakeOp};
 use self::session::FakeSession;
 
+/// Settings that begin with this are for sessions on GPUs, and refused on the processor.
+const OF_GPUS: &str = "gpu.";
+
 /// Loads models of the format `fake`. Clones share one log.
 #[derive(Debug, Clone, Default)]
 pub struct FakeRuntime {
@@ -69,6 +72,10 @@ impl Runtime for FakeRuntime {
         }
     }
 
+    fn is_for_gpus(&self, key: &str, _value: &str) -> bool {
+        self.gpus > 0 && key.starts_with(OF_GPUS)
+    }
+
     fn estimate(&self, dir: &Path, options: &LoadOptions) -> Result<Footprint, LoadError> {
         let (model, file_bytes) = read(dir, options)?;
         let footprint = model.footprint(options.device);
@@ -76,11 +83,12 @@ impl Runtime for FakeRuntime {
     }
 
     fn load(&self, dir: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, LoadError> {
-        if let Some(key) = options.options.keys().next() {
-            let message = "the fake runtime has no settings".to_owned();
-            return Err(LoadError::Option { key: key.clone(), message });
-        }
         self.check_device(options.device)?;
+        let is_known = |key: &str, value: &str| self.is_for_gpus(key, value) && options.device != Device::Cpu;
+        if let Some((key, _)) = options.options.iter().find(|(key, value)| !is_known(key, value)) {
+            let message = if key.starts_with(OF_GPUS) { "it needs a GPU" } else { "the fake runtime has no settings" };
+            return Err(LoadError::option(key, message));
+        }
         let (model, _) = read(dir, options)?;
         let invalid = |message| LoadError::InvalidModel { entrypoint: options.entrypoint.clone(), message };
         if let Some(message) = &model.fail_load {

@@ -7,7 +7,9 @@
 //!
 //! What was asked for is what runs: a provider that is not there, or a node that would run elsewhere, fails the load.
 //!
-//! Deliberately absent: models in memory, custom operator libraries.
+//! Libraries with custom operators are opened where they are named; their code runs in this process.
+//!
+//! Deliberately absent: models in memory.
 
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]

@@ -159,6 +159,12 @@ fn provider(key: &str, name: &str) -> Result<Provider, LoadError> {
         .ok_or_else(|| LoadError::option(key, format!("expected cuda, tensorrt or both with a comma between, got '{name}'")))
 }
 
+/// Whether an option is one of those that [`Providers::take`] takes: all of them are about GPUs.
+pub(crate) fn is_for_gpus(key: &str) -> bool {
+    let of_provider = |name: &str| Provider::ALL.into_iter().any(|provider| provider.name() == name);
+    matches!(key, "providers" | "cpu_fallback") || key.split_once('.').is_some_and(|(name, _)| of_provider(name))
+}
+
 /// Whether this library has what computes on NVIDIA GPUs.
 pub(crate) fn has_cuda() -> bool {
     Provider::Cuda.is_available().unwrap_or(false)
@@ -293,6 +299,11 @@ mod tests {
             (gpu, vec![("cpu_fallback", "yes")], "setting 'cpu_fallback': expected error or warn, got 'yes'"),
         ] {
             assert_eq!(check(device, &settings), Err(expected.to_owned()));
+        }
+        for (key, is_one) in
+            [("providers", true), ("cpu_fallback", true), ("cuda.x", true), ("tensorrt.y", true), ("rocm.x", false)]
+        {
+            assert_eq!(is_for_gpus(key), is_one, "{key}");
         }
         let mut providers = Providers::default();
         assert!(!providers.take("rocm.x", "1").unwrap() && !providers.take("execution_mode", "1").unwrap());

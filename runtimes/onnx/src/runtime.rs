@@ -13,7 +13,7 @@ use ort::session::builder::SessionBuilder;
 use crate::library::{self, Library};
 use crate::providers::Assigned;
 use crate::session::{About, OnnxSession};
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use crate::{files, message, providers, signature};
 
 /// Turns the library's own telemetry off, in the versions that have it. Without it they open a database below the user's cache folder
@@ -158,6 +158,10 @@ impl Runtime for OnnxRuntime {
             library.path.display()
         );
         Err(LoadError::Device { device, message })
+    }
+
+    fn is_for_gpus(&self, key: &str, value: &str) -> bool {
+        providers::is_for_gpus(key) || settings::is_for_gpus(key, value)
     }
 
     /// What loading takes at its peak: twice the files that the model reads, its external weights among them, and 1 MiB. A loaded

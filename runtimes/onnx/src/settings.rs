@@ -56,7 +56,7 @@ impl Settings {
                 "session.use_device_allocator_for_initializers" => {
                     settings.device_allocator_for_initializers = switch(key, value)?;
                 }
-                "memory.enable_memory_arena_shrinkage" => settings.arena_shrinkage = Some(value.clone()),
+                ARENA_SHRINKAGE => settings.arena_shrinkage = Some(value.clone()),
                 _ if settings.providers.take(key, value)? => {}
                 _ => return Err(LoadError::unknown_option(key, &KEYS)),
             }
@@ -97,11 +97,14 @@ impl Settings {
         // fill the log with a warning for each run.
         options.set_log_level(LogLevel::Fatal)?;
         if let Some(devices) = &self.arena_shrinkage {
-            options.set("memory.enable_memory_arena_shrinkage", devices)?;
+            options.set(ARENA_SHRINKAGE, devices)?;
         }
         Ok(options)
     }
 }
+
+/// The devices whose arenas give memory back after each run: `cpu:0;gpu:0`.
+const ARENA_SHRINKAGE: &str = "memory.enable_memory_arena_shrinkage";
 
 const KEYS: [&str; 13] = [
     "intra_op_thread_count",
@@ -112,12 +115,17 @@ const KEYS: [&str; 13] = [
     "enable_mem_arena",
     "enable_mem_pattern",
     "session.use_device_allocator_for_initializers",
-    "memory.enable_memory_arena_shrinkage",
+    ARENA_SHRINKAGE,
     "providers",
     "cpu_fallback",
     "cuda.*",
     "tensorrt.*",
 ];
+
+/// Whether an option says something of a GPU.
+pub(crate) fn is_for_gpus(key: &str, value: &str) -> bool {
+    key == ARENA_SHRINKAGE && value.contains("gpu")
+}
 
 fn number(key: &str, value: &str) -> Result<usize, LoadError> {
     usize::from_str(value.trim())

@@ -10,6 +10,7 @@ use bytemuck::checked;
 use half::{bf16, f16};
 use ort::memory::Allocator;
 use ort::session::SessionInputValue;
+use ort::sys::{OrtMemType, OrtMemoryInfoDeviceType, OrtValue};
 use ort::value::{DynTensor, DynValue, PrimitiveTensorElementType, TensorElementType, TensorRef, ValueType};
 use ort::{AsPointer, value};
 
@@ -112,10 +113,35 @@ fn copy_elements(output: &DynValue, datatype: DataType, shape: &Shape) -> ort::R
     if length == 0 || start.is_null() {
         return Ok(AlignedBuffer::default());
     }
-    // SAFETY: the tensor lies in main memory, for no session of ours runs elsewhere, and is of this datatype and shape: it holds so
-    // many bytes, and nothing writes to them while it is borrowed.
+    // SAFETY: the value is a tensor and lives.
+    if !unsafe { is_readable(output.ptr()) }? {
+        return Err(ort::Error::new("it lies in memory of a device, where the processor can't read it"));
+    }
+    // SAFETY: the tensor lies where the processor can read, and is of this datatype and shape: it holds so many bytes, and nothing writes
+    // to them while it is borrowed.
     let bytes = unsafe { slice::from_raw_parts(start.cast::<u8>(), length) };
     Ok(AlignedBuffer::copy_of(bytes))
+}
+
+/// Whether a tensor's elements lie in main memory. The library brings outputs there that a GPU computed; what lies elsewhere all the same
+/// must not be read through a pointer.
+///
+/// # Safety
+/// It is a tensor, and lives.
+#[expect(unsafe_code, reason = "ort tells it of a tensor only by its Rust type")]
+unsafe fn is_readable(tensor: *const OrtValue) -> ort::Result<bool> {
+    let api = ort::api();
+    let mut place = ptr::null();
+    let mut device = OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
+    let mut kind = OrtMemType::OrtMemTypeDefault;
+    // SAFETY: the caller says so; what the tensor tells of its place lives as long.
+    unsafe {
+        ort::Error::result_from_status((api.GetTensorMemoryInfo)(tensor, &mut place))?;
+        (api.MemoryInfoGetDeviceType)(place, &mut device);
+        ort::Error::result_from_status((api.MemoryInfoGetMemType)(place, &mut kind))?;
+    }
+    // Main memory that is pinned for a GPU counts as the GPU's, but is for the processor.
+    Ok(device == OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU || kind != OrtMemType::OrtMemTypeDefault)
 }
 
 #[expect(unsafe_code, reason = "ort makes strings only of UTF-8")]
@@ -138,4 +164,31 @@ fn copy_strings(output: &DynValue, shape: &Shape) -> ort::Result<Vec<Vec<u8>>> {
     };
     let ends = offsets.iter().skip(1).copied().chain([length]);
     Ok(offsets.iter().zip(ends).map(|(start, end)| content[*start..end].to_vec()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+    use ort::value::{Shape as OrtShape, TensorRefMut};
+
+    use super::*;
+
+    #[test]
+    #[expect(unsafe_code, reason = "a tensor that lies elsewhere is made of its parts")]
+    fn what_lies_on_a_device_is_not_read() {
+        let Some(path) = bascule_onnx_writer::library::find_or_skip() else { return };
+        let _library = crate::library::open(&[path], 0).unwrap();
+        let readable = |device: AllocationDevice, kind: MemoryType| {
+            let mut elements = [1.0_f32, 2.0];
+            let place = MemoryInfo::new(device, 0, AllocatorType::Device, kind).unwrap();
+            // SAFETY: nobody reads where the elements are said to lie, and they live longer; the value is a tensor.
+            unsafe {
+                let value = TensorRefMut::<f32>::from_raw(place, elements.as_mut_ptr().cast(), OrtShape::new([2])).unwrap();
+                is_readable(value.ptr()).unwrap()
+            }
+        };
+        assert!(readable(AllocationDevice::CPU, MemoryType::Default));
+        assert!(!readable(AllocationDevice::CUDA, MemoryType::Default));
+        assert!(readable(AllocationDevice::CUDA_PINNED, MemoryType::CPUOutput));
+    }
 }

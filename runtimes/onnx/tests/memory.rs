@@ -8,7 +8,8 @@ use bascule_runtime_api::{LoadOptions, RunContext, Runtime, Tensor};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use tempfile::TempDir;
 
-const MODEL_MEGABYTES: usize = 32;
+const MODEL_MEGABYTES: usize = 80;
+const CYCLES: usize = 50;
 
 /// Memory in main memory, in MiB, after free pages went back to the system.
 #[expect(unsafe_code, reason = "there is no other way to have them go back")]
@@ -33,15 +34,19 @@ fn memory_comes_back() {
         session.run(&[row], &RunContext::default()).unwrap();
         session
     };
-    drop(load_and_run());
-    let before = resident_megabytes();
-    let session = load_and_run();
-    let loaded = resident_megabytes();
-    assert!(loaded >= before + MODEL_MEGABYTES * 9 / 10, "{before} MiB, then {loaded} with a model of {MODEL_MEGABYTES} MiB");
-    drop(session);
-    for _ in 0..20 {
-        drop(load_and_run());
+    let mut second = 0;
+    for cycle in 1..=CYCLES {
+        let before = resident_megabytes();
+        let session = load_and_run();
+        let loaded = resident_megabytes();
+        let is_there = loaded >= before + MODEL_MEGABYTES * 9 / 10;
+        assert!(cycle == 1 || is_there, "{before} MiB, then {loaded} with a model of {MODEL_MEGABYTES} MiB");
+        drop(session);
+        if cycle == 2 {
+            second = resident_megabytes();
+        }
     }
-    let after = resident_megabytes();
-    assert!(after <= before + MODEL_MEGABYTES / 4, "{before} MiB before, {after} after 20 loads of {MODEL_MEGABYTES} MiB");
+    let last = resident_megabytes();
+    // The unit is coarse: one of it is no loss.
+    assert!(last <= second + second / 20 + 1, "{second} MiB after the second cycle, {last} after {CYCLES}");
 }

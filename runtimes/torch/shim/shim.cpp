@@ -1,4 +1,4 @@
-// What of libtorch no C function reaches: freezing a module, and a run in inference mode.
+// What of libtorch no C function reaches: freezing a module, a run in inference mode, and giving back memory of GPUs.
 //
 // A module and a value are what torch-sys makes them: pointers to libtorch's own. No exception crosses the border. A function returns
 // null where it worked; else a text from malloc that says what failed, and no result.
@@ -12,7 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
@@ -114,6 +116,20 @@ char* bascule_torch_forward(
       values.push_back(*arguments[place]);
     }
     *result = new IValue(module->forward(std::move(values)));
+  });
+}
+
+// Gives back what this process has of GPUs and nothing uses: libtorch keeps it for later. Nothing where it has no GPUs, or none was used.
+char* bascule_torch_empty_cache() {
+  return guarded([] {
+    const auto accelerator = at::accelerator::getAccelerator();
+    if (!accelerator.has_value()) {
+      return;
+    }
+    c10::DeviceAllocator* const allocator = c10::getDeviceAllocator(*accelerator);
+    if (allocator->initialized()) {
+      allocator->emptyCache();
+    }
   });
 }
 

@@ -8,7 +8,7 @@ use bascule_runtime_api::{Device, Footprint, LoadError, LoadOptions, Runtime, Se
 
 use crate::archive;
 use crate::module::{Module, first_line};
-use crate::session::TorchSession;
+use crate::session::{OnGone, TorchSession};
 use crate::settings::{Freeze, Process, Settings};
 use crate::signature;
 
@@ -78,7 +78,8 @@ impl Runtime for TorchRuntime {
             Freeze::Optimize => freeze(module, true),
         };
         let footprint = footprint(found.bytes, options.device);
-        Ok(Box::new(TorchSession { module, placed, device: options.device, footprint, settings, remarks }))
+        let (device, on_gone) = (options.device, OnGone(options.device));
+        Ok(Box::new(TorchSession { module, placed, device, footprint, settings, remarks, _on_gone: on_gone }))
     }
 }
 

@@ -6,6 +6,7 @@ use bascule_runtime_api::{Device, Footprint, Interrupt, RunContext, RunError, Se
 
 use crate::module::{Argument, Module, Results, first_line};
 use crate::settings::Settings;
+use crate::shim;
 use crate::signature::{Call, Placed};
 use crate::value;
 
@@ -31,6 +32,20 @@ pub(crate) struct TorchSession {
     pub(crate) settings: Settings,
     /// Why the module is not frozen, where it was to be.
     pub(crate) remarks: Vec<String>,
+    /// The last field: it is dropped when the module has gone.
+    pub(crate) _on_gone: OnGone,
+}
+
+/// Gives memory of the module's GPU back once that has gone.
+pub(crate) struct OnGone(pub(crate) Device);
+
+impl Drop for OnGone {
+    fn drop(&mut self) {
+        if self.0 != Device::Cpu {
+            // What is not given back is there for the next module, and there is nobody to tell.
+            drop(shim::empty_cache());
+        }
+    }
 }
 
 impl Session for TorchSession {

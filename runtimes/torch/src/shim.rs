@@ -19,7 +19,19 @@ unsafe extern "C" {
         result: *mut *mut CIValue,
     ) -> *mut c_char;
 
+    /// Gives back memory of GPUs that libtorch keeps and nothing uses. May be called by any thread at any time.
+    fn bascule_torch_empty_cache() -> *mut c_char;
+
     fn free(pointer: *mut c_void);
+}
+
+/// Has libtorch give back the memory of GPUs that it keeps for later; other versions, and other libraries, may need it.
+///
+/// # Errors
+/// What libtorch says.
+pub(crate) fn empty_cache() -> Result<(), String> {
+    // SAFETY: it takes nothing, and its text is taken once.
+    unsafe { text(bascule_torch_empty_cache()).map_or(Ok(()), Err) }
 }
 
 /// Takes a text that was allocated by C.
@@ -35,5 +47,13 @@ pub(crate) unsafe fn text(pointer: *mut c_char) -> Option<String> {
         let text = CStr::from_ptr(pointer).to_string_lossy().into_owned();
         free(pointer.cast());
         Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn there_is_nothing_to_give_back_where_there_is_no_gpu() {
+        assert_eq!(super::empty_cache(), Ok(()));
     }
 }

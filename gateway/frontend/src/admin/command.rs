@@ -41,22 +41,28 @@ pub(crate) async fn ready(State(port): Shared) -> Response {
 
 pub(crate) async fn metrics(State(port): Shared) -> Result<Response, Refusal> {
     // With a thousand models the text is long enough to hold up whoever shares the thread.
-    let written = tokio::task::spawn_blocking(move || {
-        let computed = families(&live_status(&port), Utc::now());
+    let text = aside(&port, |port| {
+        let computed = families(&port.sources.serving.live_status(), Utc::now());
         port.sources.metrics.render(&computed)
     });
-    match written.await {
-        Ok(text) => Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()),
-        Err(_) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the metrics can't be written", "report this as a fault")),
-    }
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text.await?).into_response())
 }
 
-fn live_status(port: &Port) -> Status {
-    port.sources.serving.live_status()
+/// Does what may take its time on a thread for such work.
+async fn aside<T: Send + 'static>(port: &Arc<Port>, work: impl FnOnce(&Port) -> T + Send + 'static) -> Result<T, Refusal> {
+    let port = Arc::clone(port);
+    tokio::task::spawn_blocking(move || work(&port)).await.map_err(|_| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the state of the gateway can't be read", "report this as a fault")
+    })
 }
 
-pub(crate) async fn status(State(port): Shared) -> Json<Status> {
-    Json(live_status(&port))
+/// The status with its live counters. Aside, because the driver of GPUs is asked.
+async fn live_status(port: &Arc<Port>) -> Result<Status, Refusal> {
+    aside(port, |port| port.sources.serving.live_status()).await
+}
+
+pub(crate) async fn status(State(port): Shared) -> Result<Json<Status>, Refusal> {
+    Ok(Json(live_status(&port).await?))
 }
 
 pub(crate) async fn config(State(port): Shared) -> Json<Value> {
@@ -70,7 +76,7 @@ pub(crate) async fn kick(State(port): Shared) -> (StatusCode, Json<Value>) {
 
 pub(crate) async fn model(State(port): Shared, name: Named) -> Result<Response, Refusal> {
     let name = named(name)?;
-    let status = live_status(&port);
+    let status = live_status(&port).await?;
     Ok(Json(known_model(&status, &name)?).into_response())
 }
 
@@ -78,7 +84,7 @@ pub(crate) async fn load(State(port): Shared, name: Named) -> Result<Response, R
     let name = named(name)?;
     let _waiting = port.waiting()?;
     port.sources.serving.load(&name).await?;
-    let status = live_status(&port);
+    let status = live_status(&port).await?;
     Ok(Json(known_model(&status, &name)?).into_response())
 }
 

@@ -86,6 +86,19 @@ fn broken() -> Stocked {
 }
 
 #[tokio::test]
+async fn the_driver_of_gpus_is_not_asked_by_the_threads_of_connections() {
+    let bench = Bench::new([mlp()]).await;
+    for path in ["/admin/v1/status", "/admin/v1/models/mlp", "/metrics"] {
+        let before = bench.sandbox.gpus.asked_by().len();
+        assert_eq!(bench.text(Method::GET, path, "").await.0, 200, "{path}");
+        let asked_by = bench.sandbox.gpus.asked_by().split_off(before);
+        // One thread serves all connections of this test.
+        assert!(!asked_by.is_empty() && !asked_by.contains(&std::thread::current().id()), "{path}");
+    }
+    bench.stopped().await;
+}
+
+#[tokio::test]
 async fn status_config_and_probes_are_told() {
     let bench = Bench::new([mlp()]).await;
     assert_eq!(bench.text(Method::GET, "/livez", "").await, (200, "live\n".to_owned()));

@@ -24,6 +24,8 @@ fn program(status: &Status, now: DateTime<Utc>) -> Vec<Family> {
             .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0),
         Family::gauge("bascule_ready", "1 where the gateway takes traffic.").with(&[], flag(status.ready)),
         Family::gauge("bascule_models", "Models that are known.").with(&[], status.models.len() as f64),
+        Family::gauge("bascule_quarantined_versions", "Versions that are kept out because they ran in crashes of the gateway.")
+            .with(&[], quarantined(status) as f64),
         Family::gauge("bascule_memory_reserved_bytes", "What loaded and loading versions take, by estimate or measurement.")
             .with(&[], status.memory.reserved_bytes as f64),
     ];
@@ -63,6 +65,11 @@ fn registries(status: &Status, now: DateTime<Utc>) -> impl Iterator<Item = Famil
     }
     // Before the first look there is no age.
     [healthy, age].into_iter().filter(|family| !family.is_empty())
+}
+
+fn quarantined(status: &Status) -> usize {
+    let versions = status.models.iter().flat_map(|model| &model.versions);
+    versions.filter(|version| version.failed_step.as_deref() == Some("quarantine")).count()
 }
 
 /// Of each GPU that is there or has a limit.

@@ -236,7 +236,9 @@ fn status() -> Status {
     let mut changing = version(2, "loading", "LOADING");
     changing.memory_bytes = Some(200);
     changing.memory_measured = true;
-    let versions = vec![version(1, "unloaded", "UNAVAILABLE"), serving, changing, version(3, "failed", "UNAVAILABLE")];
+    let mut kept_out = version(3, "failed", "UNAVAILABLE");
+    kept_out.failed_step = Some("quarantine".to_owned());
+    let versions = vec![version(1, "unloaded", "UNAVAILABLE"), serving, changing, kept_out];
     let mut status = Status {
         models: vec![Arc::new(ModelStatus { name: "m".to_owned(), versions, ..ModelStatus::default() })],
         ready: true,
@@ -256,6 +258,7 @@ fn gauges_are_read_from_the_status() {
     for line in [
         "bascule_ready 1",
         "bascule_models 1",
+        "bascule_quarantined_versions 1",
         "bascule_memory_budget_bytes 1073741824",
         "bascule_registry_look_age_seconds 2.5",
         "bascule_registry_healthy 1",

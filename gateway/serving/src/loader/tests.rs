@@ -8,9 +8,10 @@ use bascule_runtime_fake::{FakeModel, FakeOp, FakeRuntime};
 use tempfile::TempDir;
 
 use super::*;
+use crate::devices::Placements;
 use crate::testing::{constant, folder, generation, minute, name};
-use crate::trial::{Trial, TrialJob, TrialReport};
-use crate::{Devices, Gpu};
+use crate::trial::{Trial, TrialJob, TrialReport, Wanted};
+use crate::{CrowdedTrial, Devices, Gpu};
 use crate::{WarmupContent, WarmupInput, WarmupSample};
 
 /// A version on disk, ready to be verified.
@@ -22,6 +23,8 @@ struct Fixture {
     gpus: Vec<Gpu>,
     crowded: CrowdedTrial,
     trial: Option<Arc<dyn Trial>>,
+    on_gpu: Option<(u64, Device)>,
+    placements: Placements,
 }
 
 fn fixture(model: &FakeModel) -> Fixture {
@@ -33,6 +36,8 @@ fn fixture(model: &FakeModel) -> Fixture {
         gpus: Vec::new(),
         crowded: CrowdedTrial::default(),
         trial: None,
+        on_gpu: None,
+        placements: Placements::default(),
     }
 }
 
@@ -48,15 +53,16 @@ impl Fixture {
     }
 
     fn verify(&self) -> Result<Verified, LoadFailure> {
-        let runtimes = Runtimes::open(vec![Arc::new(self.runtime.clone())]);
-        let job = VerifyJob {
-            generation: Arc::new(self.generation.clone()),
-            settings: Arc::new(self.settings.clone()),
-            files: Files::at(self.dir.path()),
-            budget: Budget::default(),
-            wanted: Wanted::default(),
-        };
-        verify(&runtimes, &job, &Surroundings { trial: self.trial.as_deref(), crowded: self.crowded, gpus: &self.gpus })
+        self.verify_by(&Runtimes::open(vec![Arc::new(self.runtime.clone())]))
+    }
+
+    fn verify_by(&self, runtimes: &Runtimes) -> Result<Verified, LoadFailure> {
+        let (generation, settings) = (Arc::new(self.generation.clone()), Arc::new(self.settings.clone()));
+        let job = VerifyJob { on_gpu: self.on_gpu, ..VerifyJob::alone(generation, settings, Files::at(self.dir.path())) };
+        let placements = self.placements.clone();
+        let around = Surroundings { trial: self.trial.as_deref(), crowded: self.crowded, gpus: &self.gpus, placements };
+        let verified = verify(runtimes, &job, &around)?;
+        if verified.is_untried { try_out(verified, &job, &around) } else { Ok(verified) }
     }
 
     fn load(&self) -> Result<Loaded, LoadFailure> {
@@ -127,6 +133,44 @@ fn a_format_that_files_do_not_tell_is_that_of_the_settings() {
     fixture.manifest().files[0].path = path.to_owned();
     fixture.settings.entrypoint = Some(path.to_owned());
     fixture.load().unwrap();
+}
+
+/// A runtime that opens its library with the first model.
+#[derive(Default)]
+struct Late {
+    runtime: FakeRuntime,
+    is_open: AtomicBool,
+}
+
+impl Runtime for Late {
+    fn name(&self) -> &'static str {
+        self.runtime.name()
+    }
+
+    fn format(&self) -> &'static str {
+        self.runtime.format()
+    }
+
+    fn version(&self) -> Result<String, LoadError> {
+        let is_open = self.is_open.load(Ordering::SeqCst);
+        Ok(if is_open { "2.0" } else { "not opened yet" }.to_owned())
+    }
+
+    fn estimate(&self, dir: &Path, options: &LoadOptions) -> Result<Footprint, LoadError> {
+        self.is_open.store(true, Ordering::SeqCst);
+        self.runtime.estimate(dir, options)
+    }
+
+    fn load(&self, dir: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, LoadError> {
+        self.runtime.load(dir, options)
+    }
+}
+
+#[test]
+fn a_library_that_is_opened_late_is_known_by_its_version_all_the_same() {
+    let fixture = fixture(&constant(1.0));
+    let verified = fixture.verify_by(&Runtimes::open(vec![Arc::new(Late::default())])).unwrap();
+    assert_eq!(verified.runtime_name(), "fake 2.0");
 }
 
 #[test]

@@ -3,20 +3,20 @@
 
 use std::sync::Arc;
 
-use bascule_registry::Generation;
+use bascule_registry::{Generation, VersionNumber};
 use bascule_runtime_api::{Device, Footprint, LoadError, LoadOptions, Runtime, Signature};
 
 use super::golden::Golden;
 use super::{LoadFailure, Runtimes, described, guarded};
 use crate::budget::{Budget, DeviceBytes};
-use crate::devices::{self, TrialPlace};
+use crate::devices::{self, Placed, Placements, TrialPlace};
 use crate::reconcile::Files;
 use crate::state::FailedStep;
 use crate::trial::{Trial, TrialJob, TrialReport, Wanted};
 use crate::{CrowdedTrial, Devices, Gpus, ModelSettings};
 
 /// What is to be verified.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct VerifyJob {
     pub(crate) generation: Arc<Generation>,
     pub(crate) settings: Arc<ModelSettings>,
@@ -24,6 +24,15 @@ pub(crate) struct VerifyJob {
     /// What is reserved now, by which a device is chosen where the settings leave that open.
     pub(crate) budget: Budget,
     pub(crate) wanted: Wanted,
+    /// A version of the model that runs on a GPU now, and which.
+    pub(crate) on_gpu: Option<(VersionNumber, Device)>,
+}
+
+impl VerifyJob {
+    /// A version that is alone in the world.
+    pub(crate) fn alone(generation: Arc<Generation>, settings: Arc<ModelSettings>, files: Files) -> VerifyJob {
+        VerifyJob { generation, settings, files, budget: Budget::default(), wanted: Wanted::default(), on_gpu: None }
+    }
 }
 
 /// What decides where a version runs and is tried.
@@ -31,6 +40,14 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) trial: Option<&'a dyn Trial>,
     pub(crate) crowded: CrowdedTrial,
     pub(crate) gpus: &'a dyn Gpus,
+    pub(crate) placements: Placements,
+}
+
+impl Surroundings<'_> {
+    /// Where nothing is tried, and nothing else is placed.
+    pub(crate) fn untried(gpus: &dyn Gpus) -> Surroundings<'_> {
+        Surroundings { trial: None, crowded: CrowdedTrial::default(), gpus, placements: Placements::default() }
+    }
 }
 
 /// A version that may be loaded once its memory is there.
@@ -48,6 +65,12 @@ pub(crate) struct Verified {
     pub(super) measured: Option<u64>,
     /// What is to be known of it although it may be loaded.
     pub(super) warnings: Vec<String>,
+    /// What one session takes by estimate.
+    pub(super) one: Footprint,
+    /// Whether it has to be tried before it is loaded.
+    pub(crate) is_untried: bool,
+    /// Its place on its devices, until this is dropped.
+    pub(crate) placed: Placed,
 }
 
 impl Verified {
@@ -67,11 +90,22 @@ impl Verified {
     }
 
     /// Goes by what a trial has measured of one session. Memory of GPUs is not measured.
-    fn take(&mut self, report: &TrialReport, sessions: u64) {
+    fn take(&mut self, report: &TrialReport, settings: &ModelSettings) {
         let (Some(memory), Some(peak)) = (report.memory_bytes, report.peak_bytes) else { return };
+        let sessions = u64::from(settings.instances.max(1)).saturating_mul(self.devices.len() as u64);
         let all = memory.saturating_mul(sessions);
         self.measured = Some(all);
         self.needs.set(Device::Cpu, all.saturating_add(peak.saturating_sub(memory)));
+    }
+
+    /// What its trial on a device is told.
+    fn trial_on(&self, device: Device, job: &VerifyJob) -> TrialJob {
+        let mut settings = ModelSettings { devices: Devices::These(vec![device]), ..(*job.settings).clone() };
+        if device != self.options.device {
+            // On the processor those of a GPU mean nothing, and some are refused.
+            settings.runtime_options.retain(|key, value| !self.runtime.is_for_gpus(key, value));
+        }
+        TrialJob::new(Arc::clone(&job.generation), Arc::new(settings), job.files.dir())
     }
 
     /// What it needs while it is loaded; measured where a trial did so and no GPU has any of it.
@@ -88,7 +122,7 @@ impl std::fmt::Debug for Verified {
     }
 }
 
-/// Reads everything that can be known without making a session here, and has the version tried where there is a trial.
+/// Reads everything that can be known without making a session here, what was found in an earlier trial included.
 pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob, around: &Surroundings<'_>) -> Result<Verified, LoadFailure> {
     guarded(FailedStep::Verifying, || {
         let failure = |cause: String| LoadFailure::new(FailedStep::Verifying, cause);
@@ -101,9 +135,14 @@ pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob, around: &Surroundings
             }
             None => None,
         };
-        let devices = devices(runtime.as_ref(), job, &options, around.gpus)?;
+        if let Some(trial) = around.trial {
+            trial.admit(&job.generation)?;
+        }
+        let (devices, placed) = devices(runtime.as_ref(), job, &options, around)?;
         options.device = devices.first().copied().unwrap_or_default();
         let one = runtime.estimate(job.files.dir(), &options).map_err(|error| failure(described(&error)))?;
+        // A library that is opened when it is needed is open by now, and only now knows its version for sure.
+        let runtime_version = runtime.version().unwrap_or(runtime_version);
         let instances = u64::from(job.settings.instances.max(1));
         let mut needs = DeviceBytes::default();
         for device in &devices {
@@ -111,23 +150,41 @@ pub(crate) fn verify(runtimes: &Runtimes, job: &VerifyJob, around: &Surroundings
             let of = Footprint { host_bytes: each(one.host_bytes), device_bytes: each(one.device_bytes), measured: false };
             needs.add_all(&DeviceBytes::of(of, *device));
         }
-        let sessions = instances.saturating_mul(devices.len() as u64);
+        let warnings = left_gpu(job, options.device).into_iter().collect();
+        let placed = placed.unwrap_or_else(|| around.placements.place(needs.clone()));
+        let (measured, is_untried) = (None, false);
         let mut verified =
-            Verified { runtime, runtime_version, options, devices, golden, needs, measured: None, warnings: Vec::new() };
-        if let Some(report) = try_out(&mut verified, job, one, around)? {
-            verified.take(&report, sessions);
+            Verified { runtime, runtime_version, options, devices, golden, needs, measured, warnings, one, is_untried, placed };
+        if let Some(trial) = around.trial {
+            let tried = verified.trial_on(verified.options.device, job);
+            match trial.known(&tried, &verified.runtime_name()) {
+                Some(report) => verified.take(&report, &job.settings),
+                None => verified.is_untried = true,
+            }
         }
         Ok(verified)
     })
 }
 
-/// Where the sessions are to run.
-fn devices(runtime: &dyn Runtime, job: &VerifyJob, options: &LoadOptions, gpus: &dyn Gpus) -> Result<Vec<Device>, LoadFailure> {
+/// A remark where `auto` comes to the processor while another version has a GPU: it may be slower by far.
+fn left_gpu(job: &VerifyJob, device: Device) -> Option<String> {
+    let (version, gpu) = job.on_gpu.filter(|_| job.settings.devices == Devices::Auto && device == Device::Cpu)?;
+    Some(format!("`auto` comes to the processor, because no GPU that can be used has room; version {version} runs on {gpu}"))
+}
+
+/// Where the sessions are to run; with their place there where it was chosen.
+fn devices(
+    runtime: &dyn Runtime,
+    job: &VerifyJob,
+    options: &LoadOptions,
+    around: &Surroundings<'_>,
+) -> Result<(Vec<Device>, Option<Placed>), LoadFailure> {
+    let gpus = around.gpus;
     let failure = |error: &LoadError| LoadFailure::new(FailedStep::Verifying, described(error));
     match &job.settings.devices {
         Devices::These(devices) => {
             devices.iter().try_for_each(|device| runtime.check_device(*device)).map_err(|error| failure(&error))?;
-            Ok(devices.clone())
+            Ok((devices.clone(), None))
         }
         Devices::EveryGpu => {
             let devices: Vec<Device> = gpus.list().iter().map(|gpu| Device::Cuda(gpu.ordinal)).collect();
@@ -136,42 +193,46 @@ fn devices(runtime: &dyn Runtime, job: &VerifyJob, options: &LoadOptions, gpus: 
                 return Err(LoadFailure::new(FailedStep::Verifying, cause));
             }
             devices.iter().try_for_each(|device| runtime.check_device(*device)).map_err(|error| failure(&error))?;
-            Ok(devices)
+            Ok((devices, None))
         }
         Devices::Auto => {
-            let gpus = gpus.list();
+            let mut gpus = gpus.list();
             // Nothing is estimated, and no library opened, where there is nothing to choose.
-            let Some(first) = gpus.first() else { return Ok(vec![Device::Cpu]) };
+            let Some(first) = gpus.first() else { return Ok((vec![Device::Cpu], None)) };
             let options = LoadOptions { device: Device::Cuda(first.ordinal), ..options.clone() };
             let one = runtime.estimate(job.files.dir(), &options).map_err(|error| failure(&error))?;
             let bytes = one.device_bytes.saturating_mul(u64::from(job.settings.instances.max(1)));
-            Ok(vec![devices::choose(&gpus, &job.budget, bytes, |device| runtime.check_device(device).is_ok())])
+            gpus.retain(|gpu| runtime.check_device(Device::Cuda(gpu.ordinal)).is_ok());
+            let (device, placed) = around.placements.choose(&gpus, &job.budget, bytes);
+            Ok((vec![device], Some(placed)))
         }
     }
 }
 
 /// Has one session tried where there is a trial, on its own device or where the settings say.
-fn try_out(
-    verified: &mut Verified,
-    job: &VerifyJob,
-    one: Footprint,
-    around: &Surroundings<'_>,
-) -> Result<Option<TrialReport>, LoadFailure> {
-    let Some(trial) = around.trial else { return Ok(None) };
-    let device = match devices::trial_place(verified.options.device, one.device_bytes, &around.gpus.list(), around.crowded) {
-        TrialPlace::On(device, remark) => {
-            verified.warnings.extend(remark);
-            device
+pub(crate) fn try_out(mut verified: Verified, job: &VerifyJob, around: &Surroundings<'_>) -> Result<Verified, LoadFailure> {
+    guarded(FailedStep::Trial, || {
+        verified.is_untried = false;
+        let Some(trial) = around.trial else { return Ok(verified) };
+        let (own, bytes) = (verified.options.device, verified.one.device_bytes);
+        let device = match devices::trial_place(own, bytes, &around.gpus.list(), around.crowded) {
+            TrialPlace::On(device, remark) => {
+                verified.warnings.extend(remark);
+                device
+            }
+            TrialPlace::Nowhere(why) => {
+                verified.warnings.push(why);
+                return Ok(verified);
+            }
+            TrialPlace::Refused(why) => return Err(LoadFailure::new(FailedStep::Trial, why)),
+        };
+        let tried = verified.trial_on(device, job);
+        let report = trial.try_out(&tried, &verified.runtime_name(), verified.one.host_bytes, &job.wanted)?;
+        if let Some(report) = report {
+            verified.take(&report, &job.settings);
         }
-        TrialPlace::Nowhere(why) => {
-            verified.warnings.push(why);
-            return Ok(None);
-        }
-        TrialPlace::Refused(why) => return Err(LoadFailure::new(FailedStep::Trial, why)),
-    };
-    let settings = ModelSettings { devices: Devices::These(vec![device]), ..(*job.settings).clone() };
-    let tried = TrialJob::new(Arc::clone(&job.generation), Arc::new(settings), job.files.dir());
-    Ok(trial.try_out(&tried, &verified.runtime_name(), one.host_bytes, &job.wanted)?)
+        Ok(verified)
+    })
 }
 
 /// The manifest's signature goes before that of the settings; the runtime compares it with the file. The model file is one of those that

@@ -58,6 +58,8 @@ pub(super) struct Bench {
     pub(super) router: Router,
     pub(super) runtime: FakeRuntime,
     runtimes: Runtimes,
+    /// What tries versions, where any does.
+    pub(super) trial: Option<Arc<dyn crate::Trial>>,
     contents: TempDir,
     /// What the source really has.
     pub(super) source: BTreeMap<ModelName, ListedModel>,
@@ -85,6 +87,7 @@ impl Bench {
             router,
             runtimes: Runtimes::open(vec![Arc::new(runtime.clone())]),
             runtime,
+            trial: None,
             contents: TempDir::new().unwrap(),
             source: BTreeMap::new(),
             disk: Persisted::default(),
@@ -195,9 +198,16 @@ impl Bench {
                 self.tell(Event::Fetched { id, result: Ok(files) });
             }
             Effect::Verify { id, job } => {
-                let around = loader::Surroundings { trial: None, crowded: crate::CrowdedTrial::default(), gpus: &crate::NoGpus };
+                let trial = self.trial.clone();
+                let around = loader::Surroundings { trial: trial.as_deref(), ..loader::Surroundings::untried(&crate::NoGpus) };
                 let result = loader::verify(&self.runtimes, &job, &around).map(Box::new);
                 self.tell(Event::Verified { id, result });
+            }
+            Effect::Try { id, job, verified } => {
+                let trial = self.trial.clone();
+                let around = loader::Surroundings { trial: trial.as_deref(), ..loader::Surroundings::untried(&crate::NoGpus) };
+                let result = loader::try_out(*verified, &job, &around).map(Box::new);
+                self.tell(Event::Tried { id, result });
             }
             Effect::Load { id, job } => {
                 let (sender, warmed) = std::sync::mpsc::sync_channel(1);

@@ -112,6 +112,10 @@ pub(crate) enum Event {
         id: ResidencyId,
         result: Result<Box<Verified>, LoadFailure>,
     },
+    Tried {
+        id: ResidencyId,
+        result: Result<Box<Verified>, LoadFailure>,
+    },
     /// Sessions are made, warm-up begins.
     Warming {
         id: ResidencyId,
@@ -158,6 +162,8 @@ pub(crate) enum Effect {
     CancelFetch { id: ResidencyId },
     /// Answered by [`Event::Verified`].
     Verify { id: ResidencyId, job: Box<VerifyJob> },
+    /// Answered by [`Event::Tried`].
+    Try { id: ResidencyId, job: Box<VerifyJob>, verified: Box<Verified> },
     /// Answered by [`Event::Warming`] and [`Event::Loaded`].
     Load { id: ResidencyId, job: Box<LoadJob> },
     /// The table no longer names it. Answered by [`Event::Drained`].

@@ -28,8 +28,10 @@ const KEPT_RECEIPTS: usize = 256;
 const KEPT_UNLOADED: usize = 16;
 /// After its timeout a drain stops its runs; this long it may take for that to show.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
-/// Verifications at a time. Most only read files; a trial waits for those before it.
+/// Verifications at a time: they only read files.
 pub(super) const MAX_VERIFYING: usize = 16;
+/// Trials at a time: one is made, and the next one is ready for its turn.
+pub(super) const MAX_TRYING: usize = 2;
 /// After a trial that did not end well, the next one is not sooner.
 const TRIAL_RETRY: Duration = Duration::from_secs(600);
 /// A retry never comes at once, whatever the settings say.
@@ -120,10 +122,25 @@ impl Reconciler {
                 return;
             };
             match result {
-                Ok(verified) => {
-                    residency.footprint = Some(verified.footprint());
-                    residency.verified = Some(verified);
+                Ok(verified) if verified.is_untried => {
+                    residency.untried = Some(verified);
+                    this.trials.push_back(id);
                 }
+                Ok(verified) => residency.may_load(verified),
+                Err(failure) => this.fail(model, id, failure, now),
+            }
+        });
+    }
+
+    /// Its trial is over.
+    pub(super) fn tried(&mut self, id: ResidencyId, result: Result<Box<Verified>, LoadFailure>, now: Now) {
+        self.trying -= 1;
+        self.with(id, |this, model| {
+            let Some(residency) = model.residencies.get_mut(&id).filter(|residency| residency.stage() == Stage::Verifying) else {
+                return;
+            };
+            match result {
+                Ok(verified) => residency.may_load(verified),
                 Err(failure) => this.fail(model, id, failure, now),
             }
         });
@@ -134,15 +151,23 @@ impl Reconciler {
         let Some(residency) = model.residencies.get_mut(&id) else { return };
         residency.go(VersionState::Loading);
         self.budget.reserve(&bytes);
+        if let Some(verified) = &residency.verified {
+            verified.placed.reserved();
+        }
         residency.reserved = bytes;
         self.loads.push_back(id);
     }
 
-    /// Gives waiting work to threads that are free. Verifications have their own: one whose trial hangs must hold up no load.
+    /// Gives waiting work to threads that are free. Trials have their own: one that hangs must hold up no load, and nothing of which is
+    /// known what a trial would find.
     pub(super) fn hand_out_jobs(&mut self) {
         while self.verifying < MAX_VERIFYING {
             let Some(id) = self.verifications.pop_front() else { break };
             self.verifying += usize::from(self.hand_out(id, verification));
+        }
+        while self.trying < MAX_TRYING {
+            let Some(id) = self.trials.pop_front() else { break };
+            self.trying += usize::from(self.hand_out(id, trial));
         }
         while self.loading < self.rules.live.loader_threads.max(1) {
             let Some(id) = self.loads.pop_front() else { break };
@@ -151,9 +176,9 @@ impl Reconciler {
     }
 
     /// Hands out one piece of work, unless nobody wants it any more.
-    fn hand_out(&mut self, id: ResidencyId, work: fn(&mut Residency, &Budget) -> Option<Effect>) -> bool {
-        let residency = self.homes.get(&id).and_then(|home| self.models.get_mut(home)?.residencies.get_mut(&id));
-        let effect = residency.and_then(|residency| work(residency, &self.budget));
+    fn hand_out(&mut self, id: ResidencyId, work: fn(&mut ModelState, ResidencyId, &Budget) -> Option<Effect>) -> bool {
+        let model = self.homes.get(&id).and_then(|home| self.models.get_mut(home));
+        let effect = model.and_then(|model| work(model, id, &self.budget));
         let is_wanted = effect.is_some();
         self.effects.extend(effect);
         is_wanted
@@ -200,9 +225,10 @@ impl Reconciler {
     pub(super) fn fail(&mut self, model: &mut ModelState, id: ResidencyId, failure: LoadFailure, now: Now) {
         let Some(residency) = model.residencies.get_mut(&id) else { return };
         residency.attempts = residency.attempts.saturating_add(1);
-        let LoadFailure { step, cause } = failure;
+        let LoadFailure { step, cause, in_trial } = failure;
         // The same files fail the same trial, and each costs as much.
-        let least = if matches!(step, FailedStep::Trial | FailedStep::Quarantine) { TRIAL_RETRY } else { MIN_RETRY };
+        let is_dear = in_trial || matches!(step, FailedStep::Trial | FailedStep::Quarantine);
+        let least = if is_dear { TRIAL_RETRY } else { MIN_RETRY };
         let retry_at = now.at.saturating_add(self.rules.retry.delay(residency.attempts).max(least));
         let (version, attempts) = (residency.version(), residency.attempts);
         tracing::warn!(model = %model.name, version, step = step.name(), cause, attempts, "a load failed");
@@ -210,6 +236,7 @@ impl Reconciler {
         residency.go(VersionState::Failed(Failure { step, cause, retry_at, attempts }));
         residency.files = None;
         residency.verified = None;
+        residency.untried = None;
         model.restored.remove(&version);
         let bytes = std::mem::take(&mut residency.reserved);
         self.give_back(&bytes);
@@ -389,20 +416,30 @@ impl Reconciler {
 }
 
 /// What verifies a version; `None` where nobody wants it any more.
-fn verification(residency: &mut Residency, budget: &Budget) -> Option<Effect> {
+fn verification(model: &mut ModelState, id: ResidencyId, budget: &Budget) -> Option<Effect> {
+    Some(Effect::Verify { id, job: Box::new(verify_job(model, id, budget)?) })
+}
+
+/// What tries a version; `None` where nobody wants it any more.
+fn trial(model: &mut ModelState, id: ResidencyId, budget: &Budget) -> Option<Effect> {
+    let job = Box::new(verify_job(model, id, budget)?);
+    let verified = model.residencies.get_mut(&id)?.untried.take()?;
+    Some(Effect::Try { id, job, verified })
+}
+
+fn verify_job(model: &ModelState, id: ResidencyId, budget: &Budget) -> Option<VerifyJob> {
+    let residency = model.residencies.get(&id)?;
     let files = residency.files.clone().filter(|_| residency.stage() == Stage::Verifying)?;
     let (generation, settings) = (Arc::clone(&residency.generation), Arc::clone(&residency.settings));
-    let wanted = Wanted::by(&residency.wish);
-    Some(Effect::Verify {
-        id: residency.id,
-        job: Box::new(VerifyJob { generation, settings, files, budget: budget.clone(), wanted }),
-    })
+    let (wanted, budget, on_gpu) = (Wanted::by(&residency.wish), budget.clone(), model.on_gpu());
+    Some(VerifyJob { generation, settings, files, budget, wanted, on_gpu })
 }
 
 /// What loads a version; `None` where nobody wants it any more.
-fn load(residency: &mut Residency, _: &Budget) -> Option<Effect> {
+fn load(model: &mut ModelState, id: ResidencyId, _: &Budget) -> Option<Effect> {
+    let residency = model.residencies.get_mut(&id)?;
     let files = residency.files.clone().filter(|_| residency.stage() == Stage::Loading)?;
     let verified = *residency.verified.take()?;
     let (generation, settings) = (Arc::clone(&residency.generation), Arc::clone(&residency.settings));
-    Some(Effect::Load { id: residency.id, job: Box::new(LoadJob { generation, settings, files, verified }) })
+    Some(Effect::Load { id, job: Box::new(LoadJob { generation, settings, files, verified }) })
 }

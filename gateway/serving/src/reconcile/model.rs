@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bascule_registry::{Digest, Generation, ListedModel, ModelName, VersionNumber};
-use bascule_runtime_api::Footprint;
+use bascule_runtime_api::{Device, Footprint};
 
 use super::bring::FetchProgress;
 use super::event::{Files, ResidencyId};
@@ -42,6 +42,8 @@ pub(super) struct Residency {
     pub(super) fetch: Weak<FetchProgress>,
     pub(super) files: Option<Files>,
     pub(super) verified: Option<Box<Verified>>,
+    /// The same while it has to be tried.
+    pub(super) untried: Option<Box<Verified>>,
     /// Of all sessions: an estimate first, what the sessions say later.
     pub(super) footprint: Option<Footprint>,
     /// Taken from the budget for it.
@@ -68,6 +70,7 @@ impl Residency {
             fetch: Weak::new(),
             files: None,
             verified: None,
+            untried: None,
             footprint: None,
             reserved: DeviceBytes::default(),
             servable: None,
@@ -104,6 +107,12 @@ impl Residency {
             VersionState::Failed(failure) => Some(failure),
             _ => None,
         }
+    }
+
+    /// All that is left to do before it is loaded is to have its memory.
+    pub(super) fn may_load(&mut self, verified: Box<Verified>) {
+        self.footprint = Some(verified.footprint());
+        self.verified = Some(verified);
     }
 
     /// Whether its files are here and it is loaded or about to be.
@@ -256,6 +265,17 @@ impl ModelState {
     pub(super) fn note_unsettled(&mut self, now: Duration) {
         let only_unsettled = self.exists.as_ref().is_some_and(|exists| exists.versions.is_empty() && !exists.unsettled.is_empty());
         self.unsettled_since = if only_unsettled { Some(self.unsettled_since.unwrap_or(now)) } else { None };
+    }
+
+    /// The highest version that runs on a GPU now, and on which.
+    pub(super) fn on_gpu(&self) -> Option<(VersionNumber, Device)> {
+        let ready = self.residencies.values().filter(|residency| residency.stage() == Stage::Ready);
+        let on_gpu = ready.filter_map(|residency| {
+            let devices = residency.servable.as_ref()?.devices();
+            let gpu = devices.iter().find(|device| **device != Device::Cpu)?;
+            Some((residency.version(), *gpu))
+        });
+        on_gpu.max()
     }
 
     /// Whether nothing of it is on its way and nobody uses it. What has failed holds nothing and may be tried again later.

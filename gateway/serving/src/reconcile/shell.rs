@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Reconciler;
 use super::bring::{FetchProgress, Stock};
 use super::event::{Effect, Event, Now, ResidencyId, Snapshot};
+use crate::devices::Placements;
 use crate::drain::drain;
 use crate::engine::EngineOptions;
 use crate::loader::{self, LoadFailure, Runtimes, Surroundings};
@@ -40,12 +41,25 @@ pub(crate) struct Shell {
     writer: Arc<Writer>,
     on_retired: Arc<dyn Fn(&VersionKey) + Send + Sync>,
     on_trim: Arc<dyn Fn() + Send + Sync>,
-    trial: Option<Arc<dyn Trial>>,
-    crowded_trial: CrowdedTrial,
-    gpus: Arc<dyn Gpus>,
+    around: Arc<Around>,
     marks: Option<Arc<dyn Marks>>,
     wanted: Arc<Mutex<HashSet<ModelName>>>,
     fetches: HashMap<ResidencyId, AbortHandle>,
+}
+
+/// What decides where versions run and are tried.
+struct Around {
+    trial: Option<Arc<dyn Trial>>,
+    crowded: CrowdedTrial,
+    gpus: Arc<dyn Gpus>,
+    placements: Placements,
+}
+
+impl Around {
+    fn surroundings(&self) -> Surroundings<'_> {
+        let placements = self.placements.clone();
+        Surroundings { trial: self.trial.as_deref(), crowded: self.crowded, gpus: self.gpus.as_ref(), placements }
+    }
 }
 
 impl Shell {
@@ -73,9 +87,12 @@ impl Shell {
             writer,
             on_retired: Arc::clone(&options.on_retired),
             on_trim: Arc::clone(&options.on_trim),
-            trial: options.trial.clone(),
-            crowded_trial: options.crowded_trial,
-            gpus: Arc::clone(&options.gpus),
+            around: Arc::new(Around {
+                trial: options.trial.clone(),
+                crowded: options.crowded_trial,
+                gpus: Arc::clone(&options.gpus),
+                placements: Placements::default(),
+            }),
             marks: options.marks.clone(),
             wanted,
             fetches: HashMap::new(),
@@ -159,13 +176,20 @@ impl Shell {
                 }
             }
             Effect::Verify { id, job } => {
-                let (runtimes, trial) = (Arc::clone(&self.runtimes), self.trial.clone());
-                let (gpus, crowded) = (Arc::clone(&self.gpus), self.crowded_trial);
+                let (runtimes, around) = (Arc::clone(&self.runtimes), Arc::clone(&self.around));
                 let work = move |_: &mpsc::WeakSender<Event>| {
-                    let around = Surroundings { trial: trial.as_deref(), crowded, gpus: gpus.as_ref() };
-                    Event::Verified { id, result: loader::verify(&runtimes, &job, &around).map(Box::new) }
+                    let result = loader::verify(&runtimes, &job, &around.surroundings()).map(Box::new);
+                    Event::Verified { id, result }
                 };
                 self.on_thread("loader", work, |failure| Event::Verified { id, result: Err(failure) });
+            }
+            Effect::Try { id, job, verified } => {
+                let around = Arc::clone(&self.around);
+                let work = move |_: &mpsc::WeakSender<Event>| {
+                    let result = loader::try_out(*verified, &job, &around.surroundings()).map(Box::new);
+                    Event::Tried { id, result }
+                };
+                self.on_thread("loader", work, |failure| Event::Tried { id, result: Err(failure) });
             }
             Effect::Load { id, job } => {
                 let (clock, marks) = (Arc::clone(&self.clock), self.marks.clone());

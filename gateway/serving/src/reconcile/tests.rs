@@ -1,4 +1,5 @@
 mod operator;
+mod trials;
 
 use std::sync::Arc;
 use std::time::Duration;

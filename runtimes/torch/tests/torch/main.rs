@@ -5,7 +5,6 @@
 mod archive;
 mod fixture;
 mod freezing;
-mod memory;
 mod running;
 
 use bascule_runtime_api::conformance;

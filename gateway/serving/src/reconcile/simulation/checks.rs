@@ -53,6 +53,7 @@ impl Simulation {
     fn check_turns(&self) {
         let reconciler = &self.bench.reconciler;
         assert!(reconciler.fetching <= MAX_FETCHES && reconciler.verifying <= loads::MAX_VERIFYING);
+        assert!(reconciler.trying <= loads::MAX_TRYING);
         assert!(reconciler.loading <= self.bench.rules.live.loader_threads);
         let fetching = reconciler.models.values().flat_map(|model| model.residencies.values());
         assert_eq!(fetching.filter(|residency| residency.stage() == Stage::Fetching).count(), reconciler.fetching);
