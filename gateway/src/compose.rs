@@ -274,7 +274,11 @@ pub fn open_registry(place: &Place, create: bool) -> Result<Registry> {
     // What is wrong with a place names it, without the passwords that it may hold.
     let named = place.is_url() && matches!(Kind::of(place), Ok(Kind::Other { .. }));
     let opened = open(&place.0);
-    if named { opened.context("can't open the registry") } else { opened.with_context(|| format!("can't open registry {}", place.0)) }
+    if named {
+        opened.context("can't open the registry")
+    } else {
+        opened.with_context(|| format!("can't open registry {}", place.0))
+    }
 }
 
 /// Looks at this machine's GPUs.

@@ -27,12 +27,7 @@ pub(super) struct Held {
 }
 
 impl Journals {
-    pub(super) fn new(
-        registries: Arc<Registries>,
-        held: Held,
-        beside: LocalJournal,
-        shared: bool,
-    ) -> Journals {
+    pub(super) fn new(registries: Arc<Registries>, held: Held, beside: LocalJournal, shared: bool) -> Journals {
         Journals { registries, held, beside, shared }
     }
 

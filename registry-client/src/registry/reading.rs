@@ -34,7 +34,7 @@ use crate::transfer::{Content, bring};
 const READS: usize = 4;
 /// After so many models that could not be read, the others wait for the next look: the store is the trouble, and each would take as
 /// long.
-const MAX_FAILURES: usize = 8;
+pub(super) const MAX_FAILURES: usize = 8;
 /// A registry that has more objects is not one.
 const MAX_OBJECTS: u64 = 20_000_000;
 /// Folders of a store that lists one level at a time.
@@ -141,6 +141,7 @@ impl Registry {
             None => Changes { last: self.last_change().await?, models: None },
         };
         let is_due = seen.due.is_none_or(|due| due <= began);
+        let mut unread = Vec::new();
         let trees = match changes.models {
             Some(changed) if !is_due && !seen.needs_listing() => {
                 seen.stale.extend(changed);
@@ -159,11 +160,15 @@ impl Registry {
                 seen.problems = tree.problems;
                 seen.models.retain(|name, _| tree.models.contains_key(name));
                 seen.stale.clear();
+                unread = tree.unread;
                 tree.models.into_iter().collect()
             }
         };
         let time = LookTime { began, ended: self.clock.elapsed() };
         self.refresh_models(seen, trees, began, is_due).await;
+        for (name, why) in unread {
+            self.note_failure(seen, &name, why, began);
+        }
         self.sum_up(seen, &time);
         Ok(())
     }
@@ -194,11 +199,9 @@ impl Registry {
                 Err(StoreError::Generic { store: "http", source: lacking.into() })
             }
             _ => {
-                let mut logged = seen.logged.take().unwrap_or_default();
-                self.follow_log(&mut logged, last).await?;
-                let tree = self.logged_tree(&logged, &seen.models).await;
-                seen.logged = Some(logged);
-                tree
+                let logged = seen.logged.get_or_insert_default();
+                self.follow_log(logged, last).await?;
+                Ok(self.logged_tree(logged, &seen.models).await)
             }
         }
     }
@@ -225,7 +228,10 @@ impl Registry {
             let level = self.store.list_with_delimiter(Some(&folder).filter(|folder| !folder.as_ref().is_empty())).await?;
             level.objects.iter().for_each(|object| tree.add(&self.prefix, object));
             // Contents are not looked at, only the manifests that name them.
-            let wanted = |folder: &Path| depth < MAX_DEPTH && !(depth == 1 && folder.filename() == Some("blobs"));
+            let is_blobs = |folder: &Path| {
+                folder.filename() == Some("blobs") && folder.prefix_match(&self.prefix).is_some_and(|parts| parts.count() == 2)
+            };
+            let wanted = |folder: &Path| depth < MAX_DEPTH && !is_blobs(folder);
             folders.extend(level.common_prefixes.into_iter().filter(wanted).map(|folder| (folder, depth + 1)));
         }
         tree.models.values_mut().for_each(ModelTree::tidy);
@@ -265,7 +271,7 @@ impl Registry {
     async fn list_model(&self, name: &ModelName) -> Result<ModelTree, RegistryError> {
         let path = self.model_path(name);
         let tree = match (self.may_list, self.list_below(&path).await) {
-            (Lists::Unknown, Err(error)) if is_lacking(&error) => self.list_by_level(&self.prefix).await,
+            (Lists::Unknown, Err(error)) if is_lacking(&error) => self.list_by_level(&path).await,
             (_, listed) => listed,
         };
         let mut tree = tree.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;

@@ -62,7 +62,9 @@ async fn registry(config: &Config) -> Finding {
         Err(failure) => {
             let hint = match compose::local_path(&config.registry.url) {
                 Ok(_) => "make it, or name another with --registry or registry.url",
-                Err(_) => "look at the place and at the credentials in the environment, or name another with --registry or registry.url",
+                Err(_) => {
+                    "look at the place and at the credentials in the environment, or name another with --registry or registry.url"
+                }
             };
             Finding::broken("registry", failure.summary(), hint)
         }
