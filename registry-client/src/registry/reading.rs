@@ -141,7 +141,6 @@ impl Registry {
             None => Changes { last: self.last_change().await?, models: None },
         };
         let is_due = seen.due.is_none_or(|due| due <= began);
-        let mut unread = Vec::new();
         let trees = match changes.models {
             Some(changed) if !is_due && !seen.needs_listing() => {
                 seen.stale.extend(changed);
@@ -160,15 +159,16 @@ impl Registry {
                 seen.problems = tree.problems;
                 seen.models.retain(|name, _| tree.models.contains_key(name));
                 seen.stale.clear();
-                unread = tree.unread;
-                tree.models.into_iter().collect()
+                let mut models = tree.models;
+                for (name, why) in tree.unread {
+                    models.remove(&name);
+                    self.note_failure(seen, &name, why, began);
+                }
+                models.into_iter().collect()
             }
         };
         let time = LookTime { began, ended: self.clock.elapsed() };
         self.refresh_models(seen, trees, began, is_due).await;
-        for (name, why) in unread {
-            self.note_failure(seen, &name, why, began);
-        }
         self.sum_up(seen, &time);
         Ok(())
     }
@@ -283,6 +283,8 @@ impl Registry {
         let is_stale =
             |name: &ModelName, tree: &ModelTree| seen.models.get(name).is_none_or(|known| known.is_stale(tree, now, whatever));
         let stale: Vec<_> = trees.into_iter().filter(|(name, tree)| is_stale(name, tree)).collect();
+        // Until they have been read: whoever is cancelled meanwhile has them to read still.
+        seen.stale.extend(stale.iter().map(|(name, _)| name.clone()));
         let failures = AtomicUsize::new(0);
         let reads = futures::stream::iter(stale).map(async |(name, tree)| {
             if failures.load(Ordering::Relaxed) >= MAX_FAILURES {
@@ -297,10 +299,8 @@ impl Registry {
         });
         let outcomes: Vec<_> = reads.buffer_unordered(READS).collect().await;
         for (name, outcome) in outcomes {
-            let Some((known, outcome)) = outcome else {
-                seen.stale.insert(name);
-                continue;
-            };
+            let Some((known, outcome)) = outcome else { continue };
+            seen.stale.remove(&name);
             seen.models.insert(name.clone(), known);
             if let Err(error) = outcome {
                 self.note_failure(seen, &name, with_causes(&error), now);

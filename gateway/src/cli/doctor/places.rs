@@ -60,11 +60,11 @@ async fn registry(config: &Config) -> Finding {
             }
         }
         Err(failure) => {
-            let hint = match compose::local_path(&config.registry.url) {
-                Ok(_) => "make it, or name another with --registry or registry.url",
-                Err(_) => {
-                    "look at the place and at the credentials in the environment, or name another with --registry or registry.url"
-                }
+            let only_here = config.registry.all.iter().all(|spec| compose::local_path(&spec.url).is_ok());
+            let hint = if only_here {
+                "make it, or name another with --registry or registry.url"
+            } else {
+                "look at the place and at the credentials in the environment, or name another with --registry or registry.url"
             };
             Finding::broken("registry", failure.summary(), hint)
         }
