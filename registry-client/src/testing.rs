@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::{Path as FsPath, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -129,11 +129,13 @@ pub(crate) struct FaultyStore {
     /// Puts to paths that end so wait for one another.
     meet_at: Option<(&'static str, Barrier)>,
     lacks_create: bool,
+    /// Nothing whose path ends so can be read.
+    refused: Mutex<Option<&'static str>>,
 }
 
 impl FaultyStore {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>, fail_from: usize, failure: Failure) -> Self {
-        Self { inner, calls: Arc::default(), fail_from, failure, meet_at: None, lacks_create: false }
+        Self { inner, calls: Arc::default(), fail_from, failure, meet_at: None, lacks_create: false, refused: Mutex::default() }
     }
 
     pub(crate) fn reliable(inner: Arc<dyn ObjectStore>) -> Self {
@@ -148,6 +150,11 @@ impl FaultyStore {
     pub(crate) fn without_create(mut self) -> Self {
         self.lacks_create = true;
         self
+    }
+
+    /// From now on nothing whose path ends so can be read; `None` ends that.
+    pub(crate) fn refuse(&self, suffix: Option<&'static str>) {
+        *self.refused.lock().unwrap() = suffix;
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -195,6 +202,11 @@ impl ObjectStore for FaultyStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let refused = *self.refused.lock().unwrap();
+        if refused.is_some_and(|suffix| location.as_ref().ends_with(suffix)) {
+            let refused = async { Err(Error::Generic { store: "faulty", source: format!("{location} is refused").into() }) };
+            return self.guard(refused).await;
+        }
         self.guard(self.inner.get_opts(location, options)).await
     }
 

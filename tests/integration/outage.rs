@@ -25,7 +25,7 @@ struct World {
 
 impl World {
     fn new() -> Option<World> {
-        let program = find_or_skip("seaweedfs/weed")?;
+        let program = find_or_skip("seaweedfs/bin/weed")?;
         let ports = [(); 4].map(|()| free_port());
         let [s3, ..] = ports;
         let proxy = Proxy::before(([127, 0, 0, 1], s3).into());
@@ -47,7 +47,20 @@ impl World {
         let program = self.program.clone();
         let prepare = move |_: &Path| {
             let mut command = Command::new(program);
-            command.args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-volume.max=20"]);
+            // Nothing of a test is reported to anybody; and the ports that go with these are not theirs plus 10,000, which may be too high.
+            command.args([
+                "server",
+                "-master.telemetry=false",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                "-filer",
+                "-s3",
+                "-volume.max=20",
+            ]);
+            command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);
+            for option in ["s3.port.grpc", "master.port.grpc", "volume.port.grpc", "filer.port.grpc"] {
+                command.arg(format!("-{option}={}", free_port()));
+            }
             command.arg(format!("-dir={}", dir.display())).arg(format!("-s3.port={s3}")).arg(format!("-master.port={master}"));
             command.arg(format!("-volume.port={volume}")).arg(format!("-filer.port={filer}"));
             command

@@ -5,19 +5,22 @@
 //! that are named elsewhere. A version that no entry names can't be found.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::StreamExt as _;
 use object_store::{Error as StoreError, ObjectStoreExt as _};
 
 use super::changes::read_change;
 use super::known::Known;
+use super::reading::MAX_FAILURES;
 use super::tree::{MANIFEST, ModelTree, Stamp, TOMBSTONE, Tree, object_below};
-use super::versions::{MAX_SETTINGS_BYTES, MAX_SETTINGS_FILES, SETTINGS_FILES, WARMUP_FOLDER, named_in};
+use super::versions::{MAX_SETTINGS_BYTES, MAX_SETTINGS_FILES, SETTINGS_FILES, WARMUP_FOLDER, named_in, with_causes};
 use super::{Registry, RegistryError};
 use crate::log::{Read, read_small};
 use crate::name::{ModelName, VersionKey, VersionNumber, check_file_path};
 
-/// How many objects are asked for at a time.
+/// How many models are asked for at a time, and objects of one.
+const MODELS: usize = 4;
 const READS: usize = 16;
 
 /// What the change log has named so far.
@@ -59,21 +62,32 @@ impl Registry {
     }
 
     /// All models that the log names, as a listing would show them.
-    pub(super) async fn logged_tree(&self, logged: &Logged, known: &BTreeMap<ModelName, Known>) -> Result<Tree, StoreError> {
+    pub(super) async fn logged_tree(&self, logged: &Logged, known: &BTreeMap<ModelName, Known>) -> Tree {
+        let failures = AtomicUsize::new(0);
         let names: Vec<_> = logged.models.keys().cloned().collect();
         let probes = futures::stream::iter(names).map(async |name| {
+            if failures.load(Ordering::Relaxed) >= MAX_FAILURES {
+                return (name, Err("it was not looked at: the store fails too often".to_owned()));
+            }
             let tree = self.logged_model(logged, &name, known.get(&name)).await;
-            (name, tree)
+            if tree.is_err() {
+                failures.fetch_add(1, Ordering::Relaxed);
+            }
+            (name, tree.map_err(|error| with_causes(&error)))
         });
-        let mut probes = probes.buffer_unordered(4);
+        let mut probes = probes.buffer_unordered(MODELS);
         let mut tree = Tree { problems: logged.problem().into_iter().collect(), ..Tree::default() };
         while let Some((name, model)) = probes.next().await {
-            let model = model.map_err(|error| StoreError::Generic { store: "registry", source: Box::new(error) })?;
-            if model.ours {
-                tree.models.insert(name, model);
+            match model {
+                Ok(model) if model.ours => drop(tree.models.insert(name, model)),
+                Ok(_) => {}
+                Err(why) => {
+                    tree.models.extend(known.get(&name).map(|known| (name.clone(), known.tree.clone())));
+                    tree.unread.push((name, why));
+                }
             }
         }
-        Ok(tree)
+        tree
     }
 
     /// One model that the log names.

@@ -186,7 +186,7 @@ impl Ranges for PlainObject {
             return Ok(futures::stream::empty().boxed());
         }
         // A server that knows no ranges can still send the whole.
-        let part = (range != (0..self.bytes)).then(|| GetRange::Bounded(range));
+        let part = (range != (0..self.bytes)).then_some(GetRange::Bounded(range));
         let options = GetOptions { if_match: self.condition.clone(), range: part, ..GetOptions::default() };
         let result = self.store.get_opts(&self.place, options).await.map_err(|error| self.error(error))?;
         let (file, version) = (self.file.clone(), self.version.clone());

@@ -33,7 +33,7 @@ use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
 const READS: usize = 4;
 /// After so many models that could not be read, the others wait for the next look: the store is the trouble, and each would take as
 /// long.
-const MAX_FAILURES: usize = 8;
+pub(super) const MAX_FAILURES: usize = 8;
 /// A registry that has more objects is not one.
 const MAX_OBJECTS: u64 = 20_000_000;
 /// Folders of a store that lists one level at a time.
@@ -134,7 +134,12 @@ impl Registry {
                 seen.problems = tree.problems;
                 seen.models.retain(|name, _| tree.models.contains_key(name));
                 seen.stale.clear();
-                tree.models.into_iter().collect()
+                let mut models = tree.models;
+                for (name, why) in tree.unread {
+                    models.remove(&name);
+                    self.note_failure(seen, &name, why, began);
+                }
+                models.into_iter().collect()
             }
         };
         let time = LookTime { began, ended: self.clock.elapsed() };
@@ -169,11 +174,9 @@ impl Registry {
                 Err(StoreError::Generic { store: "http", source: lacking.into() })
             }
             _ => {
-                let mut logged = seen.logged.take().unwrap_or_default();
-                self.follow_log(&mut logged, last).await?;
-                let tree = self.logged_tree(&logged, &seen.models).await;
-                seen.logged = Some(logged);
-                tree
+                let logged = seen.logged.get_or_insert_default();
+                self.follow_log(logged, last).await?;
+                Ok(self.logged_tree(logged, &seen.models).await)
             }
         }
     }
@@ -200,7 +203,10 @@ impl Registry {
             let level = self.store.list_with_delimiter(Some(&folder).filter(|folder| !folder.as_ref().is_empty())).await?;
             level.objects.iter().for_each(|object| tree.add(&self.prefix, object));
             // Contents are not looked at, only the manifests that name them.
-            let wanted = |folder: &Path| depth < MAX_DEPTH && !(depth == 1 && folder.filename() == Some("blobs"));
+            let is_blobs = |folder: &Path| {
+                folder.filename() == Some("blobs") && folder.prefix_match(&self.prefix).is_some_and(|parts| parts.count() == 2)
+            };
+            let wanted = |folder: &Path| depth < MAX_DEPTH && !is_blobs(folder);
             folders.extend(level.common_prefixes.into_iter().filter(wanted).map(|folder| (folder, depth + 1)));
         }
         tree.models.values_mut().for_each(ModelTree::tidy);
@@ -251,7 +257,7 @@ impl Registry {
     async fn list_model(&self, name: &ModelName) -> Result<ModelTree, RegistryError> {
         let path = self.model_path(name);
         let tree = match (self.may_list, self.list_below(&path).await) {
-            (Lists::Unknown, Err(error)) if is_lacking(&error) => self.list_by_level(&self.prefix).await,
+            (Lists::Unknown, Err(error)) if is_lacking(&error) => self.list_by_level(&path).await,
             (_, listed) => listed,
         };
         let mut tree = tree.map_err(|error| RegistryError::unavailable(path.to_string(), error))?;
@@ -263,6 +269,8 @@ impl Registry {
         let is_stale =
             |name: &ModelName, tree: &ModelTree| seen.models.get(name).is_none_or(|known| known.is_stale(tree, now, whatever));
         let stale: Vec<_> = trees.into_iter().filter(|(name, tree)| is_stale(name, tree)).collect();
+        // Until they have been read: whoever is cancelled meanwhile has them to read still.
+        seen.stale.extend(stale.iter().map(|(name, _)| name.clone()));
         let failures = AtomicUsize::new(0);
         let reads = futures::stream::iter(stale).map(async |(name, tree)| {
             if failures.load(Ordering::Relaxed) >= MAX_FAILURES {
@@ -277,10 +285,8 @@ impl Registry {
         });
         let outcomes: Vec<_> = reads.buffer_unordered(READS).collect().await;
         for (name, outcome) in outcomes {
-            let Some((known, outcome)) = outcome else {
-                seen.stale.insert(name);
-                continue;
-            };
+            let Some((known, outcome)) = outcome else { continue };
+            seen.stale.remove(&name);
             seen.models.insert(name.clone(), known);
             if let Err(error) = outcome {
                 self.note_failure(seen, &name, with_causes(&error), now);

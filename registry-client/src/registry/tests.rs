@@ -1,6 +1,8 @@
 //! Publishing and reading, over a store in memory and over a directory.
 
 mod hostile;
+mod plain;
+mod polling;
 mod publishing;
 mod reading;
 mod resuming;

@@ -46,6 +46,8 @@ pub(super) type Stamps = BTreeMap<String, Stamp>;
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     pub(super) models: BTreeMap<ModelName, ModelTree>,
+    /// Models of which it is not known what there is, and why: they are in `models` as they were, where they were.
+    pub(super) unread: Vec<(ModelName, String)>,
     /// What is wrong outside of any model.
     pub(super) problems: Vec<String>,
 }

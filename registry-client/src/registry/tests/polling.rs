@@ -1,0 +1,199 @@
+//! What a look costs, and what becomes of what can't be read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt as _;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt as _};
+use uuid::Uuid;
+
+use crate::clock::ManualClock;
+use crate::journal::Op;
+use crate::listing::{Cursor, Listing};
+use crate::registry::{REPAIR_INTERVAL, Registry};
+use crate::source::{NoProgress, VersionSource as _};
+use crate::testing::{FaultyStore, model, registry_over, request};
+
+const FILES: &[(&str, &[u8])] = &[("model.onnx", b"a model")];
+
+/// A store that counts, a registry over it that is read, and another over the same objects that writes.
+struct Watched {
+    store: Arc<FaultyStore>,
+    objects: Arc<dyn ObjectStore>,
+    clock: Arc<ManualClock>,
+    reader: Registry,
+    writer: Registry,
+    files: tempfile::TempDir,
+}
+
+impl Watched {
+    fn new() -> Self {
+        let objects: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let store = Arc::new(FaultyStore::reliable(Arc::clone(&objects)));
+        let clock = Arc::new(ManualClock::default());
+        let reader = registry_over(&(Arc::<FaultyStore>::clone(&store) as Arc<dyn ObjectStore>));
+        Self {
+            reader: reader.with_clock(Arc::<ManualClock>::clone(&clock)),
+            writer: registry_over(&objects),
+            files: tempfile::tempdir().unwrap(),
+            store,
+            objects,
+            clock,
+        }
+    }
+
+    async fn publish(&self, name: &str) {
+        self.writer.publish(request(self.files.path(), name, None, FILES), &NoProgress).await.unwrap();
+    }
+
+    async fn look(&self) -> Listing {
+        self.reader.list(None).await.unwrap().unwrap()
+    }
+
+    /// The calls that a poll makes, and whether it has news.
+    async fn poll(&self, since: &Cursor) -> (usize, bool) {
+        let before = self.store.calls();
+        let news = self.reader.list(Some(since)).await.unwrap().is_some();
+        (self.store.calls() - before, news)
+    }
+}
+
+#[tokio::test]
+async fn a_poll_of_a_thousand_models_is_one_get_and_a_repair_reads_no_manifest_again() {
+    let watched = Watched::new();
+    let put = async |path: String, content: String| watched.objects.put(&Path::from(path), content.into()).await.unwrap();
+    for number in 0..1_000 {
+        for version in 1..=10 {
+            let manifest = format!(
+                r#"{{"schema":1,"model":"m{number}","version":{version},"format":"onnx","entrypoint":"model.onnx",
+                "files":[{{"path":"model.onnx","sha256":"{:064x}","bytes":1}}],"created":"2026-01-01T00:00:00Z"}}"#,
+                number * 10 + version
+            );
+            put(format!("m{number}/versions/{version}/manifest.json"), manifest).await;
+        }
+    }
+    put("_changes/00000000000000000001.json".to_owned(), r#"{"seq":1,"model":"m0","what":"publish","version":1}"#.to_owned()).await;
+    let cursor = watched.look().await.cursor;
+    assert_eq!(watched.poll(&cursor).await, (1, false), "one GET of the next number in the change log");
+    assert_eq!(watched.poll(&cursor).await, (1, false));
+    watched.clock.advance(REPAIR_INTERVAL);
+    assert_eq!(watched.poll(&cursor).await, (2, false), "the log and one listing");
+    assert_eq!(watched.poll(&cursor).await, (1, false), "the repair is rare");
+    watched.publish("m7").await;
+    assert_eq!(watched.poll(&cursor).await, (4, true), "the log twice, one listing of the model, one manifest");
+    let listing = watched.look().await;
+    assert!(listing.complete && listing.models.len() == 1_000);
+    assert_eq!(listing.models["m7"].versions.len(), 11);
+}
+
+#[tokio::test]
+async fn of_a_journal_only_what_is_new_is_read() {
+    let watched = Watched::new();
+    watched.publish("m").await;
+    let decide = async |share| {
+        let op = Op::Alias { name: "prod".into(), version: Some(1) };
+        watched.writer.append(&model("m"), op, "me", share, Uuid::new_v4()).await.unwrap();
+    };
+    for _ in 0..150 {
+        decide("").await;
+    }
+    let first = watched.look().await;
+    assert_eq!(first.models["m"].rollout.seq, 150);
+    decide("").await;
+    assert_eq!(watched.poll(&first.cursor).await, (4, true), "the log twice, one listing, one entry");
+    assert_eq!(watched.look().await.models["m"].rollout.seq, 151);
+    // Names that nobody gave to entries are not believed.
+    let forged = Path::from("m/rollout/09999999999999999999.json");
+    watched.objects.put(&forged, "{}".into()).await.unwrap();
+    watched.clock.advance(REPAIR_INTERVAL);
+    let listing = watched.look().await;
+    assert!(listing.complete && listing.models["m"].rollout.frozen.is_none());
+}
+
+#[tokio::test]
+async fn a_model_that_can_not_be_read_is_tried_again_ever_less_often() {
+    let watched = Watched::new();
+    watched.publish("m").await;
+    watched.publish("n").await;
+    let cursor = watched.look().await.cursor;
+    watched.store.refuse(Some("m/versions/2/manifest.json"));
+    watched.publish("m").await;
+    watched.publish("n").await;
+    let listing = watched.reader.list(Some(&cursor)).await.unwrap().unwrap();
+    assert!(!listing.complete && listing.problems[0].contains("m/versions/2/manifest.json"), "{:?}", listing.problems);
+    assert_eq!((listing.models["m"].versions.len(), listing.models["n"].versions.len()), (1, 2), "the other goes on");
+    assert_eq!(watched.poll(&listing.cursor).await, (1, false), "not at every poll");
+    watched.clock.advance(Duration::from_secs(1));
+    assert_eq!(watched.poll(&listing.cursor).await, (3, false), "the log, one listing, the manifest");
+    watched.store.refuse(None);
+    watched.clock.advance(Duration::from_secs(1));
+    assert_eq!(watched.poll(&listing.cursor).await, (1, false), "the second pause is longer");
+    watched.clock.advance(Duration::from_secs(1));
+    assert_eq!(watched.poll(&listing.cursor).await, (3, true));
+    let mended = watched.look().await;
+    assert!(mended.complete && mended.problems.is_empty() && mended.models["m"].versions.len() == 2, "{mended:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_fails_for_all_is_not_asked_for_each() {
+    let watched = Watched::new();
+    for number in 0..40 {
+        watched.publish(&format!("m{number}")).await;
+    }
+    watched.store.refuse(Some("manifest.json"));
+    let before = watched.store.calls();
+    let listing = watched.look().await;
+    let calls = watched.store.calls() - before;
+    assert!(!listing.complete && listing.models.is_empty());
+    assert!(listing.problems.iter().any(|problem| problem.contains("were not read")), "{:?}", listing.problems);
+    assert!(calls < 40, "{calls} calls, although 8 failures were enough");
+    watched.store.refuse(None);
+    watched.clock.advance(Duration::from_secs(1));
+    let listing = watched.look().await;
+    assert!(listing.complete && listing.models.len() == 40, "{:?}", listing.problems);
+}
+
+#[tokio::test]
+async fn versions_that_are_not_listed_any_more_stay_until_the_repair_finds_the_same() {
+    let watched = Watched::new();
+    watched.publish("m").await;
+    let first = watched.look().await;
+    let objects: Vec<_> = watched.objects.list(Some(&Path::from("m"))).try_collect().await.unwrap();
+    for object in objects {
+        watched.objects.delete(&object.location).await.unwrap();
+    }
+    let change = r#"{"seq":2,"model":"m","what":"journal"}"#;
+    watched.objects.put(&Path::from("_changes/00000000000000000002.json"), change.into()).await.unwrap();
+    let listing = watched.reader.list(Some(&first.cursor)).await.unwrap().unwrap();
+    assert!(!listing.complete && listing.models["m"].versions.len() == 1);
+    watched.clock.advance(REPAIR_INTERVAL);
+    let listing = watched.look().await;
+    assert!(listing.complete && listing.models.is_empty(), "{listing:?}");
+}
+
+#[tokio::test]
+async fn a_log_that_makes_no_sense_is_an_error_and_has_an_end() {
+    let watched = Watched::new();
+    watched.publish("m").await;
+    let cursor = watched.look().await.cursor;
+    for seq in 2..200 {
+        watched.objects.put(&Path::from(format!("_changes/{seq:020}.json")), "<html>".into()).await.unwrap();
+    }
+    let error = watched.reader.list(Some(&cursor)).await.unwrap_err();
+    assert!(crate::registry::versions::with_causes(&error).contains("not readable"), "{error}");
+}
+
+#[tokio::test]
+async fn whoever_is_far_behind_catches_up_in_large_steps() {
+    let watched = Watched::new();
+    watched.publish("m").await;
+    let cursor = watched.look().await.cursor;
+    for _ in 0..300 {
+        watched.publish("m").await;
+    }
+    let (calls, news) = watched.poll(&cursor).await;
+    assert!(news && calls < 300 + 300 + 80, "{calls} calls");
+    assert_eq!(watched.look().await.models["m"].versions.len(), 301);
+}
