@@ -6,3 +6,4 @@
 #![allow(unreachable_pub, reason = "one binary")]
 
 mod servers;
+mod transfers;
