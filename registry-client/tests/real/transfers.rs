@@ -163,14 +163,14 @@ fn request(dir: &Path, content: &[u8]) -> PublishRequest {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_file_comes_whole_over_connections_that_break() {
-    let Some((_server, port)) = start().await else { return };
-    let (files, content) = (tempfile::tempdir().unwrap(), content(41));
-    let published = registry(port).publish(request(files.path(), &content), &NoProgress).await.unwrap();
+    let Some((server, port)) = start().await else { return };
+    let (client, content) = (tempfile::tempdir_in(server.folder()).unwrap(), content(41));
+    let published = registry(port).publish(request(client.path(), &content), &NoProgress).await.unwrap();
     let proxy =
         Proxy::start(port, Rules { cuts: 9.into(), cut_after: 3 << 20, upstream: u64::MAX.into(), ..Rules::default() }).await;
     let through = registry(proxy.port);
     let generation = through.versions(&published.key.model).await.unwrap()[&1].clone();
-    let cache = Cache::open(files.path().join("cache")).unwrap();
+    let cache = Cache::open(client.path().join("cache")).unwrap();
     let lease = cache.ensure(&through, &generation, &NoProgress).await.unwrap();
     assert!(std::fs::read(lease.dir().join("model.onnx")).unwrap() == content);
     assert_eq!(lease.files()[0].sha256, Digest::of(&content));
