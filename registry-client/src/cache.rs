@@ -244,9 +244,12 @@ impl Cache {
     async fn stage(&self, generation: &Arc<Generation>) -> Result<Staged, FetchError> {
         let (cache, generation) = (self.clone(), Arc::clone(generation));
         off_thread(move || {
-            let staged = cache.inner.trees.stage(&generation)?;
-            cache.make_room(staged.missing_bytes())?;
-            Ok(staged)
+            let mut staged = cache.inner.trees.stage(&generation)?;
+            let room = cache.make_room(staged.missing_bytes());
+            if room.is_err() {
+                staged.give_up();
+            }
+            room.map(|()| staged)
         })
         .await
     }

@@ -14,3 +14,4 @@ mod oci;
 mod s3;
 mod seaweedfs;
 mod servers;
+mod transfers;

@@ -108,7 +108,7 @@ async fn what_nobody_leases_makes_room_and_what_is_leased_stays() {
     assert!(cache.verify(&first.digest()).is_ok());
     assert_eq!((left_in_tmp(cache.dir()), cache.bytes()), (0, 5 << 20));
     drop(first);
-    assert!(cache.ensure(&large, &large.generation(4), &NoProgress).await.is_ok());
+    cache.ensure(&large, &large.generation(4), &NoProgress).await.unwrap();
 }
 
 #[tokio::test]

@@ -162,7 +162,9 @@ async fn an_upload_that_nobody_continues_is_thrown_away() {
 /// What is kept on this machine is a hint: whatever stands in it, what is published is right.
 #[tokio::test]
 async fn what_is_remembered_wrongly_does_no_harm() {
-    let changes: [(&str, &dyn Fn(String) -> Vec<u8>, usize); 8] = [
+    /// What is done to the text, and how many parts are missing then.
+    type Change<'a> = (&'a str, &'a dyn Fn(String) -> Vec<u8>, usize);
+    let changes: [Change<'_>; 8] = [
         ("as it was", &|text| text.into_bytes(), PARTS - 4),
         ("its last line is cut", &|text| text.as_bytes()[..text.len() - 9].to_vec(), PARTS - 3),
         ("the store has forgotten it", &|text| text.replace("\"upload\":\"", "\"upload\":\"99").into_bytes(), PARTS),
