@@ -30,6 +30,9 @@ use crate::name::{ModelName, VersionKey, parse_version, quoted};
 /// How old something has to be that nobody names before it is removed. A shorter time is safe only while nobody publishes.
 pub const GC_GRACE: Duration = Duration::from_secs(24 * 3_600);
 
+/// A listing and a look at one object may tell its time with other precision.
+const SAME_TIME: Duration = Duration::from_secs(2);
+
 /// What a collection of garbage found in one model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Garbage {
@@ -158,7 +161,7 @@ impl Registry {
             let path = Path::from(leftover.path.as_str());
             let failed = |error| RegistryError::unavailable(leftover.path.clone(), error);
             match self.store.head(&path).await {
-                Ok(now) if now.last_modified != leftover.written => {
+                Ok(now) if age(leftover.written, now.last_modified) > SAME_TIME => {
                     garbage.young.push(Leftover { bytes: now.size, written: now.last_modified, ..leftover });
                 }
                 Ok(_) => match self.store.delete(&path).await {

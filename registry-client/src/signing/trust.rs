@@ -123,8 +123,14 @@ fn stranger(key: &str) -> String {
 pub struct Trusted {
     source: Arc<dyn VersionSource>,
     trust: Arc<Trust>,
-    /// Each model as it was last listed, and as it was admitted: what has not changed is not judged again.
-    judged: Mutex<BTreeMap<ModelName, (Arc<ListedModel>, Arc<ListedModel>)>>,
+    /// The models as they were last listed: what has not changed is not judged again.
+    judged: Mutex<BTreeMap<ModelName, Judged>>,
+}
+
+/// A model with all of its versions, and with those that are believed.
+struct Judged {
+    listed: Arc<ListedModel>,
+    admitted: Arc<ListedModel>,
 }
 
 impl Trusted {
@@ -137,12 +143,12 @@ impl Trusted {
         let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::take(&mut *judged);
         for (name, model) in &mut listing.models {
-            let known = before.get(name).filter(|(listed, _)| Arc::ptr_eq(listed, model) || listed == model);
+            let known = before.get(name).filter(|known| Arc::ptr_eq(&known.listed, model) || known.listed == *model);
             let admitted = match known {
-                Some((_, admitted)) => Arc::clone(admitted),
+                Some(known) => Arc::clone(&known.admitted),
                 None => self.trust.admit(model).map_or_else(|| Arc::clone(model), Arc::new),
             };
-            judged.insert(name.clone(), (Arc::clone(model), Arc::clone(&admitted)));
+            judged.insert(name.clone(), Judged { listed: Arc::clone(model), admitted: Arc::clone(&admitted) });
             *model = admitted;
         }
     }

@@ -150,13 +150,30 @@ async fn a_publish_makes_what_it_re_uses_young() {
     }
 }
 
+/// Whoever collects looks at each object once more: what was put again since it was listed stays.
+#[tokio::test]
+async fn what_was_put_again_since_it_was_listed_stays() {
+    let (dir, inner) = directory();
+    let stray = blob(b"stray");
+    put(&inner, &stray, "stray").await;
+    make_old(dir.path(), &stray, GC_GRACE * 2);
+    put(&inner, &blob(b"other"), "other").await;
+    make_old(dir.path(), &blob(b"other"), GC_GRACE * 2);
+    let toucher: Arc<dyn ObjectStore> =
+        Arc::new(Busy { store: Arc::clone(&inner), with: Meddling::Touches(Path::from(stray.as_str())) });
+    let found = registry_over(&toucher).collect_garbage(GC_GRACE, true).await.unwrap();
+    assert_eq!(paths(&found), [blob(b"other").as_str()], "{found:?}");
+    assert_eq!(found[0].young.iter().map(|left| left.path.as_str()).collect::<Vec<_>>(), [stray.as_str()]);
+    assert!(is_there(&inner, &stray).await && !is_there(&inner, &blob(b"other")).await);
+}
+
 /// Somebody who removes without looking at times: after its commit a publisher finds out, and the version is whole.
 #[tokio::test]
 async fn a_blob_that_goes_while_it_is_published_is_put_again() {
     let (_dir, inner) = directory();
     let files = tempfile::tempdir().unwrap();
     let wanted = request(files.path(), "m", Some(1), FILES);
-    let thief: Arc<dyn ObjectStore> = Arc::new(Thief(Arc::clone(&inner)));
+    let thief: Arc<dyn ObjectStore> = Arc::new(Busy { store: Arc::clone(&inner), with: Meddling::Steals });
     let published = registry_over(&thief).publish(wanted, &NoProgress).await.unwrap();
     let registry = registry_over(&inner);
     let survey = registry.survey(Some(&published.key.model)).await.unwrap();
@@ -222,28 +239,40 @@ async fn reading_again_finds_each_kind_of_damage() {
     }
 }
 
-/// A store in which every blob goes when a manifest is put.
+/// A store in which something happens beside what is asked for.
 #[derive(Debug)]
-struct Thief(Arc<dyn ObjectStore>);
+struct Busy {
+    store: Arc<dyn ObjectStore>,
+    /// What happens.
+    with: Meddling,
+}
 
-impl std::fmt::Display for Thief {
+#[derive(Debug)]
+enum Meddling {
+    /// Every blob goes when a manifest is put.
+    Steals,
+    /// This object is put again after each listing of versions.
+    Touches(Path),
+}
+
+impl std::fmt::Display for Busy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a thief")
+        f.write_str("a busy store")
     }
 }
 
 #[async_trait::async_trait]
-impl ObjectStore for Thief {
+impl ObjectStore for Busy {
     async fn put_opts(
         &self,
         location: &Path,
         payload: object_store::PutPayload,
         options: object_store::PutOptions,
     ) -> object_store::Result<object_store::PutResult> {
-        let put = self.0.put_opts(location, payload, options).await?;
-        if location.filename() == Some("manifest.json") {
-            for object in self.0.list_with_delimiter(Some(&"m/blobs".into())).await?.objects {
-                self.0.delete(&object.location).await?;
+        let put = self.store.put_opts(location, payload, options).await?;
+        if matches!(self.with, Meddling::Steals) && location.filename() == Some("manifest.json") {
+            for object in self.store.list_with_delimiter(Some(&"m/blobs".into())).await?.objects {
+                self.store.delete(&object.location).await?;
             }
         }
         Ok(put)
@@ -254,29 +283,35 @@ impl ObjectStore for Thief {
         location: &Path,
         options: object_store::PutMultipartOptions,
     ) -> object_store::Result<Box<dyn object_store::MultipartUpload>> {
-        self.0.put_multipart_opts(location, options).await
+        self.store.put_multipart_opts(location, options).await
     }
 
     async fn get_opts(&self, location: &Path, options: object_store::GetOptions) -> object_store::Result<object_store::GetResult> {
-        self.0.get_opts(location, options).await
+        self.store.get_opts(location, options).await
     }
 
     fn delete_stream(
         &self,
         locations: futures::stream::BoxStream<'static, object_store::Result<Path>>,
     ) -> futures::stream::BoxStream<'static, object_store::Result<Path>> {
-        self.0.delete_stream(locations)
+        self.store.delete_stream(locations)
     }
 
     fn list(&self, prefix: Option<&Path>) -> futures::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>> {
-        self.0.list(prefix)
+        self.store.list(prefix)
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<object_store::ListResult> {
-        self.0.list_with_delimiter(prefix).await
+        let level = self.store.list_with_delimiter(prefix).await?;
+        if let Meddling::Touches(path) = &self.with
+            && prefix.is_some_and(|prefix| prefix.as_ref().ends_with("versions"))
+        {
+            self.store.put(path, "stray".into()).await?;
+        }
+        Ok(level)
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: object_store::CopyOptions) -> object_store::Result<()> {
-        self.0.copy_opts(from, to, options).await
+        self.store.copy_opts(from, to, options).await
     }
 }
