@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bascule_registry::{Generation, Layout, Listing};
+use bascule_registry::{Generation, Listing};
 use bascule_serving::{Status, VersionStatus};
 use clap::Args;
 use serde_json::{Value, json};
