@@ -44,6 +44,7 @@ pub(super) const WEBHOOK_SECRET: Key<Option<SecretPlace>> = Key::new(
     "the secret of MLflow's webhooks to /admin/webhooks/mlflow on the admin port; without it they are refused",
 );
 
+#[expect(clippy::ptr_arg, reason = "a check takes what its setting holds")]
 fn alias(name: &String) -> Result<(), &'static str> {
     let is_number = name.bytes().all(|byte| byte.is_ascii_digit());
     if is_number || ModelName::new(name).is_err() {

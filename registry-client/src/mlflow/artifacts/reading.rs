@@ -102,7 +102,7 @@ pub(super) struct StoreFile {
 #[async_trait]
 impl Ranges for StoreFile {
     async fn read(&self, range: Range<u64>) -> Result<Pieces, FetchError> {
-        let asked = (!range.is_empty()).then(|| GetRange::Bounded(range));
+        let asked = (!range.is_empty()).then_some(GetRange::Bounded(range));
         let options = GetOptions { range: asked, if_match: self.e_tag.clone(), ..GetOptions::default() };
         let what = self.what.clone();
         let failed = move |error| match error {
