@@ -20,7 +20,7 @@ use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
 use bascule_serving::{Admit, EngineOptions, Gpus, JournalStore, LiveOptions, SettingsReader};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, ModelFormat, Place, TorchConfig, TrialMode, model_settings};
+use crate::config::{Config, ModelFormat, Place, RegistrySpec, TorchConfig, TrialMode, model_settings};
 use crate::forbidden::Forbidden;
 use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;

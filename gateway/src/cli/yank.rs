@@ -178,6 +178,7 @@ mod tests {
             name: ModelName::new("m").unwrap(),
             layout: Layout::Registry,
             registry: None,
+            steering: None,
             versions: versions.iter().map(|version| (*version, Arc::new(generation(*version)))).collect(),
             unsettled: BTreeSet::new(),
             settings: BTreeMap::new(),
