@@ -56,12 +56,12 @@ pub(crate) fn skip(reason: &str) {
 #[derive(Debug)]
 pub(crate) struct CountingStore {
     inner: Arc<dyn ObjectStore>,
-    gets: std::sync::Mutex<std::collections::BTreeMap<String, usize>>,
+    gets: Mutex<BTreeMap<String, usize>>,
 }
 
 impl CountingStore {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, gets: std::sync::Mutex::default() }
+        Self { inner, gets: Mutex::default() }
     }
 
     /// How often an object was read.
