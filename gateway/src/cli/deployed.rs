@@ -164,16 +164,11 @@ mod tests {
     use super::*;
 
     fn status(role: Option<&str>, held: bool) -> (String, Status) {
-        let version = VersionStatus {
-            version: 2,
-            state: if role.is_some() { "READY" } else { "UNAVAILABLE" }.to_owned(),
-            role: role.map(str::to_owned),
-            held,
-            traffic_bp: if role == Some("stable") { 10_000 } else { 0 },
-            publisher: "ann".to_owned(),
-            digest: "0123456789abcdef".to_owned(),
-            ..VersionStatus::default()
-        };
+        let mut version = VersionStatus::default();
+        let state = if role.is_some() { "READY" } else { "UNAVAILABLE" };
+        (version.version, version.state, version.role, version.held) = (2, state.to_owned(), role.map(str::to_owned), held);
+        version.traffic_bp = if role == Some("stable") { 10_000 } else { 0 };
+        (version.publisher, version.digest) = ("ann".to_owned(), "0123456789abcdef".to_owned());
         let decided_at = Some(DateTime::UNIX_EPOCH);
         let model = ModelStatus { name: "m".to_owned(), versions: vec![version], decided_at, ..ModelStatus::default() };
         ("http://g".to_owned(), Status { models: vec![Arc::new(model)], ..Status::default() })
