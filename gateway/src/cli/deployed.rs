@@ -163,17 +163,12 @@ pub(super) fn shown(deployed: &[Deployed]) -> Table {
 mod tests {
     use super::*;
 
-    #[expect(clippy::field_reassign_with_default, reason = "a struct with private fields has no literal here")]
     fn status(role: Option<&str>, held: bool) -> (String, Status) {
-        // Some of its fields are the engine's own.
         let mut version = VersionStatus::default();
-        version.version = 2;
-        version.state = if role.is_some() { "READY" } else { "UNAVAILABLE" }.to_owned();
-        version.role = role.map(str::to_owned);
-        version.held = held;
+        let state = if role.is_some() { "READY" } else { "UNAVAILABLE" };
+        (version.version, version.state, version.role, version.held) = (2, state.to_owned(), role.map(str::to_owned), held);
         version.traffic_bp = if role == Some("stable") { 10_000 } else { 0 };
-        version.publisher = "ann".to_owned();
-        version.digest = "0123456789abcdef".to_owned();
+        (version.publisher, version.digest) = ("ann".to_owned(), "0123456789abcdef".to_owned());
         let decided_at = Some(DateTime::UNIX_EPOCH);
         let model = ModelStatus { name: "m".to_owned(), versions: vec![version], decided_at, ..ModelStatus::default() };
         ("http://g".to_owned(), Status { models: vec![Arc::new(model)], ..Status::default() })
