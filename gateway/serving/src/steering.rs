@@ -104,8 +104,18 @@ impl Way<'_> {
         (self.stable, self.candidate) = (Some(version), None);
         // What is under test stays so, beside another stable version.
         if let Some((candidate, weight_bp)) = other.filter(|(candidate, _)| self.steering.candidate.version == Some(*candidate)) {
-            self.course.push(Op::Weight { version: candidate, weight_bp }, &reason);
-            self.candidate = other;
+            self.keep_candidate(candidate, weight_bp, &reason);
+        }
+    }
+
+    /// Brings back what was under test, or forgets that its name was followed: then it is again once nothing else is pinned.
+    fn keep_candidate(&mut self, version: VersionNumber, weight_bp: u32, reason: &str) {
+        let alias = &self.steering.candidate;
+        if self.rollout.pinned.is_none_or(|pinned| pinned == version) {
+            self.course.push(Op::Weight { version, weight_bp }, reason);
+            self.candidate = Some((version, weight_bp));
+        } else if self.followed(alias) == Some(version) {
+            self.course.push(Op::Alias { name: journal_name(self.steering, alias), version: None }, reason);
         }
     }
 

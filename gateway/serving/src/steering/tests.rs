@@ -117,6 +117,8 @@ fn the_name_under_test() {
     check(&dropped, (Some(1), None), &[1, 2], &["challenger=none"], &[]);
     let pinned = [followed[0].clone(), followed[1].clone(), ("ann", Op::Pin { version: 1 })];
     check(&pinned, (Some(1), Some(2)), &[1, 2], &[], &["version 1 is no longer pinned"]);
+    let both = [tested[0].clone(), tested[1].clone(), tested[2].clone(), tested[3].clone(), ("ann", Op::Pin { version: 1 })];
+    check(&both, (Some(3), Some(2)), &[1, 2, 3], &["abort", "promote 3", "champion=3", "challenger=none"], &[]);
     // Beside nothing there is nothing to test.
     check(&[], (None, Some(2)), &[2], &[], &["once another version is stable"]);
     check(&[], (None, Some(2)), &[1, 2], &["weight 2 10%", "challenger=2"], &[]);
