@@ -56,7 +56,7 @@ pub(crate) fn skip(reason: &str) {
 #[derive(Debug)]
 pub(crate) struct CountingStore {
     inner: Arc<dyn ObjectStore>,
-    gets: Mutex<BTreeMap<String, usize>>,
+    gets: Mutex<std::collections::BTreeMap<String, usize>>,
 }
 
 impl CountingStore {
