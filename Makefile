@@ -73,8 +73,8 @@ test-deps: ## Set up what only tests need: Python clients (310 MB), real models 
 
 	@$(PYTHON) scripts/deps.py seaweedfs || echo "make: going on without SeaweedFS; the tests that need an object store will be counted as skipped"
 
-test-servers: ## Set up the servers that only the long tests need: a second S3, Azure's and Google's storage (500 MB).
-	@for part in moto azurite gcs; do \
+test-servers: ## Set up the servers that only the long tests need: a second S3, storage of Azure and Google, MLflow (1.4 GB).
+	@for part in moto azurite gcs mlflow; do \
 	  $(PYTHON) scripts/deps.py $$part || echo "make: going on without $$part; its tests will be counted as skipped"; \
 	done
 
