@@ -320,11 +320,6 @@ fn identity(place: &Place) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-/// What the state of a gateway is kept under: its registry, or the first of several, so that it keeps what it knows when others join.
-fn state_identity(config: &Config) -> Result<String> {
-    config.registry.all.first().context("no registry is configured").and_then(|spec| identity(&spec.url))
-}
-
 /// Whether registries of this kind hold manifests, and the journals of their models, so that they can be written without a gateway.
 ///
 /// # Errors
@@ -383,7 +378,8 @@ pub fn engine_options(
 ) -> Result<EngineOptions> {
     let gpus = gpus();
     let cache = Cache::open(state.cache_dir())?;
-    let own = state.of_registry(&state_identity(config)?)?;
+    let identities = config.registry.all.iter().map(|spec| identity(&spec.url)).collect::<Result<Vec<_>>>()?;
+    let own = state.of_registries(&identities)?;
     let journal = journal(config, source, &own)?;
     let defaults = EngineOptions::new(source.versions(), journal, cache, own);
     let trials = match config.trial.mode {
@@ -483,7 +479,7 @@ mod tests {
         assert_eq!(check("file:///srv/my%20models"), Ok("/srv/my models".into()));
         assert_eq!(check("s3://bucket/x"), Err("a directory is expected, not a place at s3://".into()));
         assert!(check("file://server/share").is_err());
-        assert_eq!(check("OCI://host/x"), Err("a directory is expected, not an OCI registry".into()));
+        assert_eq!(check("OCI://host/x"), Err("a directory is expected, not a place at oci://".into()));
         let holds = |place: &str| holds_journals(&Place(place.to_owned())).unwrap();
         assert!(holds("./models") && !holds("oci://host/x") && !holds("oci+http://host/x"));
     }

@@ -72,8 +72,7 @@ impl StateDir {
     /// # Errors
     /// It can't be made.
     pub fn of_registry(&self, identity: &str) -> Result<PathBuf, StateDirError> {
-        let digest = bascule_registry::Digest::of(identity.as_bytes()).to_string();
-        let dir = self.path.join(format!("registry-{}", &digest[..12]));
+        let dir = self.registry_dir(identity);
         let write = || {
             std::fs::create_dir_all(&dir)?;
             // For people who look into the directory.
@@ -83,6 +82,21 @@ impl StateDir {
             Ok(()) => Ok(dir),
             Err(source) => Err(StateDirError::Unusable { path: dir, source }),
         }
+    }
+
+    /// The same for several registries, which have one such place together: that of the first of them that has one already, so that
+    /// nothing is forgotten where others join, whatever their order.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn of_registries(&self, identities: &[String]) -> Result<PathBuf, StateDirError> {
+        let known = identities.iter().find(|identity| self.registry_dir(identity).is_dir());
+        self.of_registry(known.or(identities.first()).map_or("", String::as_str))
+    }
+
+    fn registry_dir(&self, identity: &str) -> PathBuf {
+        let digest = bascule_registry::Digest::of(identity.as_bytes()).to_string();
+        self.path.join(format!("registry-{}", &digest[..12]))
     }
 
     /// Where what trials found is kept.
@@ -108,6 +122,11 @@ mod tests {
         assert_eq!(a, again);
         assert_ne!(a, b);
         assert_eq!(std::fs::read_to_string(b.join("registry.txt")).unwrap(), "/srv/b\n");
+        let of =
+            |identities: &[&str]| state.of_registries(&identities.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()).unwrap();
+        assert_eq!(of(&["/srv/a", "/srv/b"]), a);
+        assert_eq!(of(&["/srv/new", "/srv/b"]), b, "one that joins before it takes nothing away");
+        assert_eq!(of(&["/srv/other", "/srv/another"]), of(&["/srv/other"]));
     }
 
     #[test]

@@ -107,6 +107,8 @@ pub struct Listing {
     pub at: DateTime<Utc>,
     /// What is wrong outside any model, for people.
     pub problems: Vec<String>,
+    /// A part of the source has neither been read yet nor failed: what is missing may be there.
+    pub unread: bool,
     /// Something has not settled: look again after this time, even if the next look says that nothing has changed.
     pub recheck_after: Option<Duration>,
 }
@@ -124,7 +126,7 @@ impl Listing {
     /// A listing of these models; its cursor is computed from them.
     pub fn new(complete: bool, models: BTreeMap<ModelName, Arc<ListedModel>>, at: DateTime<Utc>, problems: Vec<String>) -> Self {
         let state = state_digest(complete, &models, &problems);
-        Self { complete, models, cursor: Cursor { changes: 0, state }, at, problems, recheck_after: None }
+        Self { complete, models, cursor: Cursor { changes: 0, state }, at, problems, unread: false, recheck_after: None }
     }
 
     /// One generation, where it exists.

@@ -12,6 +12,8 @@ use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMod
 
 /// The largest entry that is read, and may be written.
 pub(crate) const MAX_ENTRY_BYTES: u64 = 1 << 20;
+/// No log has as many.
+const MAX_ENTRIES: u64 = 1 << 40;
 /// How many entries are read at a time.
 const READS: usize = 16;
 
@@ -76,6 +78,11 @@ impl NumberedLog {
             let probe = there.saturating_add(step);
             if !self.exists(probe).await? {
                 break probe;
+            }
+            // Such as a web server that has a page for every name.
+            if probe >= MAX_ENTRIES {
+                let why = format!("{} is there: whatever it is asked for is, so nothing that it says counts", self.path(probe));
+                return Err(StoreError::Generic { store: "registry", source: why.into() });
             }
             there = probe;
             step *= 2;
@@ -156,6 +163,18 @@ mod tests {
                 assert_eq!(log.tail(known).await.unwrap(), length, "from {known}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_has_everything_has_nothing() {
+        let store = InMemory::new();
+        for power in 0..=40 {
+            // What halving and doubling ask for.
+            let name = format!("log/{:020}.json", (1_u64 << (power + 1)) - 1);
+            store.put(&Path::from(name), "<html>".into()).await.unwrap();
+        }
+        let error = NumberedLog::new(Arc::new(store), Path::from("log")).tail(0).await.unwrap_err().to_string();
+        assert!(error.contains("nothing that it says counts"), "{error}");
     }
 
     #[tokio::test]

@@ -2,20 +2,23 @@
 //!
 //! A model belongs to the registry that has it. Where a second one has a model of the same name, the first keeps it and the clash is
 //! a problem that names both; where none of them had it before, it is loaded from neither. While the registry of a model can't be
-//! read its models stay as they were, and a listing that lacks a registry can remove nothing.
+//! read its models stay as they were, and a listing that lacks a registry can remove nothing. One registry alone is looked at as long as it
+//! takes, as if this were not here.
 
 mod merge;
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use futures::StreamExt as _;
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
+use futures::FutureExt as _;
+use tokio::task::JoinSet;
 
 use crate::clock::{Clock, SystemClock};
 use crate::listing::{Cursor, Generation, Listing};
@@ -24,7 +27,7 @@ use crate::registry::versions::with_causes;
 use crate::source::{FetchError, Fetched, Progress, SourceError, SourceHealth, VersionSource};
 use merge::Tagged;
 
-/// How long one look waits for a registry. One that takes longer goes on, and is in a later look.
+/// How long one look waits for one of several registries. One that takes longer goes on, and is in a later look.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two looks at one of several registries that fails, at the most.
@@ -64,7 +67,8 @@ type Looked = (usize, Result<Option<Listing>, SourceError>);
 
 /// What was seen so far, and the looks that are under way.
 struct Looks {
-    running: FuturesUnordered<BoxFuture<'static, Looked>>,
+    /// On tasks of their own: they go on while nobody waits for them.
+    running: JoinSet<Looked>,
     members: Vec<Member>,
     tagged: Tagged,
 }
@@ -95,7 +99,7 @@ impl Registries {
     /// These registries, of which there is at least one.
     pub fn new(members: Vec<NamedSource>) -> Self {
         let looks = Looks {
-            running: FuturesUnordered::new(),
+            running: JoinSet::new(),
             members: members.iter().map(|_| Member::default()).collect(),
             tagged: Tagged::default(),
         };
@@ -132,7 +136,11 @@ impl Registries {
             }
             member.began = Some(now);
             let (source, cursor) = (Arc::clone(&named.source), member.listing.as_ref().map(|listing| listing.cursor.clone()));
-            looks.running.push(Box::pin(async move { (index, source.list(cursor.as_ref()).await) }));
+            looks.running.spawn(async move {
+                let listed = AssertUnwindSafe(source.list(cursor.as_ref())).catch_unwind().await;
+                let panicked = || SourceError::unavailable(source.describe(), std::io::Error::other("the look panicked"));
+                (index, listed.unwrap_or_else(|_| Err(panicked())))
+            });
         }
     }
 
@@ -141,10 +149,12 @@ impl Registries {
         loop {
             let now = self.clock.elapsed();
             let left = looks.members.iter().filter_map(|member| (member.began? + PATIENCE).checked_sub(now)).max();
-            // One that has used up its patience is asked once more whether it has ended, and not waited for.
-            match tokio::time::timeout(left.unwrap_or_default(), looks.running.next()).await {
-                Ok(Some((index, outcome))) => self.take_in(looks, index, outcome),
-                Ok(None) | Err(_) => return,
+            // Where there is only one, nobody is held up. One that has used up its patience is not waited for.
+            let patience = if self.members.len() == 1 { Duration::MAX } else { left.unwrap_or_default() };
+            match tokio::time::timeout(patience, looks.running.join_next()).await {
+                Ok(Some(Ok((index, outcome)))) => self.take_in(looks, index, outcome),
+                // A task is only ever cancelled by the end of the program.
+                Ok(None | Some(Err(_))) | Err(_) => return,
             }
         }
     }
@@ -176,7 +186,10 @@ impl Registries {
             }
             Err(error) => {
                 member.failures += 1;
-                member.next = now + Duration::from_millis(500).saturating_mul(1 << member.failures.min(10)).min(MAX_BACKOFF);
+                let pause = Duration::from_millis(500).saturating_mul(1 << member.failures.min(10)).min(MAX_BACKOFF);
+                // Up to a quarter less by chance: replicas that failed together must not come back together.
+                let chance = RandomState::new().hash_one(now) as f64 / u64::MAX as f64;
+                member.next = now + pause.mul_f64(1.0 - chance / 4.0);
                 health.error = Some(with_causes(&error));
                 health.failure = Some(error);
             }

@@ -40,7 +40,7 @@ pub use verify::{Finding, Survey, Verification};
 use crate::clock::{Clock, SystemClock};
 use crate::journal::{Entry, JournalEntries, JournalError, Op, Proposal, Rollout};
 use crate::listing::{Generation, ListedModel};
-use crate::log::{NumberedLog, Put, put_if_absent};
+use crate::log::{NumberedLog, put_if_absent};
 use crate::manifest::{Manifest, ManifestError};
 use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::signing::Trust;
@@ -316,10 +316,9 @@ impl Registry {
         let content = serde_json::json!({"schema": 1, "at": self.clock.now(), "by": by, "reason": reason});
         let path = self.tombstone_path(key);
         let put = put_if_absent(self.store.as_ref(), &path, content.to_string().into()).await;
-        match put.map_err(|error| RegistryError::writing(self.store.as_ref(), path.to_string(), error))? {
-            Put::Done => self.note_change(&key.model, What::Tombstone, Some(key.version)).await,
-            Put::Taken => {}
-        }
+        put.map_err(|error| RegistryError::writing(self.store.as_ref(), path.to_string(), error))?;
+        // One that was there may be our own, put by a try whose answer was lost: then nobody has been told.
+        self.note_change(&key.model, What::Tombstone, Some(key.version)).await;
         Ok(())
     }
 

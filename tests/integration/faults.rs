@@ -107,6 +107,7 @@ impl State {
         }
         let mut server = TcpStream::connect(self.upstream)?;
         server.write_all(with_close(&head).as_bytes())?;
+        std::io::copy(&mut Read::by_ref(&mut client).take(body_bytes(&head)), &mut server)?;
         match fault {
             Fault::Corrupt | Fault::Truncate | Fault::Wrong if of_blob => {
                 let mut whole = Vec::new();
@@ -136,7 +137,7 @@ impl State {
     }
 }
 
-/// Requests here have no body: the gateway only reads.
+/// The head of a request; its body stays to be read.
 fn read_head(client: &mut TcpStream) -> std::io::Result<String> {
     let mut head = Vec::new();
     let mut byte = [0];
@@ -147,6 +148,11 @@ fn read_head(client: &mut TcpStream) -> std::io::Result<String> {
         head.push(byte[0]);
     }
     Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+fn body_bytes(head: &str) -> u64 {
+    let named = head.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    named.and_then(|(_, bytes)| bytes.trim().parse().ok()).unwrap_or(0)
 }
 
 /// One request a connection, so that an answer ends with it.

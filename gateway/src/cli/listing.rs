@@ -16,8 +16,11 @@ pub(super) async fn list(config: &Config) -> Result<Listing, Failure> {
     let source = Source::open(config)?.versions();
     let first = source.list(None).await.map_err(anyhow::Error::new)?;
     let mut listing = first.with_context(|| format!("{} can't be listed", source.describe()))?;
-    for _ in 0..MAX_LOOKS {
+    let mut looks = 0;
+    while looks < MAX_LOOKS || listing.unread {
         let Some(pause) = listing.recheck_after else { break };
+        // What is still being read ends by the time limits of its own.
+        looks += usize::from(!listing.unread);
         tokio::time::sleep(pause).await;
         if let Some(later) = source.list(Some(&listing.cursor)).await.map_err(anyhow::Error::new)? {
             listing = later;

@@ -176,8 +176,8 @@ mod tests {
             &["bascule.toml:4: `registry[1].name`: \"a\" is the name of another registry"],
         );
         check(
-            "[[registry]]\nname = \"a\"\nurl = \"a\"\nsettle = \"1s\"\n",
-            &["bascule.toml:4: `registry[0].settle` is not a setting, did you mean `settle_interval`?"],
+            "[[registry]]\nname = \"a\"\nurl = \"a\"\nsettle_intervall = \"1s\"\n",
+            &["bascule.toml:4: `registry[0].settle_intervall` is not a setting, did you mean `settle_interval`?"],
         );
         check(
             "[[registry]]\nname = \"a\"\nurl = \"a\"\nabsent = \"keep\"\n[[registry]]\nname = \"b\"\nurl = \"b\"\nabsent = \"unload\"\n",

@@ -79,6 +79,10 @@ impl Registries {
         looks.tagged = tagged;
         let mut listing = Listing::new(complete, models, self.clock.now(), problems);
         listing.recheck_after = recheck_after.or_else(|| self.retry_after(looks));
+        let health = lock(&self.health);
+        let unread = |(member, health): (&Member, &super::Health)| member.listing.is_none() && health.error.is_none();
+        listing.unread = looks.members.iter().zip(health.iter()).any(unread);
+        drop(health);
         listing
     }
 
@@ -88,9 +92,11 @@ impl Registries {
             if claims.iter().any(|(index, _)| *index == known) {
                 return Owner::Is(known);
             }
-            // Where it has been read and has no such model, the model has moved.
-            let unread = members.get(known).is_some_and(|member| member.listing.is_none());
-            if unread {
+            // Where all of it has been read and it has other models, but not this one, the model has moved. An empty answer is more
+            // likely a mistake.
+            let read = |listing: &Listing| listing.complete && !listing.models.is_empty();
+            let is_read = members.get(known).is_some_and(|member| !member.emptied && member.listing.as_ref().is_some_and(read));
+            if !is_read {
                 return Owner::Unread(known);
             }
         }
@@ -108,7 +114,7 @@ impl Registries {
         let problem = match owner {
             Owner::Unread(owner) => {
                 let owner = self.members.get(*owner)?.describe();
-                format!("it belongs to registry {owner}, which can't be read now; that of {names} is ignored")
+                format!("it belongs to registry {owner}, which is empty or can't be read whole; that of {names} is ignored")
             }
             _ => format!("registries {names} both have a model of this name: it is loaded from neither, rename one"),
         };

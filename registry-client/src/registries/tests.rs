@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
@@ -15,6 +15,8 @@ struct Switchable {
     registry: Registry,
     down: AtomicBool,
     hangs: watch::Sender<bool>,
+    /// How many times a look has to wait for something.
+    steps: AtomicUsize,
 }
 
 #[async_trait]
@@ -25,6 +27,9 @@ impl VersionSource for Switchable {
 
     async fn list(&self, since: Option<&Cursor>) -> Result<Option<Listing>, SourceError> {
         self.hangs.subscribe().wait_for(|hangs| !hangs).await.unwrap();
+        for _ in 0..self.steps.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         if self.down.load(Ordering::SeqCst) {
             return Err(SourceError::unavailable("the store", std::io::Error::other("unplugged")));
         }
@@ -51,7 +56,8 @@ impl World {
         for _ in names {
             let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
             let registry = registry_over(&store).with_clock(Arc::<ManualClock>::clone(&clock));
-            sources.push(Arc::new(Switchable { registry, down: AtomicBool::new(false), hangs: watch::channel(false).0 }));
+            let (down, hangs, steps) = (AtomicBool::new(false), watch::channel(false).0, AtomicUsize::new(0));
+            sources.push(Arc::new(Switchable { registry, down, hangs, steps }));
             writers.push(registry_over(&store));
         }
         let world = World { all: Registries::new(Vec::new()), sources, writers, clock, files: tempfile::tempdir().unwrap() };
@@ -167,6 +173,27 @@ async fn one_that_hangs_is_in_a_later_look() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_look_takes_as_long_as_it_takes_and_no_longer() {
+    let alone = World::new(&["prod"]);
+    alone.publish(0, "digits", 1).await;
+    alone.sources[0].steps.store(1_000, Ordering::SeqCst);
+    assert_eq!(shown(&alone.list().await), ["digits 1 memory://prod"], "nobody is held up by the only one");
+
+    let world = World::new(&["prod", "lab"]);
+    world.publish(0, "digits", 1).await;
+    world.publish(1, "faces", 1).await;
+    world.sources[0].steps.store(80, Ordering::SeqCst);
+    let listing = world.list().await;
+    assert!(listing.unread && !listing.complete);
+    assert_eq!(shown(&listing), ["faces 1 memory://lab"]);
+    // It goes on while nobody asks.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let listing = world.list().await;
+    assert!(!listing.unread);
+    assert_eq!(shown(&listing), ["digits 1 memory://prod", "faces 1 memory://lab"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_name_in_two_registries_is_told_and_stays_where_it_was() {
     let world = World::new(&["prod", "lab"]);
     world.publish(0, "digits", 1).await;
@@ -199,10 +226,12 @@ async fn a_registry_that_is_away_keeps_its_names() {
     assert!(world.all.adopt(&model("digits"), "memory://prod"));
     let listing = world.list().await;
     assert_eq!(shown(&listing), ["digits  -"]);
-    assert!(listing.models[&model("digits")].problems[0].contains("can't be read now"), "{listing:?}");
-    // Once it can be read and has no such model, the other one's counts.
+    assert!(listing.models[&model("digits")].problems[0].contains("can't be read whole"), "{listing:?}");
     world.sources[0].down.store(false, Ordering::SeqCst);
-    assert_eq!(shown(&world.list().await), ["digits 9 memory://lab"]);
+    assert_eq!(shown(&world.list().await), ["digits  -"], "an empty answer says nothing");
+    // Once it can be read and has other models, and no such one, the other registry's counts.
+    world.publish(0, "faces", 1).await;
+    assert_eq!(shown(&world.list().await), ["digits 9 memory://lab", "faces 1 memory://prod"]);
 }
 
 #[tokio::test(start_paused = true)]

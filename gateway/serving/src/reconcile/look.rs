@@ -31,6 +31,8 @@ pub(super) struct SourceView {
     problems: Vec<String>,
     /// The same of each registry, where there are several.
     registries: Vec<SourceHealth>,
+    /// A part of it has neither been read yet nor failed.
+    unread: bool,
 }
 
 impl SourceView {
@@ -46,6 +48,7 @@ impl SourceView {
             last_error: None,
             problems: Vec::new(),
             registries: Vec::new(),
+            unread: false,
         }
     }
 
@@ -118,7 +121,7 @@ impl Reconciler {
             }
             Look::Slow => {}
         }
-        self.source.listed = true;
+        self.source.listed |= !self.source.unread;
         self.source.last_error = None;
         self.answer_loads();
     }
@@ -126,6 +129,7 @@ impl Reconciler {
     fn listed(&mut self, listing: &Listing, now: Now) {
         self.source.last_good = Some(now.utc);
         self.source.problems.clone_from(&listing.problems);
+        self.source.unread = listing.unread;
         let empty = listing.models.is_empty();
         let removal = match self.rules.live.absent {
             // An empty answer after a full one is more likely a mistake than a wish.
