@@ -43,7 +43,8 @@ impl Mlflow {
             command.args(["--port", &port.to_string(), "--backend-store-uri", &database, "--artifacts-destination", &files]);
             command.env("MLFLOW_DISABLE_TELEMETRY", "true").env("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false");
             command.env("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http,https").env("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true");
-            command.current_dir(folder);
+            // It remembers for a minute that there were no webhooks.
+            command.env("MLFLOW_WEBHOOK_CACHE_TTL", "0").current_dir(folder);
             command
         };
         let server = Server::start(prepare, || listens(port));
