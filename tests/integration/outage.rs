@@ -72,13 +72,15 @@ impl World {
         self.server = None;
     }
 
-    /// Publishes past the proxy: others can reach the registry.
+    /// Publishes past the proxy: others can reach the registry. All but the first take no traffic by themselves.
     fn publish(&self, model: &str, version: u64, value: f32) {
         let file = self.sandbox.path(&format!("{model}-{version}.onnx"));
         std::fs::write(&file, constant(value, 2).bytes).unwrap();
         let (file, number) = (file.display().to_string(), version.to_string());
         let place = format!("s3://{BUCKET}/live");
-        let mut command = self.sandbox.command(&["publish", model, &file, "--version", &number, "--registry", &place]);
+        let hold: &[&str] = if version > 1 { &["--hold"] } else { &[] };
+        let arguments = [&["publish", model, &file, "--version", &number, "--registry", &place], hold].concat();
+        let mut command = self.sandbox.command(&arguments);
         let output = command.env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.ports[0])).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -90,6 +92,7 @@ impl World {
         let url = format!("http://{}", gateway.admin);
         self.sandbox.succeed(&["rollout", "weight", "m", "1", "100%", "--gateway", &url]);
         self.publish("m", 2, 2.0);
+        gateway.wait_version("m", 2);
         self.sandbox.succeed(&["rollout", "weight", "m", "2", "25%", "--gateway", &url]);
         gateway.wait_version("m", 2);
         gateway.eventually_admin("/admin/v1/status", |_, status| is_split(status));
