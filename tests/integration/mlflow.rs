@@ -1,9 +1,5 @@
 //! A gateway over a real MLflow server: what its aliases say is served, and what is decided here it hears of.
 
-#[path = "../../registry-client/tests/real/servers.rs"]
-#[allow(dead_code, reason = "not all of it is needed here")]
-mod servers;
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::http::{call, get, post};
 use crate::sandbox::{Gateway, Sandbox};
-use servers::{Server, find_or_skip, free_port, listens};
+use crate::servers::{Server, find_or_skip, free_port, listens};
 
 const MLMODEL: &str = "flavors:
   onnx:
