@@ -33,11 +33,11 @@ pub use lists::ModelFormat;
 pub use mlflow::MlflowConfig;
 pub use model_toml::declared_signature;
 pub use oci::OciConfig;
-pub use registries::RegistrySpec;
+pub use registries::{RegistryConfig, RegistrySpec};
 pub use reload::{Change, Changes, changes};
 pub use schema::schema;
 pub use secret::{SecretPlace, SecretText};
-pub use settings::{Config, LoadConfig, LogFormat, RegistryConfig, ServerConfig, TorchConfig, TrialConfig, TrialMode};
+pub use settings::{Config, LoadConfig, LogFormat, ServerConfig, TorchConfig, TrialConfig, TrialMode};
 pub use trust::TrustedKey;
 pub use value::{ByteCount, Place};
 

@@ -4,10 +4,81 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bascule_serving::Absent;
+
 use super::fields::Fields;
+use super::key::Key;
 use super::layers::{Layers, Origin};
 use super::raw::{Located, Raw};
+use super::settings::not_zero;
+use super::trust::TrustedKey;
 use super::value::{Place, Value};
+
+pub(super) const URL: Key<Place> =
+    Key::new("registry.url", || Place("./models".to_owned()), "the registry or repository that is served");
+pub(super) const POLL_INTERVAL: Key<Duration> =
+    Key::new("registry.poll_interval", || Duration::from_secs(2), "time between two looks at the registry")
+        .live()
+        .checked(not_zero);
+pub(super) const SETTLE_INTERVAL: Key<Duration> = Key::new(
+    "registry.settle_interval",
+    || Duration::from_secs(1),
+    "how long files of a plain version must keep size and time before they count",
+);
+pub(super) const ABSENT: Key<Absent> =
+    Key::new("registry.absent", || Absent::Keep, "what happens to a version whose directory is deleted").live();
+pub(super) const TRUST: Key<Vec<TrustedKey>> = Key::new(
+    "registry.trust",
+    Vec::new,
+    "public keys that versions have to be signed by, or files with some (\"file:keys.pub\"); empty for versions that nobody signs",
+);
+
+/// What exists, and how it is looked for.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "each field is the setting of the same name, which has its help text above")]
+pub struct RegistryConfig {
+    /// All of them; one at the least.
+    pub all: Vec<RegistrySpec>,
+    pub poll_interval: Duration,
+    pub absent: Absent,
+    pub trust: Vec<TrustedKey>,
+}
+
+impl RegistryConfig {
+    /// `[registry]`, or the list `[[registry]]`.
+    pub(super) fn take(layers: &mut Layers) -> RegistryConfig {
+        let written = layers.take_registries();
+        let (url, settle_interval) = (layers.take(&URL), layers.take(&SETTLE_INTERVAL));
+        let origin = layers.origin_of(&URL);
+        let (written, place) = written.unwrap_or((Vec::new(), Origin::Default));
+        let all = choose(&written, &url, &origin, settle_interval);
+        if all.iter().any(|spec| spec.name.is_some()) {
+            let shown = all.iter().map(|spec| format!("{}={}", spec.name.as_deref().unwrap_or_default(), spec.url.0));
+            let shown = shown.collect::<Vec<_>>().join(",");
+            layers.show_as(&URL, shown, if matches!(origin, Origin::Default) { place } else { origin });
+        }
+        RegistryConfig { all, poll_interval: layers.take(&POLL_INTERVAL), absent: layers.take(&ABSENT), trust: layers.take(&TRUST) }
+    }
+
+    /// The registry that a command works on, where the configuration leaves no doubt.
+    ///
+    /// # Errors
+    /// Several are configured: their names.
+    pub fn only(&self) -> Result<&RegistrySpec, String> {
+        match self.all.as_slice() {
+            [only] => Ok(only),
+            several => {
+                let names: Vec<_> = several.iter().filter_map(|spec| spec.name.as_deref()).collect();
+                Err(format!("several registries are configured: say which one with --registry {}", names.join("|")))
+            }
+        }
+    }
+
+    /// All of them for people.
+    pub fn describe(&self) -> String {
+        self.all.iter().map(|spec| spec.url.0.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
 
 /// One registry of several, or the only one.
 #[derive(Debug, Clone, PartialEq, Eq)]

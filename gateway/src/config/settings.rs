@@ -13,12 +13,11 @@ use bascule_serving::{Absent, CrowdedTrial, LoadMode, TransitionPolicy};
 use super::devices::GpuBudgets;
 use super::env::Environment;
 use super::key::{AnyKey, Key};
-use super::layers::{Layers, Origin};
+use super::layers::Layers;
 use super::lists::ModelFormat;
 use super::mlflow::{self, MlflowConfig};
 use super::oci::{self, OciConfig};
-use super::registries::{self, RegistrySpec};
-use super::trust::TrustedKey;
+use super::registries::{self, RegistryConfig};
 use super::value::{ByteCount, Place, words};
 
 const MIB: u64 = 1 << 20;
@@ -30,7 +29,7 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-fn not_zero(duration: &Duration) -> Result<(), &'static str> {
+pub(super) fn not_zero(duration: &Duration) -> Result<(), &'static str> {
     if duration.is_zero() { Err("expected more than no time at all") } else { Ok(()) }
 }
 
@@ -91,23 +90,6 @@ const ALLOW_REMOTE: Key<bool> = Key::new(
     "admin.allow_remote",
     || false,
     "allow the admin API on an address other than loopback: whoever reaches it can change what is served",
-);
-const REGISTRY: Key<Place> = Key::new("registry.url", || Place("./models".to_owned()), "the registry or repository that is served");
-const POLL_INTERVAL: Key<Duration> =
-    Key::new("registry.poll_interval", || Duration::from_secs(2), "time between two looks at the registry")
-        .live()
-        .checked(not_zero);
-const SETTLE_INTERVAL: Key<Duration> = Key::new(
-    "registry.settle_interval",
-    || Duration::from_secs(1),
-    "how long files of a plain version must keep size and time before they count",
-);
-const ABSENT: Key<Absent> =
-    Key::new("registry.absent", || Absent::Keep, "what happens to a version whose directory is deleted").live();
-const TRUST: Key<Vec<TrustedKey>> = Key::new(
-    "registry.trust",
-    Vec::new,
-    "public keys that versions have to be signed by, or files with some (\"file:keys.pub\"); empty for versions that nobody signs",
 );
 const JOURNAL: Key<Option<Place>> = Key::new(
     "rollout.journal",
@@ -211,11 +193,11 @@ pub(crate) static KEYS: &[&dyn AnyKey] = &[
     &WRITE_TIMEOUT,
     &IDLE_TIMEOUT,
     &ALLOW_REMOTE,
-    &REGISTRY,
-    &POLL_INTERVAL,
-    &SETTLE_INTERVAL,
-    &ABSENT,
-    &TRUST,
+    &registries::URL,
+    &registries::POLL_INTERVAL,
+    &registries::SETTLE_INTERVAL,
+    &registries::ABSENT,
+    &registries::TRUST,
     &oci::USERNAME,
     &oci::PASSWORD,
     &JOURNAL,
@@ -282,21 +264,6 @@ fn directives(text: &String) -> Result<(), &'static str> {
     }
 }
 
-/// `[registry]`, or the list `[[registry]]`.
-fn take_registry(layers: &mut Layers) -> RegistryConfig {
-    let written = layers.take_registries();
-    let (url, settle_interval) = (layers.take(&REGISTRY), layers.take(&SETTLE_INTERVAL));
-    let origin = layers.origin_of(&REGISTRY);
-    let (written, place) = written.unwrap_or((Vec::new(), Origin::Default));
-    let all = registries::choose(&written, &url, &origin, settle_interval);
-    if all.iter().any(|spec| spec.name.is_some()) {
-        let shown = all.iter().map(|spec| format!("{}={}", spec.name.as_deref().unwrap_or_default(), spec.url.0));
-        let shown = shown.collect::<Vec<_>>().join(",");
-        layers.show_as(&REGISTRY, shown, if matches!(origin, Origin::Default) { place } else { origin });
-    }
-    RegistryConfig { all, poll_interval: layers.take(&POLL_INTERVAL), absent: layers.take(&ABSENT), trust: layers.take(&TRUST) }
-}
-
 /// Everything that can be set, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -355,38 +322,6 @@ pub struct ServerConfig {
     pub body_timeout: Duration,
     pub write_timeout: Duration,
     pub idle_timeout: Duration,
-}
-
-/// What exists, and how it is looked for.
-#[derive(Debug, Clone, PartialEq)]
-#[expect(missing_docs, reason = "each field is the setting of the same name, which has its help text above")]
-pub struct RegistryConfig {
-    /// All of them; one at the least.
-    pub all: Vec<RegistrySpec>,
-    pub poll_interval: Duration,
-    pub absent: Absent,
-    pub trust: Vec<TrustedKey>,
-}
-
-impl RegistryConfig {
-    /// The registry that a command works on, where the configuration leaves no doubt.
-    ///
-    /// # Errors
-    /// Several are configured: their names.
-    pub fn only(&self) -> Result<&RegistrySpec, String> {
-        match self.all.as_slice() {
-            [only] => Ok(only),
-            several => {
-                let names: Vec<_> = several.iter().filter_map(|spec| spec.name.as_deref()).collect();
-                Err(format!("several registries are configured: say which one with --registry {}", names.join("|")))
-            }
-        }
-    }
-
-    /// All of them for people.
-    pub fn describe(&self) -> String {
-        self.all.iter().map(|spec| spec.url.0.as_str()).collect::<Vec<_>>().join(", ")
-    }
 }
 
 /// Where versions are tried out before they are loaded.
@@ -462,7 +397,7 @@ impl Config {
                 write_timeout: layers.take(&WRITE_TIMEOUT),
                 idle_timeout: layers.take(&IDLE_TIMEOUT),
             },
-            registry: take_registry(layers),
+            registry: RegistryConfig::take(layers),
             oci: OciConfig::take(layers),
             journal: layers.take(&JOURNAL),
             load: LoadConfig {
