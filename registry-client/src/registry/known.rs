@@ -165,8 +165,9 @@ impl Registry {
         known.versions.retain(|number, _| tree.versions.contains_key(number));
         // Its tombstones count, whatever else could not be read.
         known.tree = tree;
+        versions.and(rollout).and(settings)?;
         known.failure = None;
-        versions.and(rollout).and(settings)
+        Ok(())
     }
 
     async fn refresh_versions(&self, name: &ModelName, tree: &ModelTree, known: &mut Known) -> Result<(), RegistryError> {
