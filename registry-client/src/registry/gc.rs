@@ -179,9 +179,9 @@ impl Registry {
         if !shape.ours && !shape.numeric.is_empty() {
             return Ok(Err("it is in the plain layout".into()));
         }
-        let mut needed = Needed::default();
-        needed.folders = folder_names(&self.level(&self.model_path(model).join("versions")).await?);
-        for name in &needed.folders {
+        let folders = folder_names(&self.level(&self.model_path(model).join("versions")).await?);
+        let mut needed = Needed { folders: folders.clone(), ..Needed::default() };
+        for name in &folders {
             let Ok(version) = parse_version(name) else {
                 return Ok(Err(format!("{} lies between its versions and is none", quoted(name))));
             };

@@ -114,7 +114,7 @@ async fn a_web_server_is_read_and_not_written() {
     writer.sign(&key("m", 2), &mine).await.unwrap();
     let signed = trusting.list(Some(&unsigned.cursor)).await.unwrap().expect("a signature was added");
     let by = |version: u64| signed.models["m"].versions[&version].signatures.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
-    assert_eq!((by(1), by(2)), (vec![], vec![mine.public().id()]));
+    assert_eq!((by(1), by(2)), (vec![], vec![mine.public().to_string()]));
 
     let error = source.publish(request(files.path(), &key("m", 3), &[("model.onnx", b"z")]), &NoProgress).await.unwrap_err();
     assert!(matches!(error, PublishError::NoPutIfAbsent { .. }), "{error}");

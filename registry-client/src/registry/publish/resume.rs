@@ -65,6 +65,20 @@ struct Head {
     upload: String,
 }
 
+impl Head {
+    fn new(registry: &str, blob: &StorePath, measured: &Measured) -> Self {
+        Self {
+            schema: SCHEMA,
+            registry: registry.to_owned(),
+            blob: blob.to_string(),
+            sha256: measured.sha256,
+            bytes: measured.bytes,
+            part_bytes: measured.part_bytes,
+            upload: String::new(),
+        }
+    }
+}
+
 /// Every other line.
 #[derive(Debug, Serialize, Deserialize)]
 struct Part {
@@ -78,15 +92,7 @@ impl Resume {
     pub(super) async fn open(dir: Option<&Path>, registry: &str, blob: &StorePath, measured: &Measured) -> Opened {
         let nothing = || Opened { resume: Self(None), earlier: None, abandoned: None };
         let Some(dir) = dir.map(Path::to_owned) else { return nothing() };
-        let head = Head {
-            schema: SCHEMA,
-            registry: registry.to_owned(),
-            blob: blob.to_string(),
-            sha256: measured.sha256,
-            bytes: measured.bytes,
-            part_bytes: measured.part_bytes,
-            upload: String::new(),
-        };
+        let head = Head::new(registry, blob, measured);
         let measured = measured.clone();
         let opened = tokio::task::spawn_blocking(move || open(&dir, head, &measured));
         match opened.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
@@ -103,6 +109,29 @@ impl Resume {
                 nothing()
             }
         }
+    }
+
+    /// Forgets what is kept of an upload that nobody needs any more, and returns its id: the store may have parts of it.
+    pub(super) async fn take(dir: Option<&Path>, registry: &str, blob: &StorePath, measured: &Measured) -> Option<String> {
+        let dir = dir?.to_owned();
+        let head = Head::new(registry, blob, measured);
+        let measured = measured.clone();
+        let taken = tokio::task::spawn_blocking(move || {
+            if !place(&dir, &head).exists() {
+                return Ok(None);
+            }
+            let (kept, found) = open(&dir, head, &measured)?;
+            std::fs::remove_file(&kept.path)?;
+            Ok(match found {
+                Found::Continued(earlier) => Some(earlier.id),
+                Found::Abandoned(id) => Some(id),
+                Found::Nothing => None,
+            })
+        });
+        taken.await.unwrap_or_else(|error| Err(io::Error::other(error))).unwrap_or_else(|error| {
+            tracing::debug!(%blob, %error, "what is known of an upload stays");
+            None
+        })
     }
 
     pub(super) fn is_kept(&self) -> bool {
@@ -144,11 +173,16 @@ impl Resume {
     }
 }
 
-fn open(dir: &Path, head: Head, measured: &Measured) -> io::Result<(Kept, Found)> {
-    crate::durable::create_dir(dir)?;
+/// Where what is known of an upload is kept.
+fn place(dir: &Path, head: &Head) -> PathBuf {
     let mut name = DigestBuilder::default();
     name.field(head.registry.as_bytes()).field(head.blob.as_bytes());
-    let path = dir.join(format!("{}.upload", name.finish()));
+    dir.join(format!("{}.upload", name.finish()))
+}
+
+fn open(dir: &Path, head: Head, measured: &Measured) -> io::Result<(Kept, Found)> {
+    crate::durable::create_dir(dir)?;
+    let path = place(dir, &head);
     let mut file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
     match file.try_lock() {
         Ok(()) => {}

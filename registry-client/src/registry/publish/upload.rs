@@ -139,6 +139,7 @@ impl Registry {
         upload.progress.advance(upload.path, 0, measured.bytes);
         let mend = match self.look_at(&upload.blob, measured).await? {
             There::Whole { ageing } if !ageing || self.is_needed(upload).await? => {
+                self.drop_remembered(upload).await;
                 upload.add(measured.bytes);
                 return Ok(measured.bytes);
             }
@@ -247,6 +248,15 @@ impl Registry {
                 }
                 else => return Ok(()),
             }
+        }
+    }
+
+    /// Throws away an upload that broke off, of a blob that somebody else has brought since.
+    async fn drop_remembered(&self, upload: &Upload<'_>) {
+        let Some(store) = &self.multipart else { return };
+        let dir = upload.all.request.resume_dir.as_deref();
+        if let Some(id) = Resume::take(dir, &self.description, &upload.blob, upload.measured).await {
+            abort(store.as_ref(), &upload.blob, &id).await;
         }
     }
 

@@ -197,6 +197,19 @@ async fn what_is_remembered_wrongly_does_no_harm() {
     }
 }
 
+#[tokio::test]
+async fn an_upload_that_broke_off_is_thrown_away_once_somebody_else_has_brought_the_blob() {
+    let (files, state, uploads) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Uploads::new());
+    uploads.takes.store(4, Ordering::SeqCst);
+    uploads.registry().publish(wanted(files.path(), Some(state.path())), &NoProgress).await.unwrap_err();
+    uploads.takes.store(usize::MAX, Ordering::SeqCst);
+    uploads.registry().publish(wanted(files.path(), None), &NoProgress).await.unwrap();
+    assert_eq!((uploads.open_uploads(), kept(state.path()).len()), (1, 1));
+    let published = uploads.registry().publish(wanted(files.path(), Some(state.path())), &NoProgress).await.unwrap();
+    assert_eq!((published.reused_bytes, kept(state.path()).len()), (published.bytes, 0));
+    assert_whole(&uploads, &published).await;
+}
+
 /// Two files: one fails while the other is about to be continued. What is there of the other stays, to be continued.
 #[tokio::test]
 async fn a_file_that_fails_does_not_throw_away_what_is_there_of_another() {
