@@ -302,12 +302,13 @@ async fn the_least_recently_leased_goes_first_and_leased_trees_stay() {
     };
     assert_eq!(cache.evict_unleased(0), Evicted::default(), "everything is leased");
     let second = leases.swap_remove(1).clone();
+    // Given back in this order, whatever was leased first: 1, 4, 3.
     drop(leases);
-    // Version 1 is used again, so 3 is the one that has waited longest.
+    // Version 1 is used again, so 4 is the one that has waited longest.
     assert!(cache.find(&generation(1).digest).is_some());
     assert_eq!(cache.evict_unleased(4 * BYTES), Evicted::default());
     assert_eq!(cache.evict_unleased(3 * BYTES), Evicted { trees: 1, bytes: BYTES });
-    assert_eq!(there(&cache), [1, 2, 4]);
+    assert_eq!(there(&cache), [1, 2, 3]);
     assert_eq!(cache.evict_unleased(0), Evicted { trees: 2, bytes: 2 * BYTES });
     assert_eq!(there(&cache), [2]);
     assert_eq!(std::fs::read(second.dir().join("model.onnx")).unwrap(), content(2, "model.onnx"));

@@ -46,7 +46,31 @@ struct Tree {
     inodes: Vec<Inode>,
     /// Alive while somebody leases it.
     lease: Weak<Leased>,
-    used: SystemTime,
+    used: Arc<Used>,
+}
+
+/// When a tree was last leased, or given back.
+struct Used(Mutex<SystemTime>);
+
+impl Used {
+    fn new(when: SystemTime) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(when)))
+    }
+
+    fn when(&self) -> SystemTime {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is used now. The record's time of change says so too, for the next process.
+    fn mark(&self, files_dir: &Path) {
+        let now = SystemTime::now();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        let record = files_dir.with_file_name(RECORD);
+        let marked = fs::File::options().write(true).open(&record).and_then(|file| file.set_modified(now));
+        if let Err(error) = marked {
+            tracing::debug!(record = %record.display(), %error, "cannot mark a tree as used");
+        }
+    }
 }
 
 /// `tree.json`: what the tree is, and what its files were when they were verified.
@@ -105,6 +129,14 @@ pub struct Lease(Arc<Leased>);
 struct Leased {
     files_dir: PathBuf,
     record: Arc<Record>,
+    used: Arc<Used>,
+}
+
+impl Drop for Leased {
+    /// What served until now is not the first to be evicted.
+    fn drop(&mut self) {
+        self.used.mark(&self.files_dir);
+    }
 }
 
 impl Lease {
@@ -267,7 +299,7 @@ impl Trees {
         let replaced = self.move_aside(&place);
         fs::rename(staged.dir(), &place).map_err(disk)?;
         let record = Arc::new(record);
-        let used = SystemTime::now();
+        let used = Used::new(SystemTime::now());
         index.insert(Tree { files_dir: place.join(FILES), record: Arc::clone(&record), inodes, lease: Weak::new(), used });
         for file in &record.files {
             let loose = self.loose.join(file.sha256.to_string());
@@ -297,7 +329,7 @@ impl Trees {
         };
         match whole {
             Ok(_) => {
-                self.mark_used(digest);
+                lease.0.used.mark(lease.dir());
                 Some(lease)
             }
             Err(error) => {
@@ -335,7 +367,7 @@ impl Trees {
         }
         let mut index = self.lock();
         let trees = index.trees.iter().filter(|(_, tree)| tree.lease.strong_count() == 0);
-        let mut idle: Vec<_> = trees.map(|(digest, tree)| (tree.used, Idle::Tree(*digest))).collect();
+        let mut idle: Vec<_> = trees.map(|(digest, tree)| (tree.used.when(), Idle::Tree(*digest))).collect();
         idle.extend(index.loose.iter().map(|(sha256, loose)| (loose.used, Idle::Loose(*sha256))));
         idle.sort_unstable();
         let (mut evicted, mut asides) = (Evicted::default(), Vec::new());
@@ -378,22 +410,6 @@ impl Trees {
         None
     }
 
-    /// The record's time of change is when the tree was last leased, also for the next process.
-    fn mark_used(&self, digest: &Digest) {
-        let now = SystemTime::now();
-        let record = match self.lock().trees.get_mut(digest) {
-            Some(tree) => {
-                tree.used = now;
-                tree.files_dir.with_file_name(RECORD)
-            }
-            None => return,
-        };
-        let marked = fs::File::options().write(true).open(&record).and_then(|file| file.set_modified(now));
-        if let Err(error) = marked {
-            tracing::debug!(%digest, %error, "cannot mark a tree as used");
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -414,7 +430,8 @@ fn lease(index: &mut Index, digest: &Digest) -> Option<Lease> {
     if let Some(leased) = tree.lease.upgrade() {
         return Some(Lease(leased));
     }
-    let leased = Arc::new(Leased { files_dir: tree.files_dir.clone(), record: Arc::clone(&tree.record) });
+    let leased =
+        Arc::new(Leased { files_dir: tree.files_dir.clone(), record: Arc::clone(&tree.record), used: Arc::clone(&tree.used) });
     tree.lease = Arc::downgrade(&leased);
     Some(Lease(leased))
 }
@@ -428,7 +445,7 @@ fn read_tree(dir: &Path) -> io::Result<Tree> {
     }
     let files_dir = dir.join(FILES);
     let inodes = check_sizes(&files_dir, &record.files)?;
-    let used = fs::metadata(&path)?.modified()?;
+    let used = Used::new(fs::metadata(&path)?.modified()?);
     Ok(Tree { files_dir, record: Arc::new(record), inodes, lease: Weak::new(), used })
 }
 

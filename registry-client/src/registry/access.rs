@@ -4,6 +4,8 @@
 //! [`AccessError`]. What the registry itself acts on (not found, already there, precondition) passes unchanged. Bodies of errors may
 //! quote tokens and signatures: no more than their code and message are shown.
 
+mod uploads;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +19,19 @@ use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use tokio::time::Instant;
+
+pub(super) use uploads::{ReachedUploads, has_forgotten_upload};
 
 /// How long an answer may take to begin, and then each piece of it. A look at a registry that is dead ends after it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(8);
+/// How long all pieces of an answer together may be waited for, beyond what they bring: each byte, and each object of a listing, is worth
+/// some time more. One that only drips has an end so.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The slowest line that is waited for, in bytes a second.
+const SLOWEST: u64 = 16 << 10;
+/// How long an object of a listing may take: a thousand of them come at a time.
+const LISTED_OBJECT: Duration = Duration::from_millis(10);
 /// What is shown of a server's message, in characters.
 const SHOWN: usize = 200;
 
@@ -64,6 +76,8 @@ enum Trouble {
     Unreachable(String),
     /// No answer in time.
     Silent,
+    /// An answer that came too slowly to be waited for.
+    Dripping,
 }
 
 /// What a server answered.
@@ -82,6 +96,14 @@ pub(crate) struct AccessError {
 }
 
 impl AccessError {
+    /// The server's name for what went wrong, where it gave one.
+    fn code(&self) -> Option<&str> {
+        match &self.trouble {
+            Trouble::Refused(answer) | Trouble::Missing(answer) | Trouble::Failed(answer) => answer.code.as_deref(),
+            Trouble::Odd(_) | Trouble::Unreachable(_) | Trouble::Silent | Trouble::Dripping => None,
+        }
+    }
+
     /// Whether the server is there and does not do what was asked: asking again helps nothing.
     pub(crate) fn is_lacking(&self) -> bool {
         match &self.trouble {
@@ -89,7 +111,7 @@ impl AccessError {
                 matches!(answer.status, 400..=499 | 501) && !matches!(answer.status, 408 | 429)
             }
             Trouble::Odd(_) => true,
-            Trouble::Unreachable(_) | Trouble::Silent => false,
+            Trouble::Unreachable(_) | Trouble::Silent | Trouble::Dripping => false,
         }
     }
 }
@@ -104,6 +126,7 @@ impl fmt::Display for AccessError {
             Trouble::Odd(what) => write!(f, "{place} gave an answer that makes no sense ({what}): tried {tried}"),
             Trouble::Unreachable(why) => write!(f, "{place} can't be reached ({why}): tried {tried}"),
             Trouble::Silent => write!(f, "{place} gave no answer within {} s: tried {tried}", ANSWER_LIMIT.as_secs()),
+            Trouble::Dripping => write!(f, "{place} answers too slowly to be waited for: tried {tried}"),
         }
     }
 }
@@ -162,22 +185,24 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 impl Access {
-    /// A store's error in our words; what the registry acts on stays as it is.
+    /// A store's error in our words; what the registry acts on stays what it is, with a cause in our words.
     fn explain(self: &Arc<Self>, error: StoreError) -> StoreError {
-        let trouble = match &error {
-            StoreError::NotFound { .. } => match answer_of(&error).filter(Answer::says_missing) {
-                Some(answer) => Trouble::Missing(answer),
-                None => return error,
-            },
-            StoreError::AlreadyExists { .. }
-            | StoreError::Precondition { .. }
-            | StoreError::NotModified { .. }
-            | StoreError::NotImplemented { .. }
-            | StoreError::NotSupported { .. }
-            | StoreError::InvalidPath { .. } => return error,
-            _ => Self::trouble(&error),
+        let answer = answer_of(&error);
+        let cause = |source| match answer.clone() {
+            Some(answer) => Box::new(self.access_error(Trouble::Failed(answer))) as _,
+            None => source,
         };
-        self.error(trouble)
+        match error {
+            StoreError::NotFound { path, source } => match answer.clone().filter(Answer::says_missing) {
+                Some(answer) => self.error(Trouble::Missing(answer)),
+                None => StoreError::NotFound { path, source: cause(source) },
+            },
+            StoreError::AlreadyExists { path, source } => StoreError::AlreadyExists { path, source: cause(source) },
+            StoreError::Precondition { path, source } => StoreError::Precondition { path, source: cause(source) },
+            StoreError::NotModified { path, source } => StoreError::NotModified { path, source: cause(source) },
+            StoreError::NotImplemented { .. } | StoreError::NotSupported { .. } | StoreError::InvalidPath { .. } => error,
+            error => self.error(Self::trouble(&error)),
+        }
     }
 
     fn trouble(error: &StoreError) -> Trouble {
@@ -192,7 +217,11 @@ impl Access {
     }
 
     fn error(self: &Arc<Self>, trouble: Trouble) -> StoreError {
-        StoreError::Generic { store: "remote", source: Box::new(AccessError { access: Arc::clone(self), trouble }) }
+        StoreError::Generic { store: "remote", source: Box::new(self.access_error(trouble)) }
+    }
+
+    fn access_error(self: &Arc<Self>, trouble: Trouble) -> AccessError {
+        AccessError { access: Arc::clone(self), trouble }
     }
 
     async fn in_time<T>(self: &Arc<Self>, answer: impl Future<Output = Result<T>>) -> Result<T> {
@@ -226,23 +255,36 @@ pub(crate) struct Reached {
 }
 
 impl Reached {
-    pub(super) fn new(inner: Arc<dyn ObjectStore>, access: Access) -> Self {
-        Self { inner, access: Arc::new(access) }
+    pub(super) fn new(inner: Arc<dyn ObjectStore>, access: Arc<Access>) -> Self {
+        Self { inner, access }
     }
 
-    /// Pieces of an answer, each in time.
-    fn pieces<T: Send + 'static>(&self, pieces: BoxStream<'static, Result<T>>) -> BoxStream<'static, Result<T>> {
+    /// Pieces of an answer, each in time, and all of them in a time that grows with what they are `worth`.
+    fn pieces<T: Send + 'static>(
+        &self,
+        pieces: BoxStream<'static, Result<T>>,
+        worth: fn(&T) -> Duration,
+    ) -> BoxStream<'static, Result<T>> {
         let access = Arc::clone(&self.access);
-        let next = async |(access, pieces): (Arc<Access>, Option<BoxStream<'static, Result<T>>>)| {
+        type Waiting<T> = (Arc<Access>, Option<BoxStream<'static, Result<T>>>, Duration);
+        let next = move |(access, pieces, left): Waiting<T>| async move {
             let mut pieces = pieces?;
-            match tokio::time::timeout(ANSWER_LIMIT, pieces.next()).await {
+            let asked = Instant::now();
+            // Only waiting counts: whoever reads may take as long as it likes.
+            match tokio::time::timeout(left.min(ANSWER_LIMIT), pieces.next()).await {
                 Ok(None) => None,
-                Ok(Some(Ok(piece))) => Some((Ok(piece), (access, Some(pieces)))),
-                Ok(Some(Err(error))) => Some((Err(access.explain(error)), (access, None))),
-                Err(_) => Some((Err(access.error(Trouble::Silent)), (access, None))),
+                Ok(Some(Ok(piece))) => {
+                    let left = left.saturating_sub(asked.elapsed()).saturating_add(worth(&piece));
+                    Some((Ok(piece), (access, Some(pieces), left)))
+                }
+                Ok(Some(Err(error))) => Some((Err(access.explain(error)), (access, None, left))),
+                Err(_) => {
+                    let trouble = if left < ANSWER_LIMIT { Trouble::Dripping } else { Trouble::Silent };
+                    Some((Err(access.error(trouble)), (access, None, left)))
+                }
             }
         };
-        futures::stream::unfold((access, Some(pieces)), next).boxed()
+        futures::stream::unfold((access, Some(pieces), PATIENCE), next).boxed()
     }
 }
 
@@ -261,7 +303,8 @@ impl ObjectStore for Reached {
 
     async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
         self.access.refuse_writing()?;
-        self.inner.put_multipart_opts(location, options).await.map_err(|error| self.access.explain(error))
+        let upload = self.inner.put_multipart_opts(location, options).await.map_err(|error| self.access.explain(error))?;
+        Ok(Box::new(uploads::ReachedUpload { inner: upload, access: Arc::clone(&self.access) }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
@@ -275,7 +318,9 @@ impl ObjectStore for Reached {
         }
         let mut result = outcome?;
         if let GetResultPayload::Stream(pieces) = result.payload {
-            result.payload = GetResultPayload::Stream(self.pieces(pieces));
+            result.payload = GetResultPayload::Stream(
+                self.pieces(pieces, |piece| Duration::from_micros((piece.len() as u64).saturating_mul(1_000_000) / SLOWEST)),
+            );
         }
         Ok(result)
     }
@@ -289,11 +334,11 @@ impl ObjectStore for Reached {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.pieces(self.inner.list(prefix))
+        self.pieces(self.inner.list(prefix), |_| LISTED_OBJECT)
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await.map_err(|error| self.access.explain(error))
+        self.access.in_time(self.inner.list_with_delimiter(prefix)).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
@@ -324,12 +369,39 @@ mod tests {
     #[tokio::test]
     async fn what_the_registry_acts_on_passes_and_reading_does_not_write() {
         let access = Access::new("http://host/models".to_owned(), "nothing".to_owned(), "the place".to_owned()).read_only();
-        let store = Reached::new(Arc::new(object_store::memory::InMemory::new()), access);
+        let store = Reached::new(Arc::new(object_store::memory::InMemory::new()), Arc::new(access));
         use object_store::ObjectStoreExt as _;
         let gone = store.get(&Path::from("x")).await.unwrap_err();
         assert!(matches!(gone, StoreError::NotFound { .. }), "{gone}");
         let refused = store.put(&Path::from("x"), "y".into()).await.unwrap_err();
         assert!(crate::log::lacks_put_if_absent(&refused) && refused.to_string().contains("http://host/models"), "{refused}");
         assert!(store.put_multipart(&Path::from("x")).await.is_err() && store.delete(&Path::from("x")).await.is_err());
+    }
+
+    fn reached() -> Reached {
+        let access = Access::new("s3://models".to_owned(), "nothing".to_owned(), "the place".to_owned());
+        Reached::new(Arc::new(object_store::memory::InMemory::new()), Arc::new(access))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_drips_has_an_end_and_one_that_is_slow_does_not_break_off() {
+        let every = |pause: Duration, pieces: usize| {
+            let pieces = futures::stream::iter(0..pieces).then(move |nth| async move {
+                tokio::time::sleep(pause).await;
+                Ok(nth)
+            });
+            pieces.boxed()
+        };
+        let reached = reached();
+        let came = async |pause, pieces, worth| {
+            let came: Vec<_> = reached.pieces(every(pause, pieces), worth).collect().await;
+            let failed = came.last().and_then(|last| last.as_ref().err()).map(ToString::to_string);
+            (came.len(), failed.unwrap_or_default())
+        };
+        let (count, why) = came(Duration::from_secs(7), 1_000, |_| Duration::from_millis(1)).await;
+        assert!(count == 5 && why.contains("too slowly"), "{count} {why}");
+        let (count, why) = came(Duration::from_secs(9), 10, |_| Duration::from_secs(60)).await;
+        assert!(count == 1 && why.contains("no answer within 8 s"), "{count} {why}");
+        assert_eq!(came(Duration::from_secs(7), 1_000, |_| Duration::from_secs(7)).await, (1_000, String::new()));
     }
 }

@@ -11,6 +11,8 @@
 //!   delete request would have to be on its way from before the publisher's upload until after that look.
 //! - While a manifest of a model can't be read, or something lies between its versions that is none, nothing of that model goes: it
 //!   may name anything. The same holds for a model in the plain layout.
+//! - A listing that is short would make what a version needs look like garbage. So nothing of a model goes where its journal or the
+//!   change log names a version that is not listed, or where a second listing shows others.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,14 +20,16 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectMeta, ObjectStoreExt as _};
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use super::logged::Logged;
 use super::versions::with_causes;
 use super::{Registry, RegistryError};
 use crate::digest::Digest;
 use crate::log::Read;
 use crate::manifest::Manifest;
-use crate::name::{ModelName, VersionKey, parse_version, quoted};
+use crate::name::{ModelName, VersionKey, VersionNumber, parse_version, quoted};
 
 /// How old something has to be that nobody names before it is removed. A shorter time is safe only while nobody publishes.
 pub const GC_GRACE: Duration = Duration::from_secs(24 * 3_600);
@@ -60,6 +64,9 @@ pub struct Leftover {
 /// What the manifests of a model name.
 #[derive(Default)]
 struct Needed {
+    /// The names of the folders of its versions, and which of these have a manifest.
+    folders: BTreeSet<String>,
+    versions: BTreeSet<VersionNumber>,
     blobs: BTreeSet<Digest>,
     manifests: BTreeSet<Digest>,
 }
@@ -71,9 +78,9 @@ impl Registry {
     /// [`RegistryError::Unavailable`]. Some may be removed by then; another time goes on.
     pub async fn collect_garbage(&self, grace: Duration, remove: bool) -> Result<Vec<Garbage>, RegistryError> {
         let now = if remove { self.store_time().await? } else { self.clock.now() };
-        let mut found = Vec::new();
+        let (mut found, log) = (Vec::new(), OnceCell::new());
         for model in self.models().await? {
-            let garbage = self.garbage_of(&model, now, grace).await?;
+            let garbage = self.garbage_of(&model, now, grace, &log).await?;
             let garbage = match remove {
                 true => self.remove(garbage).await?,
                 false => garbage,
@@ -90,7 +97,13 @@ impl Registry {
         age(blob.last_modified, self.clock.now()) > GC_GRACE / 2
     }
 
-    async fn garbage_of(&self, model: &ModelName, now: DateTime<Utc>, grace: Duration) -> Result<Garbage, RegistryError> {
+    async fn garbage_of(
+        &self,
+        model: &ModelName,
+        now: DateTime<Utc>,
+        grace: Duration,
+        log: &OnceCell<Logged>,
+    ) -> Result<Garbage, RegistryError> {
         let mut garbage = Garbage { model: model.clone(), old: Vec::new(), young: Vec::new(), left_alone: None };
         let blobs = self.level(&self.model_path(model).join("blobs")).await?.objects;
         let signed = self.level(&self.model_path(model).join("signatures")).await?.common_prefixes;
@@ -114,7 +127,45 @@ impl Registry {
             let leftover = Leftover { path: object.location.to_string(), bytes: object.size, written: object.last_modified };
             if young { garbage.young.push(leftover) } else { garbage.old.push(leftover) }
         }
-        Ok(garbage)
+        if garbage.old.is_empty() {
+            return Ok(garbage);
+        }
+        let log = log.get_or_try_init(|| self.whole_log()).await?;
+        match self.doubt(model, &needed, log).await? {
+            Some(why) => Ok(Garbage { old: Vec::new(), young: Vec::new(), left_alone: Some(why), ..garbage }),
+            None => Ok(garbage),
+        }
+    }
+
+    async fn whole_log(&self) -> Result<Logged, RegistryError> {
+        let mut logged = Logged::default();
+        let read = async { self.follow_log(&mut logged, self.last_change().await?).await };
+        read.await.map_err(|error| RegistryError::unavailable(format!("change log of {}", self.description), error))?;
+        Ok(logged)
+    }
+
+    /// Why the versions of a model may be more than were listed, if that is so.
+    async fn doubt(&self, model: &ModelName, needed: &Needed, log: &Logged) -> Result<Option<String>, RegistryError> {
+        let versions = self.model_path(model).join("versions");
+        let is_listed = |folder: &String| parse_version(folder).is_ok_and(|version| needed.versions.contains(&version));
+        for folder in needed.folders.iter().filter(|folder| !is_listed(folder)) {
+            if !self.level(&versions.clone().join(folder.as_str())).await?.objects.is_empty() {
+                return Ok(Some(format!("version {folder} has files and no manifest that could be read")));
+            }
+        }
+        let journal = self.journal(model).await;
+        let journal = journal.map_err(|error| RegistryError::unavailable(format!("journal of {model}"), error))?;
+        let named = journal
+            .iter()
+            .flat_map(|entry| entry.op.version().filter(|_| entry.op.needs_version()).into_iter().chain(entry.highest));
+        if let Some(version) = named.filter(|version| !needed.versions.contains(version)).min() {
+            return Ok(Some(format!("its journal names version {version}, which is not listed")));
+        }
+        if let Some(version) = log.versions(model).find(|version| !needed.versions.contains(version)) {
+            return Ok(Some(format!("the change log names version {version}, which is not listed")));
+        }
+        let again = folder_names(&self.level(&versions).await?);
+        Ok((again != needed.folders).then(|| "a second listing of its versions shows others".to_owned()))
     }
 
     /// The blobs that versions of a model name; none where that can't be known.
@@ -128,9 +179,9 @@ impl Registry {
         if !shape.ours && !shape.numeric.is_empty() {
             return Ok(Err("it is in the plain layout".into()));
         }
-        let mut needed = Needed::default();
-        for dir in &self.level(&self.model_path(model).join("versions")).await?.common_prefixes {
-            let name = dir.filename().unwrap_or_default();
+        let folders = folder_names(&self.level(&self.model_path(model).join("versions")).await?);
+        let mut needed = Needed { folders: folders.clone(), ..Needed::default() };
+        for name in &folders {
             let Ok(version) = parse_version(name) else {
                 return Ok(Err(format!("{} lies between its versions and is none", quoted(name))));
             };
@@ -144,6 +195,7 @@ impl Registry {
             };
             match Manifest::parse(&bytes) {
                 Ok((manifest, digest)) => {
+                    needed.versions.insert(version);
                     needed.blobs.extend(manifest.files.iter().filter_map(|file| file.sha256));
                     needed.manifests.insert(digest);
                 }
@@ -190,6 +242,10 @@ impl Registry {
         let level = self.store.list_with_delimiter(Some(dir)).await;
         level.map_err(|error| RegistryError::unavailable(dir.to_string(), error))
     }
+}
+
+fn folder_names(level: &object_store::ListResult) -> BTreeSet<String> {
+    level.common_prefixes.iter().filter_map(|dir| dir.filename().map(str::to_owned)).collect()
 }
 
 fn digest_of(path: &Path) -> Option<Digest> {

@@ -2,8 +2,9 @@
 //!
 //! Manifests, tombstones and entries of journals never change: they are read once, as long as the listing shows the same stamps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -22,6 +23,8 @@ use crate::plain::Settings;
 
 /// How many objects of one model are read at a time.
 const READS: usize = 16;
+/// After so many versions of one model that could not be read, the others wait for the next try: each may take as long.
+const MAX_UNREAD: usize = 8;
 /// Until a model that could not be read is tried again, at first and at the most.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
@@ -32,6 +35,8 @@ pub(super) struct Known {
     /// What the listing showed when all of it was read.
     pub(super) tree: ModelTree,
     versions: BTreeMap<VersionNumber, ReadVersion>,
+    /// Versions that could not be read, as they are now.
+    unread: BTreeSet<VersionNumber>,
     /// The fold of its journal.
     rollout: Rollout,
     settings: BTreeMap<String, (Stamp, Arc<[u8]>)>,
@@ -47,6 +52,8 @@ pub(super) struct Known {
 struct ReadVersion {
     /// Of all that lies in its folder, but for the tombstone.
     stamps: Stamps,
+    /// Those of the signatures that were listed then.
+    signed: Option<Stamps>,
     /// What it is, or what is wrong with it.
     outcome: Result<Arc<Generation>, String>,
 }
@@ -73,6 +80,12 @@ impl Known {
         let times = self.failure.as_ref().map_or(1, |failure| failure.times.saturating_add(1));
         let pause = FIRST_RETRY.saturating_mul(1 << (times - 1).min(16)).min(LAST_RETRY).mul_f64(0.75 + spread / 4.0);
         self.failure = Some(Failure { times, retry_at: now + pause, why });
+    }
+
+    /// The digests of the manifests that were read, but for those of versions that nobody uses any more.
+    pub(super) fn manifests(&self) -> impl Iterator<Item = Digest> {
+        let used = self.versions.iter().filter(|(number, _)| !self.is_tombstoned(**number));
+        used.filter_map(|(_, version)| version.outcome.as_ref().ok().map(|generation| generation.digest))
     }
 
     pub(super) fn is_tombstoned(&self, number: VersionNumber) -> bool {
@@ -135,16 +148,24 @@ impl Known {
 }
 
 impl Registry {
-    /// Reads what is new of a model. What can't be read stays as it was, and what could be read is not read again.
+    /// Reads what is new of a model. What can't be read stays as it was, and hinders nothing else: an error is the first of those that
+    /// there were. What could be read is not read again.
     pub(super) async fn refresh(&self, name: &ModelName, tree: ModelTree, known: &mut Known) -> Result<(), RegistryError> {
         known.partial = false;
+        let (mut versions, mut rollout) = (Ok(()), Ok(()));
         if tree.ours {
-            self.refresh_versions(name, &tree, known).await?;
-            self.refresh_rollout(name, &tree, known).await?;
+            versions = self.refresh_versions(name, &tree, known).await;
+            rollout = self.refresh_rollout(name, &tree, known).await;
         }
-        self.refresh_settings(name, &tree, known).await?;
+        let settings = self.refresh_settings(name, &tree, known).await;
+        if !tree.ours {
+            // A plain model is as it was until all of it can be read.
+            settings.clone()?;
+        }
         known.versions.retain(|number, _| tree.versions.contains_key(number));
+        // Its tombstones count, whatever else could not be read.
         known.tree = tree;
+        versions.and(rollout).and(settings)?;
         known.failure = None;
         Ok(())
     }
@@ -156,35 +177,48 @@ impl Registry {
             (*number, lasting.map(|(file, stamp)| (file.clone(), stamp.clone())).collect::<Stamps>())
         });
         let is_new = |number: &VersionNumber, stamps: &Stamps| match known.versions.get(number) {
-            Some(read) => read.stamps != *stamps || self.is_signed_anew(read, &known.tree, tree),
+            Some(read) => read.stamps != *stamps || self.is_signed_anew(read, tree),
             None => true,
         };
-        let new: Vec<_> = committed.filter(|(number, stamps)| is_new(number, stamps)).collect();
+        let mut new: Vec<_> = committed.filter(|(number, stamps)| is_new(number, stamps)).collect();
+        // Those that failed the last time come last, so that they don't keep the others from being read.
+        new.sort_by_key(|(number, _)| known.unread.contains(number));
+        known.unread.clear();
+        let (mut failure, failures) = (Ok(()), AtomicUsize::new(0));
         let reads = futures::stream::iter(new).map(async |(number, stamps)| {
-            let outcome = self.read_manifest(&VersionKey::new(name.clone(), number)).await;
-            (number, stamps, outcome)
+            if failures.load(Ordering::Relaxed) >= MAX_UNREAD {
+                return (number, stamps, None);
+            }
+            let outcome = self.read_listed(&VersionKey::new(name.clone(), number), tree).await;
+            (number, stamps, Some(outcome))
         });
         let mut reads = reads.buffer_unordered(READS);
         while let Some((number, stamps, outcome)) = reads.next().await {
             let outcome = match outcome {
-                Ok(generation) => Ok(Arc::new(generation)),
-                Err(RegistryError::Manifest { source, .. }) => Err(with_causes(&source)),
-                Err(RegistryError::NotFound { .. }) => {
+                None => continue,
+                Some(Ok(generation)) => Ok(Arc::new(generation)),
+                Some(Err(RegistryError::Manifest { source, .. })) => Err(with_causes(&source)),
+                Some(Err(RegistryError::NotFound { .. })) => {
                     known.partial = true;
                     continue;
                 }
-                Err(error) => return Err(error),
+                Some(Err(error)) => {
+                    failures.fetch_add(1, Ordering::Relaxed);
+                    known.unread.insert(number);
+                    failure = failure.and(Err(error));
+                    continue;
+                }
             };
-            known.versions.insert(number, ReadVersion { stamps, outcome });
+            let signed = outcome.as_ref().ok().and_then(|generation| tree.signatures.get(&generation.digest.to_string()).cloned());
+            known.versions.insert(number, ReadVersion { stamps, signed, outcome });
         }
-        Ok(())
+        failure
     }
 
     /// Whether somebody has signed a version since it was read.
-    fn is_signed_anew(&self, read: &ReadVersion, before: &ModelTree, now: &ModelTree) -> bool {
+    fn is_signed_anew(&self, read: &ReadVersion, now: &ModelTree) -> bool {
         let Ok(generation) = &read.outcome else { return false };
-        let of = |tree: &ModelTree| tree.signatures.get(&generation.digest.to_string()).cloned();
-        self.signatures_of.is_some() && of(before) != of(now)
+        self.signatures_of.is_some() && read.signed.as_ref() != now.signatures.get(&generation.digest.to_string())
     }
 
     async fn refresh_rollout(&self, name: &ModelName, tree: &ModelTree, known: &mut Known) -> Result<(), RegistryError> {
@@ -195,6 +229,11 @@ impl Registry {
             last if last == tree.entries => last,
             _ => journal.tail(known.rollout.seq).await.map_err(unreadable)?,
         };
+        if tail < known.rollout.seq {
+            // Entries do not go: what was decided must not be taken back because a listing is short.
+            let short = format!("it ends at entry {tail}, but entry {} was there", known.rollout.seq);
+            return Err(RegistryError::unavailable(format!("journal of {name}"), std::io::Error::other(short)));
+        }
         if tail != known.rollout.seq || known.rollout.frozen.is_some() {
             known.rollout = journal.rollout_to(known.rollout.clone(), tail).await.map_err(unreadable)?;
         }

@@ -12,7 +12,7 @@ use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 
-use super::access::Reached;
+use super::access::{Reached, ReachedUploads};
 use super::{RegistryError, contained::ContainedDirectory};
 
 pub use environment::StoreEnvironment;
@@ -108,6 +108,8 @@ pub(super) fn open(location: &str, environment: &StoreEnvironment) -> Result<Ope
         }
     };
     let stores::Store { objects, multipart, access } = opened.map_err(|problem| wrong(problem.into()))?;
+    let access = Arc::new(access);
+    let multipart = multipart.map(|uploads| Arc::new(ReachedUploads::new(uploads, Arc::clone(&access))) as _);
     let reached = Reached::new(objects, access);
     let description = reached.to_string();
     Ok(Opened {
@@ -130,15 +132,23 @@ const SCHEMES: [(&str, &[&str]); 4] = [
 /// A place as it may be shown: without what stands for a password in it.
 fn shown(location: &str) -> String {
     let shown = match location.split_once("://") {
-        Some((scheme, rest)) => match rest.split_once('/').unwrap_or((rest, "")).0.rsplit_once('@') {
-            Some((credentials, _)) if credentials.contains(':') => format!("{scheme}://…{}", &rest[credentials.len()..]),
-            _ => location.to_owned(),
+        // A password may have slashes in it.
+        Some((scheme, rest)) => match rest.rsplit_once('@') {
+            // A container's name stands before its account's.
+            Some((container, _)) if is_azure(scheme) && !container.contains(':') => location.to_owned(),
+            Some((credentials, _)) => format!("{scheme}://…{}", &rest[credentials.len()..]),
+            None => location.to_owned(),
         },
         None => location.to_owned(),
     };
     let end = shown.find(['?', '#']).map_or(shown.len(), |end| end + 1);
     let hidden = if end < shown.len() { "…" } else { "" };
     crate::name::quoted(&format!("{}{hidden}", &shown[..end]))
+}
+
+fn is_azure(scheme: &str) -> bool {
+    let scheme = scheme.to_ascii_lowercase();
+    SCHEMES.iter().any(|(noun, schemes)| *noun == "container" && schemes.contains(&scheme.as_str()))
 }
 
 /// Buckets and containers have names that fit into a host's; an account may follow that of a container.
@@ -245,6 +255,12 @@ mod tests {
         check("s3://models/x?token=hidden", &["query"]);
         check("s3://models/a//b", &["path that no object can have"]);
         check("https://me:hidden@host/x", &["password"]);
+        check("https://hidden@host/x", &["password", "https://…@host/x"]);
+        check("s3://hidden@bucket/x", &["names no bucket", "s3://…@bucket/x"]);
+        check("gs://hidden@a@bucket/x", &["names no bucket"]);
+        check("s3://key:hid/hidden@bucket/x", &["s3://…@bucket/x"]);
+        check("az://key:hidden@account/x", &["names no container"]);
+        check("ABFSS://models@you/x?hidden", &["ABFSS://models@you/x", "query"]);
         check("ftp://host/x", &["ftp", "not supported"]);
         check("memory://x", &["memory://"]);
         let gone = open("/no/such/directory/anywhere", &StoreEnvironment::default()).err().unwrap();

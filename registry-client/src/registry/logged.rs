@@ -18,6 +18,7 @@ use super::versions::{MAX_SETTINGS_BYTES, MAX_SETTINGS_FILES, SETTINGS_FILES, WA
 use super::{Registry, RegistryError};
 use crate::log::{Read, read_small};
 use crate::name::{ModelName, VersionKey, VersionNumber, check_file_path};
+use crate::signing::Trust;
 
 /// How many models are asked for at a time, and objects of one.
 const MODELS: usize = 4;
@@ -33,6 +34,11 @@ pub(super) struct Logged {
 }
 
 impl Logged {
+    /// The versions of a model that it names.
+    pub(super) fn versions(&self, model: &ModelName) -> impl Iterator<Item = VersionNumber> {
+        self.models.get(model).into_iter().flatten().copied()
+    }
+
     /// What is missing, if anything is.
     pub(super) fn problem(&self) -> Option<String> {
         let first = self.unreadable.first()?;
@@ -117,7 +123,39 @@ impl Registry {
         let tail = tail.map_err(|error| RegistryError::unavailable(format!("journal of {name}"), error))?;
         (tree.last_entry, tree.entries) = (tail, tail);
         self.probe_settings(name, &mut tree).await?;
+        if let (Some(keys), Some(known)) = (&self.signatures_of, known) {
+            self.probe_signatures(name, keys, known, &mut tree).await?;
+        }
         Ok(tree)
+    }
+
+    /// Asks for the signatures of these keys on the manifests that are known: more may have been added.
+    async fn probe_signatures(
+        &self,
+        name: &ModelName,
+        keys: &Trust,
+        known: &Known,
+        tree: &mut ModelTree,
+    ) -> Result<(), RegistryError> {
+        let wanted: Vec<_> =
+            known.manifests().flat_map(|manifest| keys.ids().map(move |id| (manifest, format!("{id}.json")))).collect();
+        let probes = futures::stream::iter(wanted).map(async |(manifest, file)| {
+            let place = self.signatures_path(name, &manifest).join(file.as_str());
+            let found = self.store.head(&place).await;
+            (manifest, file, found.map_err(|error| (place, error)))
+        });
+        let mut probes = probes.buffer_unordered(READS);
+        while let Some((manifest, file, found)) = probes.next().await {
+            match found {
+                Ok(object) => {
+                    let files = tree.signatures.entry(manifest.to_string()).or_default();
+                    files.insert(file, Stamp::of(&object));
+                }
+                Err((_, StoreError::NotFound { .. })) => {}
+                Err((place, error)) => return Err(RegistryError::unavailable(place.to_string(), error)),
+            }
+        }
+        Ok(())
     }
 
     /// Asks for the settings, and for the files that they name.

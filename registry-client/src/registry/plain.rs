@@ -26,7 +26,7 @@ use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::plain::{self, QUIET, Recheck, add_version, with_settings};
 use crate::settle::LookTime;
 use crate::source::{FetchError, Fetched, Progress};
-use crate::transfer::{Content, Pieces, Ranges, bring};
+use crate::transfer::{Content, OpenFile, Pieces, Ranges, bring_all};
 
 impl Registry {
     /// A plain model as it counts now.
@@ -67,17 +67,12 @@ impl Registry {
         progress: &dyn Progress,
     ) -> Result<Fetched, FetchError> {
         let listed = self.relist(generation).await?;
-        let mut files = Vec::with_capacity(generation.manifest.files.len());
-        for file in &generation.manifest.files {
-            let stamp = listed.get(&file.path).ok_or_else(|| changed(generation))?;
-            let object = PlainObject::new(self, generation, &file.path, stamp);
-            match bring(Content::Ranged(Arc::new(object)), file, dest, progress).await {
-                Ok(brought) => files.push(brought),
-                // Without a digest of its own a file can only have grown or shrunk.
-                Err(FetchError::Size { .. }) => return Err(changed(generation)),
-                Err(error) => return Err(error),
-            }
-        }
+        let objects = PlainObjects { registry: self, generation, listed };
+        let files = match bring_all(&self.transfers, &objects, &generation.manifest.files, dest, progress).await {
+            // Without a digest of its own a file can only have grown or shrunk.
+            Err(FetchError::Size { .. }) => return Err(changed(generation)),
+            brought => brought?,
+        };
         self.relist(generation).await?;
         Ok(Fetched { files })
     }
@@ -131,6 +126,21 @@ fn changed(generation: &Generation) -> FetchError {
 
 fn unavailable(generation: &Generation, error: StoreError) -> FetchError {
     FetchError::unavailable(format!("the files of {}", generation.key), error)
+}
+
+/// The objects of a plain version, as they were listed.
+struct PlainObjects<'a> {
+    registry: &'a Registry,
+    generation: &'a Generation,
+    listed: Stamps,
+}
+
+#[async_trait]
+impl OpenFile for PlainObjects<'_> {
+    async fn open(&self, file: &ManifestFile) -> Result<Content, FetchError> {
+        let stamp = self.listed.get(&file.path).ok_or_else(|| changed(self.generation))?;
+        Ok(Content::Ranged(Arc::new(PlainObject::new(self.registry, self.generation, &file.path, stamp))))
+    }
 }
 
 /// An object of a plain version, read only as long as it is the listed one.

@@ -303,13 +303,13 @@ impl Registry {
         let (mut models, mut problems, mut recheck) = (BTreeMap::new(), seen.problems.clone(), Recheck::default());
         let mut known = std::mem::take(&mut seen.models);
         for (name, known) in &mut known {
-            if let Some(failure) = &known.failure {
-                problems.push(format!("model {name}: {}", failure.why));
-            } else {
-                known.listed = match known.tree.is_plain() {
-                    true => Some(Arc::new(self.plain_model(name, known, seen, time, &mut recheck))),
-                    false => known.ours(name).map(Arc::new),
-                };
+            problems.extend(known.failure.as_ref().map(|failure| format!("model {name}: {}", failure.why)));
+            match known.tree.is_plain() {
+                // It is as it was.
+                true if known.failure.is_some() => {}
+                true => known.listed = Some(Arc::new(self.plain_model(name, known, seen, time, &mut recheck))),
+                // All that could be read of it counts, tombstones before all.
+                false => known.listed = known.ours(name).map(Arc::new),
             }
             models.extend(known.listed.clone().map(|model| (name.clone(), model)));
         }

@@ -9,6 +9,7 @@ use object_store::{PutMode, PutOptions};
 
 use super::changes::What;
 use super::reading::is_lacking;
+use super::tree::{Stamps, object_below};
 use super::{Registry, RegistryError};
 use crate::digest::Digest;
 use crate::log::{Put, Read, exists, put_if_absent, read_small};
@@ -55,13 +56,17 @@ impl Registry {
         model: &ModelName,
         manifest: &Digest,
         first: &Trust,
+        listed: Option<&Stamps>,
     ) -> Result<Vec<ManifestSignature>, RegistryError> {
         let dir = self.signatures_path(model, manifest);
-        let mut paths: Vec<Path> = match self.store.list_with_delimiter(Some(&dir)).await {
-            Ok(level) => level.objects.into_iter().map(|object| object.location).collect(),
-            // A server that can't list can still be asked for those that count.
-            Err(error) if is_lacking(&error) => self.signatures_by(&dir, first).await?,
-            Err(error) => return Err(RegistryError::unavailable(dir.to_string(), error)),
+        let mut paths: Vec<Path> = match listed {
+            Some(files) if !files.is_empty() => files.keys().map(|file| object_below(&dir, file)).collect(),
+            _ => match self.store.list_with_delimiter(Some(&dir)).await {
+                Ok(level) => level.objects.into_iter().map(|object| object.location).collect(),
+                // A server that can't list can still be asked for those that count.
+                Err(error) if is_lacking(&error) => self.signatures_by(&dir, first).await?,
+                Err(error) => return Err(RegistryError::unavailable(dir.to_string(), error)),
+            },
         };
         paths.sort_unstable_by_key(|path| (!first.names(stem(path)), path.clone()));
         paths.truncate(MAX_SIGNATURES);

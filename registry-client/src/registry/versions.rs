@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 
 use super::location::Listing as Lists;
+use super::tree::ModelTree;
 use super::{Registry, RegistryError};
 use crate::journal::Rollout;
 use crate::listing::{Generation, Layout, ListedModel};
@@ -144,6 +145,11 @@ impl Registry {
 
     /// A version by its manifest alone, which never changes. Whether it is tombstoned is not looked at.
     pub(super) async fn read_manifest(&self, key: &VersionKey) -> Result<Generation, RegistryError> {
+        self.read_listed(key, &ModelTree::default()).await
+    }
+
+    /// The same; signatures that were listed are not listed again.
+    pub(super) async fn read_listed(&self, key: &VersionKey, tree: &ModelTree) -> Result<Generation, RegistryError> {
         let stored = self.manifest_bytes(key).await?.ok_or_else(|| RegistryError::NotFound { key: key.clone() })?;
         let wrong = |source| RegistryError::Manifest { key: key.clone(), source };
         let bytes = match stored {
@@ -156,7 +162,10 @@ impl Registry {
             return Err(wrong(ManifestError::Field { field: "model and version", problem }));
         }
         let (signatures, stored) = match &self.signatures_of {
-            Some(first) => (self.signatures(&key.model, &digest, first).await?, Some(as_text(&bytes))),
+            Some(first) => {
+                let listed = tree.signatures.get(&digest.to_string());
+                (self.signatures(&key.model, &digest, first, listed).await?, Some(as_text(&bytes)))
+            }
             None => (Vec::new(), None),
         };
         let bytes = manifest.bytes();

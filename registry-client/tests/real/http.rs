@@ -4,7 +4,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use bascule_registry::conformance::check;
-use bascule_registry::{JournalError, NoProgress, Op, PublishError, Registry, StoreEnvironment, VersionSource as _};
+use bascule_registry::{
+    JournalError, NoProgress, Op, PublishError, Registry, SecretKey, StoreEnvironment, Trust, VersionSource as _,
+};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
@@ -103,6 +105,16 @@ async fn a_web_server_is_read_and_not_written() {
     writer.append(&key("m", 1).model, alias(2), "me", "", Uuid::new_v4()).await.unwrap();
     let next = source.list(Some(&first.cursor)).await.unwrap().unwrap();
     assert_eq!(next.models["m"].aliases["prod"], 2);
+
+    let (mine, other) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+    let trusting = open(&place).reading_signatures(Arc::new(Trust::new([mine.public()])));
+    let unsigned = trusting.list(None).await.unwrap().unwrap();
+    assert!(unsigned.models["m"].versions.values().all(|version| version.signatures.is_empty()));
+    writer.sign(&key("m", 2), &other).await.unwrap();
+    writer.sign(&key("m", 2), &mine).await.unwrap();
+    let signed = trusting.list(Some(&unsigned.cursor)).await.unwrap().expect("a signature was added");
+    let by = |version: u64| signed.models["m"].versions[&version].signatures.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
+    assert_eq!((by(1), by(2)), (vec![], vec![mine.public().to_string()]));
 
     let error = source.publish(request(files.path(), &key("m", 3), &[("model.onnx", b"z")]), &NoProgress).await.unwrap_err();
     assert!(matches!(error, PublishError::NoPutIfAbsent { .. }), "{error}");

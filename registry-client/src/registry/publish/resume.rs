@@ -39,6 +39,14 @@ pub(super) struct Earlier {
     pub(super) parts: BTreeMap<usize, PartId>,
 }
 
+/// What is kept of an upload.
+pub(super) struct Opened {
+    pub(super) resume: Resume,
+    pub(super) earlier: Option<Earlier>,
+    /// One of this blob that can't be continued, and that nobody else will throw away.
+    pub(super) abandoned: Option<String>,
+}
+
 impl Earlier {
     pub(super) fn new(id: String) -> Self {
         Self { id, parts: BTreeMap::new() }
@@ -57,6 +65,20 @@ struct Head {
     upload: String,
 }
 
+impl Head {
+    fn new(registry: &str, blob: &StorePath, measured: &Measured) -> Self {
+        Self {
+            schema: SCHEMA,
+            registry: registry.to_owned(),
+            blob: blob.to_string(),
+            sha256: measured.sha256,
+            bytes: measured.bytes,
+            part_bytes: measured.part_bytes,
+            upload: String::new(),
+        }
+    }
+}
+
 /// Every other line.
 #[derive(Debug, Serialize, Deserialize)]
 struct Part {
@@ -67,26 +89,49 @@ struct Part {
 
 impl Resume {
     /// Opens what is kept of this upload. What can't be opened or read does not hinder it.
-    pub(super) async fn open(dir: Option<&Path>, registry: &str, blob: &StorePath, measured: &Measured) -> (Self, Option<Earlier>) {
-        let Some(dir) = dir.map(Path::to_owned) else { return (Self(None), None) };
-        let head = Head {
-            schema: SCHEMA,
-            registry: registry.to_owned(),
-            blob: blob.to_string(),
-            sha256: measured.sha256,
-            bytes: measured.bytes,
-            part_bytes: measured.part_bytes,
-            upload: String::new(),
-        };
+    pub(super) async fn open(dir: Option<&Path>, registry: &str, blob: &StorePath, measured: &Measured) -> Opened {
+        let nothing = || Opened { resume: Self(None), earlier: None, abandoned: None };
+        let Some(dir) = dir.map(Path::to_owned) else { return nothing() };
+        let head = Head::new(registry, blob, measured);
         let measured = measured.clone();
         let opened = tokio::task::spawn_blocking(move || open(&dir, head, &measured));
         match opened.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok((kept, earlier)) => (Self(Some(Arc::new(kept))), earlier),
+            Ok((kept, found)) => {
+                let (earlier, abandoned) = match found {
+                    Found::Continued(earlier) => (Some(earlier), None),
+                    Found::Abandoned(id) => (None, Some(id)),
+                    Found::Nothing => (None, None),
+                };
+                Opened { resume: Self(Some(Arc::new(kept))), earlier, abandoned }
+            }
             Err(error) => {
                 tracing::warn!(%blob, %error, "this upload can't be remembered: where it breaks off it begins anew");
-                (Self(None), None)
+                nothing()
             }
         }
+    }
+
+    /// Forgets what is kept of an upload that nobody needs any more, and returns its id: the store may have parts of it.
+    pub(super) async fn take(dir: Option<&Path>, registry: &str, blob: &StorePath, measured: &Measured) -> Option<String> {
+        let dir = dir?.to_owned();
+        let head = Head::new(registry, blob, measured);
+        let measured = measured.clone();
+        let taken = tokio::task::spawn_blocking(move || {
+            if !place(&dir, &head).exists() {
+                return Ok(None);
+            }
+            let (kept, found) = open(&dir, head, &measured)?;
+            std::fs::remove_file(&kept.path)?;
+            Ok(match found {
+                Found::Continued(earlier) => Some(earlier.id),
+                Found::Abandoned(id) => Some(id),
+                Found::Nothing => None,
+            })
+        });
+        taken.await.unwrap_or_else(|error| Err(io::Error::other(error))).unwrap_or_else(|error| {
+            tracing::debug!(%blob, %error, "what is known of an upload stays");
+            None
+        })
     }
 
     pub(super) fn is_kept(&self) -> bool {
@@ -128,11 +173,16 @@ impl Resume {
     }
 }
 
-fn open(dir: &Path, head: Head, measured: &Measured) -> io::Result<(Kept, Option<Earlier>)> {
-    crate::durable::create_dir(dir)?;
+/// Where what is known of an upload is kept.
+fn place(dir: &Path, head: &Head) -> PathBuf {
     let mut name = DigestBuilder::default();
     name.field(head.registry.as_bytes()).field(head.blob.as_bytes());
-    let path = dir.join(format!("{}.upload", name.finish()));
+    dir.join(format!("{}.upload", name.finish()))
+}
+
+fn open(dir: &Path, head: Head, measured: &Measured) -> io::Result<(Kept, Found)> {
+    crate::durable::create_dir(dir)?;
+    let path = place(dir, &head);
     let mut file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
     match file.try_lock() {
         Ok(()) => {}
@@ -142,25 +192,52 @@ fn open(dir: &Path, head: Head, measured: &Measured) -> io::Result<(Kept, Option
     let mut text = String::new();
     let read = (&mut file).take(MAX_BYTES).read_to_string(&mut text);
     // What is not text was not written here.
-    let earlier = read.ok().and_then(|_| parse(&text, &head, measured));
-    if earlier.is_some() && !text.ends_with('\n') {
+    let found = read.map_or(Found::Nothing, |_| parse(&text, &head, measured));
+    if matches!(found, Found::Continued(_)) && !text.ends_with('\n') {
         // The last line was cut short: the next one begins on its own.
         file.write_all(b"\n")?;
     }
-    Ok((Kept { path, file: Mutex::new(file), head }, earlier))
+    Ok((Kept { path, file: Mutex::new(file), head }, found))
 }
 
-/// The upload that the file tells of, where it is one of the same file in the same parts.
-fn parse(text: &str, expected: &Head, measured: &Measured) -> Option<Earlier> {
+/// What the file tells of.
+enum Found {
+    Nothing,
+    /// An upload of the same file in the same parts.
+    Continued(Earlier),
+    /// One of the same file that can't be continued: its parts are others.
+    Abandoned(String),
+}
+
+/// All that is needed to throw an upload away, whatever wrote it.
+#[derive(Deserialize)]
+struct Begun {
+    registry: String,
+    blob: String,
+    upload: String,
+}
+
+fn parse(text: &str, expected: &Head, measured: &Measured) -> Found {
     let mut lines = text.lines();
-    let head: Head = serde_json::from_str(lines.next()?).ok()?;
+    let first = lines.next().unwrap_or_default();
+    let Ok(head) = serde_json::from_str::<Head>(first) else { return abandoned(first, expected) };
     if head.upload.is_empty() || (Head { upload: String::new(), ..head.clone() }) != *expected {
-        return None;
+        return abandoned(first, expected);
     }
     let parts = lines.filter_map(|line| serde_json::from_str::<Part>(line).ok());
     // Re-read and hashed a moment ago: what differs is uploaded again.
     let parts = parts.filter(|part| measured.parts.get(part.part) == Some(&part.sha256));
-    Some(Earlier { id: head.upload, parts: parts.map(|part| (part.part, PartId { content_id: part.id })).collect() })
+    let parts = parts.map(|part| (part.part, PartId { content_id: part.id })).collect();
+    Found::Continued(Earlier { id: head.upload, parts })
+}
+
+fn abandoned(first: &str, expected: &Head) -> Found {
+    match serde_json::from_str::<Begun>(first) {
+        Ok(begun) if begun.registry == expected.registry && begun.blob == expected.blob && !begun.upload.is_empty() => {
+            Found::Abandoned(begun.upload)
+        }
+        _ => Found::Nothing,
+    }
 }
 
 fn write_line(file: &mut File, line: &impl Serialize) -> io::Result<()> {

@@ -16,11 +16,12 @@ use object_store::{
 use tokio::sync::Semaphore;
 
 use super::files::Measured;
-use super::resume::{Earlier, Resume};
+use super::resume::{Earlier, Opened, Resume};
 use super::{PublishError, PublishRequest};
 use crate::digest::Digest;
 use crate::log::{Put, put_if_absent};
 use crate::registry::Registry;
+use crate::registry::access::has_forgotten_upload;
 use crate::source::Progress;
 
 /// Files that are uploaded at a time.
@@ -58,6 +59,19 @@ enum There {
     },
     /// Another size or content than it should have.
     Damaged,
+}
+
+/// Why an upload in parts has failed.
+struct Broken {
+    error: PublishError,
+    /// The store does not know it any more.
+    forgotten: bool,
+}
+
+impl From<PublishError> for Broken {
+    fn from(error: PublishError) -> Self {
+        Self { error, forgotten: false }
+    }
 }
 
 impl Upload<'_> {
@@ -125,6 +139,7 @@ impl Registry {
         upload.progress.advance(upload.path, 0, measured.bytes);
         let mend = match self.look_at(&upload.blob, measured).await? {
             There::Whole { ageing } if !ageing || self.is_needed(upload).await? => {
+                self.drop_remembered(upload).await;
                 upload.add(measured.bytes);
                 return Ok(measured.bytes);
             }
@@ -170,6 +185,11 @@ impl Registry {
         }
         tracing::warn!(%blob, %actual, "a blob is damaged and is written again");
         Ok(There::Damaged)
+    }
+
+    fn broken(&self, blob: &Path, error: StoreError) -> Broken {
+        let forgotten = has_forgotten_upload(&error);
+        Broken { error: self.upload_failed(blob, error), forgotten }
     }
 
     fn upload_failed(&self, blob: &Path, error: StoreError) -> PublishError {
@@ -231,44 +251,50 @@ impl Registry {
         }
     }
 
+    /// Throws away an upload that broke off, of a blob that somebody else has brought since.
+    async fn drop_remembered(&self, upload: &Upload<'_>) {
+        let Some(store) = &self.multipart else { return };
+        let dir = upload.all.request.resume_dir.as_deref();
+        if let Some(id) = Resume::take(dir, &self.description, &upload.blob, upload.measured).await {
+            abort(store.as_ref(), &upload.blob, &id).await;
+        }
+    }
+
     /// In parts, to a store whose uploads can be continued. Returns how many bytes an earlier try had uploaded.
     async fn upload_resumable(&self, store: &dyn MultipartStore, upload: &Upload<'_>) -> Result<u64, PublishError> {
         let dir = upload.all.request.resume_dir.as_deref();
-        let (resume, earlier) = Resume::open(dir, &self.description, &upload.blob, upload.measured).await;
+        let Opened { resume, earlier, abandoned } = Resume::open(dir, &self.description, &upload.blob, upload.measured).await;
+        if let Some(id) = abandoned {
+            abort(store, &upload.blob, &id).await;
+        }
         if let Some(earlier) = earlier {
-            let (id, moved) = (earlier.id.clone(), AtomicBool::new(false));
+            let id = earlier.id.clone();
             let reused = earlier.parts.keys().map(|nth| upload.measured.part_len(*nth)).sum();
-            match self.send(store, upload, &resume, earlier, &moved).await {
+            match self.send(store, upload, &resume, earlier).await {
                 Ok(()) => return Ok(reused),
-                Err(error) if moved.into_inner() || matches!(error, PublishError::FileChanged { .. }) => {
+                // Nothing of it works any more: stores forget uploads after a while.
+                Err(Broken { error, forgotten: true }) if !upload.all.failed.load(Ordering::Relaxed) => {
+                    tracing::info!(blob = %upload.blob, %error, "an earlier upload can't be continued: starting afresh");
+                    abort(store, &upload.blob, &id).await;
+                    upload.done.store(0, Ordering::Relaxed);
+                }
+                Err(Broken { error, .. }) => {
                     self.leave(store, upload, &resume, &id, &error).await;
                     return Err(error);
-                }
-                // Nothing of it works any more: stores forget uploads after a while.
-                Err(error) => {
-                    tracing::info!(blob = %upload.blob, %error, "an earlier upload can't be continued: starting afresh");
-                    upload.done.store(0, Ordering::Relaxed);
                 }
             }
         }
         let id = store.create_multipart(&upload.blob).await.map_err(|error| self.upload_failed(&upload.blob, error))?;
         resume.begin(&id).await;
-        let sent = self.send(store, upload, &resume, Earlier::new(id.clone()), &AtomicBool::new(false)).await;
+        let sent = self.send(store, upload, &resume, Earlier::new(id.clone())).await.map_err(|broken| broken.error);
         if let Err(error) = &sent {
             self.leave(store, upload, &resume, &id, error).await;
         }
         sent.map(|()| 0)
     }
 
-    /// Sends the parts that are missing and completes the upload. `moved` is set once the store took a part.
-    async fn send(
-        &self,
-        store: &dyn MultipartStore,
-        upload: &Upload<'_>,
-        resume: &Resume,
-        earlier: Earlier,
-        moved: &AtomicBool,
-    ) -> Result<(), PublishError> {
+    /// Sends the parts that are missing and completes the upload.
+    async fn send(&self, store: &dyn MultipartStore, upload: &Upload<'_>, resume: &Resume, earlier: Earlier) -> Result<(), Broken> {
         let Earlier { id, mut parts } = earlier;
         let (blob, measured) = (&upload.blob, upload.measured);
         upload.add(parts.keys().map(|nth| measured.part_len(*nth)).sum());
@@ -282,11 +308,10 @@ impl Registry {
                     return Ok(None);
                 }
                 let sent = store.put_part(blob, id, nth, content.into()).await;
-                let part = sent.map_err(|error| self.upload_failed(blob, error))?;
-                moved.store(true, Ordering::Relaxed);
+                let part = sent.map_err(|error| self.broken(blob, error))?;
                 upload.add(measured.part_len(nth));
                 resume.note(nth, measured.parts.get(nth), &part).await;
-                Ok::<_, PublishError>(Some((nth, part)))
+                Ok::<_, Broken>(Some((nth, part)))
             }
         });
         let mut sends = futures::stream::iter(sends).buffer_unordered(PARTS);
@@ -311,7 +336,7 @@ impl Registry {
             // An answer that was lost is no failure.
             let there = self.store.head(blob).await.is_ok_and(|meta| meta.size == measured.bytes);
             if !there {
-                return Err(self.upload_failed(blob, error));
+                return Err(self.broken(blob, error));
             }
         }
         resume.forget().await;
@@ -324,8 +349,14 @@ impl Registry {
             return;
         }
         resume.forget().await;
-        if let Err(error) = store.abort_multipart(&upload.blob, &id.to_owned()).await {
-            tracing::debug!(blob = %upload.blob, %error, "cannot abort an upload");
-        }
+        abort(store, &upload.blob, id).await;
+    }
+}
+
+/// Throws away an upload: what stores keep of one costs until then.
+async fn abort(store: &dyn MultipartStore, blob: &Path, id: &str) {
+    match store.abort_multipart(blob, &id.to_owned()).await {
+        Ok(()) | Err(StoreError::NotFound { .. }) => {}
+        Err(error) => tracing::debug!(%blob, %error, "cannot abort an upload"),
     }
 }

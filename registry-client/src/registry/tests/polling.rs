@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::clock::ManualClock;
 use crate::journal::Op;
 use crate::listing::{Cursor, Listing};
+use crate::name::VersionKey;
 use crate::registry::{REPAIR_INTERVAL, Registry};
 use crate::source::{NoProgress, VersionSource as _};
 use crate::testing::{FaultyStore, model, registry_over, request};
@@ -134,6 +135,71 @@ async fn a_model_that_can_not_be_read_is_tried_again_ever_less_often() {
     assert_eq!(watched.poll(&listing.cursor).await, (3, true));
     let mended = watched.look().await;
     assert!(mended.complete && mended.problems.is_empty() && mended.models["m"].versions.len() == 2, "{mended:?}");
+}
+
+/// One object that can't be read hinders neither a new replica nor what happens to the other versions.
+#[tokio::test]
+async fn a_manifest_that_can_not_be_read_hides_neither_tombstones_nor_decisions() {
+    let watched = Watched::new();
+    for _ in 0..3 {
+        watched.publish("m").await;
+    }
+    watched.store.refuse(Some("m/versions/2/manifest.json"));
+    let first = watched.look().await;
+    assert!(!first.complete && first.problems[0].contains("m/versions/2/manifest.json"), "{:?}", first.problems);
+    assert_eq!(first.models["m"].versions.keys().collect::<Vec<_>>(), [&1, &3]);
+    watched.writer.tombstone(&VersionKey::new(model("m"), 1), "me", "").await.unwrap();
+    watched.writer.append(&model("m"), Op::Pin { version: 3 }, "me", "", Uuid::new_v4()).await.unwrap();
+    watched.objects.put(&Path::from("m/model.toml"), "device = \"cpu\"".into()).await.unwrap();
+    watched.clock.advance(Duration::from_secs(1));
+    let second = watched.reader.list(Some(&first.cursor)).await.unwrap().unwrap();
+    let listed = &second.models["m"];
+    assert!(!second.complete && listed.versions[&1].tombstoned && !listed.versions[&3].tombstoned, "{second:?}");
+    assert_eq!((listed.rollout.pinned, listed.settings.len()), (Some(3), 1));
+    watched.store.refuse(None);
+    watched.clock.advance(Duration::from_secs(2));
+    let mended = watched.look().await;
+    assert!(mended.complete && mended.models["m"].versions.len() == 3, "{:?}", mended.problems);
+}
+
+#[tokio::test]
+async fn a_listing_with_less_of_a_journal_takes_no_decision_back() {
+    let watched = Watched::new();
+    watched.publish("m").await;
+    watched.publish("m").await;
+    for version in [1, 2] {
+        watched.writer.append(&model("m"), Op::Pin { version }, "me", "", Uuid::new_v4()).await.unwrap();
+    }
+    let first = watched.look().await;
+    assert_eq!(first.models["m"].rollout.pinned, Some(2));
+    let last = Path::from("m/rollout/00000000000000000002.json");
+    let entry = watched.objects.get(&last).await.unwrap().bytes().await.unwrap();
+    watched.objects.delete(&last).await.unwrap();
+    watched.clock.advance(REPAIR_INTERVAL);
+    let short = watched.look().await;
+    assert!(!short.complete && short.problems[0].contains("it ends at entry 1, but entry 2 was there"), "{:?}", short.problems);
+    assert_eq!(short.models["m"].rollout.pinned, Some(2));
+    watched.objects.put(&last, entry.into()).await.unwrap();
+    watched.clock.advance(Duration::from_secs(1));
+    let mended = watched.look().await;
+    assert!(mended.complete && mended.models["m"].rollout.pinned == Some(2), "{:?}", mended.problems);
+}
+
+#[tokio::test]
+async fn of_many_manifests_that_can_not_be_read_all_have_their_turn() {
+    let watched = Watched::new();
+    for _ in 0..40 {
+        watched.publish("m").await;
+    }
+    watched.store.refuse(Some("manifest.json"));
+    let before = watched.store.calls();
+    assert!(!watched.look().await.complete);
+    let calls = watched.store.calls() - before;
+    assert!(calls < 40, "{calls} calls, although 8 failures were enough");
+    watched.store.refuse(None);
+    watched.clock.advance(Duration::from_secs(1));
+    let mended = watched.look().await;
+    assert!(mended.complete && mended.models["m"].versions.len() == 40, "{:?}", mended.problems);
 }
 
 #[tokio::test]

@@ -73,6 +73,9 @@ impl MultipartStore for Uploads {
     }
 
     async fn put_part(&self, path: &Path, id: &MultipartId, nth: usize, data: PutPayload) -> Result<PartId> {
+        if !self.begun.lock().unwrap().contains(id) || self.ended.lock().unwrap().contains(id) {
+            return Err(Error::NotFound { path: path.to_string(), source: "there is no such upload".into() });
+        }
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
         tokio::task::yield_now().await;
@@ -164,6 +167,8 @@ async fn an_upload_that_nobody_continues_is_thrown_away() {
 async fn what_is_remembered_wrongly_does_no_harm() {
     /// What is done to the text, and how many parts are missing then.
     type Change<'a> = (&'a str, &'a dyn Fn(String) -> Vec<u8>, usize);
+    // What can't be read any more can't be thrown away either.
+    const LOST: [&str; 3] = ["the store has forgotten it", "it is empty", "it is not text"];
     let changes: [Change<'_>; 8] = [
         ("as it was", &|text| text.into_bytes(), PARTS - 4),
         ("its last line is cut", &|text| text.as_bytes()[..text.len() - 9].to_vec(), PARTS - 3),
@@ -188,7 +193,48 @@ async fn what_is_remembered_wrongly_does_no_harm() {
         let blob = Path::from(format!("m/blobs/{}", Digest::of(&content())));
         assert!(uploads.store.get(&blob).await.unwrap().bytes().await.unwrap() == content(), "{what}");
         assert_eq!((published.key.version, kept(state.path()).len()), (1, 0), "{what}");
+        assert_eq!(uploads.open_uploads(), usize::from(LOST.contains(&what)), "{what}");
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_broke_off_is_thrown_away_once_somebody_else_has_brought_the_blob() {
+    let (files, state, uploads) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Uploads::new());
+    uploads.takes.store(4, Ordering::SeqCst);
+    uploads.registry().publish(wanted(files.path(), Some(state.path())), &NoProgress).await.unwrap_err();
+    uploads.takes.store(usize::MAX, Ordering::SeqCst);
+    uploads.registry().publish(wanted(files.path(), None), &NoProgress).await.unwrap();
+    assert_eq!((uploads.open_uploads(), kept(state.path()).len()), (1, 1));
+    let published = uploads.registry().publish(wanted(files.path(), Some(state.path())), &NoProgress).await.unwrap();
+    assert_eq!((published.reused_bytes, kept(state.path()).len()), (published.bytes, 0));
+    assert_whole(&uploads, &published).await;
+}
+
+/// Two files: one fails while the other is about to be continued. What is there of the other stays, to be continued.
+#[tokio::test]
+async fn a_file_that_fails_does_not_throw_away_what_is_there_of_another() {
+    let (files, state, uploads) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Uploads::new());
+    let other = vec![3_u8; 4 * PART];
+    let wanted = || {
+        let files = request(files.path(), "m", None, &[("large.bin", &content()), ("other.bin", &other)]);
+        PublishRequest { resume_dir: Some(state.path().to_owned()), ..files }
+    };
+    uploads.takes.store(2, Ordering::SeqCst);
+    uploads.registry().publish(wanted(), &NoProgress).await.unwrap_err();
+    let mut sent = uploads.sent().len();
+    let begun = uploads.begun.lock().unwrap().clone();
+    assert_eq!((sent, begun.len(), kept(state.path()).len()), (2, 2, 2));
+    // Each time the first part of all fails, and with it its file.
+    for takes in [0, 0, 1, 0] {
+        uploads.takes.store(takes, Ordering::SeqCst);
+        uploads.registry().publish(wanted(), &NoProgress).await.unwrap_err();
+        sent += uploads.sent().len();
+        assert_eq!(*uploads.begun.lock().unwrap(), begun, "nothing is begun afresh");
+    }
+    uploads.takes.store(usize::MAX, Ordering::SeqCst);
+    uploads.registry().publish(wanted(), &NoProgress).await.unwrap();
+    assert_eq!(sent + uploads.sent().len(), PARTS + 4, "each part is sent once");
+    assert_eq!((uploads.open_uploads(), kept(state.path()).len()), (0, 0));
 }
 
 fn change_first_part(text: &str) -> Vec<u8> {

@@ -113,6 +113,43 @@ async fn a_manifest_that_can_not_be_read_keeps_everything() {
     }
 }
 
+/// A listing that is short, and what tells so: the blobs of the version that it leaves out look like garbage, and stay.
+#[tokio::test]
+async fn a_version_that_is_not_listed_keeps_its_blobs() {
+    let stores = Stores::new();
+    for store in stores.each() {
+        let registry = registry_over(&store);
+        let files = tempfile::tempdir().unwrap();
+        for content in ["one", "two"] {
+            registry.publish(request(files.path(), "m", None, &[("model.onnx", content.as_bytes())]), &NoProgress).await.unwrap();
+        }
+        let check = async |hides: usize, reason: &str| {
+            let with = Meddling::Hides(std::sync::atomic::AtomicUsize::new(hides));
+            let short: Arc<dyn ObjectStore> = Arc::new(Busy { store: Arc::clone(&store), with });
+            let found = registry_over(&short).collect_garbage(Duration::ZERO, true).await.unwrap();
+            assert!(found[0].left_alone.as_deref().unwrap().contains(reason) && found[0].old.is_empty(), "{found:?}");
+            assert!(is_there(&store, &blob(b"two")).await, "{reason}");
+        };
+        check(usize::MAX, "the change log names version 2, which is not listed").await;
+        let hold = crate::journal::Op::Hold { version: 1 };
+        let id = uuid::Uuid::new_v4();
+        registry.append(&model("m"), hold, "me", "", id).await.unwrap();
+        check(usize::MAX, "its journal names version 2").await;
+        for seq in 1..=3 {
+            store.delete(&Path::from(format!("_changes/{seq:020}.json"))).await.unwrap();
+        }
+        store.delete(&Path::from("m/rollout/00000000000000000001.json")).await.unwrap();
+        check(1, "a second listing").await;
+        let manifest = Path::from("m/versions/2/manifest.json");
+        store.delete(&manifest).await.unwrap();
+        put(&store, "m/versions/2/tombstone.json", "{}").await;
+        let found = registry.collect_garbage(Duration::ZERO, true).await.unwrap();
+        assert!(found[0].left_alone.as_deref().unwrap().contains("version 2 has files and no manifest"), "{found:?}");
+        store.delete(&Path::from("m/versions/2/tombstone.json")).await.unwrap();
+        assert_eq!(paths(&registry.collect_garbage(Duration::ZERO, true).await.unwrap()), [blob(b"two").as_str()]);
+    }
+}
+
 #[tokio::test]
 async fn a_folder_of_blobs_in_a_plain_model_is_the_user_s() {
     let (dir, store) = directory();
@@ -256,6 +293,8 @@ struct Busy {
 enum Meddling {
     /// Every blob goes when a manifest is put.
     Steals,
+    /// So many listings of versions leave version 2 out.
+    Hides(std::sync::atomic::AtomicUsize),
     /// This object is put again after each listing of versions.
     Touches(Path),
 }
@@ -307,7 +346,14 @@ impl ObjectStore for Busy {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<object_store::ListResult> {
-        let level = self.store.list_with_delimiter(prefix).await?;
+        use std::sync::atomic::Ordering::SeqCst;
+        let mut level = self.store.list_with_delimiter(prefix).await?;
+        if let Meddling::Hides(times) = &self.with
+            && prefix.is_some_and(|prefix| prefix.as_ref().ends_with("versions"))
+            && times.fetch_update(SeqCst, SeqCst, |times| times.checked_sub(1)).is_ok()
+        {
+            level.common_prefixes.retain(|dir| dir.filename() != Some("2"));
+        }
         if let Meddling::Touches(path) = &self.with
             && prefix.is_some_and(|prefix| prefix.as_ref().ends_with("versions"))
         {
