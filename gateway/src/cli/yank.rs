@@ -244,8 +244,9 @@ mod tests {
     fn a_gateway_counts_where_it_has_this_model_from_this_registry() {
         let model = model(&[1, 2], Rollout::default());
         let status = |name: &str, version: u64, digest: String| {
-            let version = bascule_serving::VersionStatus { version, digest, ..Default::default() };
-            let one = bascule_serving::ModelStatus { name: name.to_owned(), versions: vec![version], ..Default::default() };
+            let mut one = bascule_serving::VersionStatus::default();
+            (one.version, one.digest) = (version, digest);
+            let one = bascule_serving::ModelStatus { name: name.to_owned(), versions: vec![one], ..Default::default() };
             bascule_serving::Status { models: vec![Arc::new(one)], ..Default::default() }
         };
         let digest = |version| model.versions[&version].digest.to_string();
