@@ -19,7 +19,7 @@ mod version;
 mod wire;
 mod write_back;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path as FsPath;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,11 +35,12 @@ use crate::clock::{Clock, SystemClock};
 use crate::journal::Weight;
 use crate::listing::{Cursor, Generation, Listing};
 use crate::name::{VersionKey, quoted};
-use crate::registry::REPAIR_INTERVAL;
+use crate::registry::{REPAIR_INTERVAL, StoreEnvironment};
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
 use artifacts::{Artifacts, Files};
 use client::Client;
 use error::MlflowError;
+use store::Stores;
 
 /// The beginning of a place, before `http://` or `https://`.
 const SCHEME: &str = "mlflow+";
@@ -101,6 +102,8 @@ pub struct MlflowOptions {
     pub candidate_alias: String,
     /// The share that the version under test gets.
     pub candidate_weight: Weight,
+    /// Where the credentials of stores behind the server are, which it may name in place of itself.
+    pub stores: StoreEnvironment,
     /// Tells when everything is to be read again.
     pub clock: Arc<dyn Clock>,
     /// After this time the versions of every model are looked for again, whatever the search for models says.
@@ -108,13 +111,14 @@ pub struct MlflowOptions {
 }
 
 impl Default for MlflowOptions {
-    /// `champion`, `challenger` and 10%.
+    /// `champion`, `challenger` and 10%; stores by the environment of this process.
     fn default() -> Self {
         Self {
             credentials: MlflowCredentials::None,
             stable_alias: "champion".into(),
             candidate_alias: "challenger".into(),
             candidate_weight: Weight(1_000),
+            stores: StoreEnvironment::of_process(),
             clock: Arc::new(SystemClock::default()),
             repair_interval: REPAIR_INTERVAL,
         }
@@ -148,6 +152,10 @@ pub struct MlflowSource {
     seen: tokio::sync::Mutex<look::Seen>,
     /// What the files of versions were when they were read: some stores tell more of them than their size.
     stamps: Mutex<BTreeMap<VersionKey, Arc<Files>>>,
+    /// Versions that a fetch has found otherwise than they were read: the next look reads them anew.
+    doubted: Mutex<BTreeSet<VersionKey>>,
+    /// Those behind the server.
+    stores: Stores,
 }
 
 impl MlflowSource {
@@ -159,7 +167,9 @@ impl MlflowSource {
         let base = parse(place)?;
         let description = format!("MLflow server {base}");
         let client = Arc::new(Client::new(base, &options.credentials)?);
-        Ok(Self { client, description, options, seen: tokio::sync::Mutex::default(), stamps: Mutex::default() })
+        let stores = Stores::new(options.stores.clone());
+        let (seen, stamps, doubted) = Default::default();
+        Ok(Self { client, description, options, seen, stamps, doubted, stores })
     }
 
     /// Whether a place is one of this kind.
@@ -171,12 +181,16 @@ impl MlflowSource {
         self.stamps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn doubted(&self) -> std::sync::MutexGuard<'_, BTreeSet<VersionKey>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Where the files of a version lie, by the server's word of today.
     async fn artifacts(&self, key: &VersionKey) -> Result<Artifacts, artifacts::Unusable> {
         let version = key.version.to_string();
         let query = [("name", key.model.as_str()), ("version", &version)];
         let found: wire::DownloadUri = self.client.get(&key.to_string(), "model-versions/get-download-uri", &query).await?;
-        Artifacts::open(&self.client, &found.artifact_uri)
+        Artifacts::open(&self.client, &self.stores, &found.artifact_uri)
     }
 
     async fn found_as_listed(&self, generation: &Generation) -> Result<(Artifacts, Files), FetchError> {
@@ -206,6 +220,21 @@ impl VersionSource for MlflowSource {
     }
 
     async fn fetch(&self, generation: &Generation, dest: &FsPath, progress: &dyn Progress) -> Result<Fetched, FetchError> {
+        let fetched = self.fetch_as_listed(generation, dest, progress).await;
+        if matches!(fetched, Err(FetchError::Changed { .. } | FetchError::NotFound { .. })) {
+            self.doubted().insert(generation.key.clone());
+        }
+        fetched
+    }
+}
+
+impl MlflowSource {
+    async fn fetch_as_listed(
+        &self,
+        generation: &Generation,
+        dest: &FsPath,
+        progress: &dyn Progress,
+    ) -> Result<Fetched, FetchError> {
         let (artifacts, stamps) = self.found_as_listed(generation).await?;
         let mut files = Vec::with_capacity(generation.manifest.files.len());
         for file in &generation.manifest.files {

@@ -8,7 +8,7 @@ pub(crate) mod contained;
 mod fetching;
 mod gc;
 mod known;
-mod location;
+pub(crate) mod location;
 mod logged;
 mod plain;
 mod publish;

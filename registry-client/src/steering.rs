@@ -2,6 +2,8 @@
 //!
 //! What follows from a name that moves is the engine's to say, and deliberately absent.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,9 @@ pub struct Decided {
     pub at: DateTime<Utc>,
     /// Why; may be empty.
     pub reason: String,
+    /// Where the source's name for stable may point, for this to move it: where it was last followed, and where decisions since then
+    /// may have moved it. `None` stands for no such name. Anywhere else it was moved by others, who have the last word.
+    pub stable_from: BTreeSet<Option<VersionNumber>>,
 }
 
 /// What became of a version.
@@ -71,7 +76,8 @@ impl Verdict {
 /// A source that takes note of what was decided here.
 #[async_trait]
 pub trait WriteBack: Send + Sync {
-    /// Moves the source's names as was decided and marks the version. Once more is as good as once.
+    /// Marks the version, and moves the source's names as was decided where nobody else has moved them since. Once more is as good as
+    /// once; of a version that the source no longer has there is nothing to tell.
     ///
     /// # Errors
     /// The source can't be reached or refuses: worth another try.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::env::{Environment, GATEWAY_VARIABLE};
-use crate::config::{self, ConfigError, Effective, Given};
+use crate::config::{self, ConfigError, Effective, Given, Place};
 
 use super::failure::Failure;
 
@@ -43,6 +43,13 @@ impl ConfigArgs {
         let flags = registry.into_iter().chain(flags).filter_map(|(key, flag, value)| Some((key, flag, value?))).collect();
         config::load(&Given { file: self.config.clone(), flags, sets: self.set.clone() }, environment)
     }
+}
+
+/// The registry that `--registry` names, by its place or its name in the configuration.
+pub(super) fn place(registry: &str, environment: &Environment) -> Result<Place, Failure> {
+    let given = Given { flags: vec![("registry.url", "--registry", registry.to_owned())], ..Given::default() };
+    let config = config::load(&given, environment)?.config;
+    Ok(config.registry.only().map_err(Failure::new)?.url.clone())
 }
 
 /// The admin API of a gateway that nobody has configured.

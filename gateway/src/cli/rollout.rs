@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::config::Place;
 use crate::config::env::Environment;
-use crate::config::{self, Given, Place};
 
 use super::Outcome;
-use super::args::GatewayArgs;
+use super::args::{GatewayArgs, place};
 use super::failure::Failure;
 use super::gateway::{Gateway, model_path};
 use super::output::{print, print_json};
@@ -49,10 +49,7 @@ struct Target {
 impl Target {
     /// The registry that was named, by its place or its name in the configuration.
     fn place(&self, environment: &Environment) -> Result<Option<Place>, Failure> {
-        let Some(registry) = self.registry.clone() else { return Ok(None) };
-        let given = Given { flags: vec![("registry.url", "--registry", registry)], ..Given::default() };
-        let config = config::load(&given, environment)?.config;
-        Ok(Some(config.registry.only().map_err(Failure::new)?.url.clone()))
+        self.registry.as_deref().map(|registry| place(registry, environment)).transpose()
     }
 }
 

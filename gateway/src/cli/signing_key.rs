@@ -14,11 +14,17 @@ use super::output::note;
 
 /// The largest file of a key.
 const MAX_BYTES: u64 = 64 << 10;
+/// How the text of a private key begins.
+const KEY_TEXT: &str = "ed25519-secret:";
 /// Who but its owner may read a file.
 const OTHERS: u32 = 0o077;
 
 /// The key that `env:NAME`, `file:PATH` or a path names. Nothing of it is shown, whatever is wrong with it.
 pub(super) fn read(reference: &str, environment: &Environment) -> Result<SecretKey, Failure> {
+    if reference.contains(KEY_TEXT) {
+        let failure = Failure::new("a private key was given itself, and command lines are seen by others: take it for lost");
+        return Err(failure.hint("`bascule keygen` makes another one: name its file, or a variable that holds it as env:NAME"));
+    }
     let text = match reference.strip_prefix("env:") {
         Some(name) => {
             let unset = || Failure::new(format!("variable {name} is not set")).hint("it should hold what `bascule keygen` writes");
@@ -43,4 +49,23 @@ fn read_file(path: &Path) -> Result<String, Failure> {
         return Err(Failure::new(format!("{shown} has more than {MAX_BYTES} bytes and is no signing key")));
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_itself_is_refused_and_not_repeated() {
+        let text = "nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=";
+        for reference in
+            [format!("ed25519-secret:{text}"), format!("env:ed25519-secret:{text}"), format!(" ed25519-secret:{text}\n")]
+        {
+            let said = read(&reference, &Environment::of(&[])).unwrap_err().text();
+            assert!(said.contains("a private key was given itself") && said.contains("env:NAME"), "{said}");
+            assert!(!said.contains(&text[..8]), "{said}");
+        }
+        let key = format!("ed25519-secret:{text}");
+        assert!(read("env:KEY", &Environment::of(&[("KEY", &key)])).is_ok());
+    }
 }

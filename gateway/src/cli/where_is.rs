@@ -10,8 +10,10 @@ use serde_json::json;
 
 use crate::compose;
 use crate::config::Place;
+use crate::config::env::Environment;
 
 use super::Outcome;
+use super::args::place;
 use super::deployed::{GatewaysArgs, answered, deployed, shown};
 use super::failure::Failure;
 use super::output::{print, print_json, rows};
@@ -28,8 +30,8 @@ pub(super) struct Where {
     wanted: Wanted,
     #[command(flatten)]
     gateways: GatewaysArgs,
-    /// Also read the journal of this registry.
-    #[arg(long, value_name = "PATH|URL")]
+    /// Also read the journal of this registry: its place, or its name in bascule.toml.
+    #[arg(long, value_name = "PATH|URL|NAME")]
     registry: Option<String>,
     /// Print JSON.
     #[arg(long)]
@@ -65,14 +67,15 @@ impl std::fmt::Display for Wanted {
 }
 
 impl Where {
-    pub(super) async fn run(self) -> Outcome {
+    pub(super) async fn run(self, environment: &Environment) -> Outcome {
+        let place = self.registry.as_deref().map(|registry| place(registry, environment)).transpose()?;
         let answered = answered(self.gateways.ask().await?)?;
         let mut found = deployed(&answered);
         found.retain(|one| {
             one.model == self.wanted.model.as_str() && self.wanted.version.is_none_or(|version| one.version == version)
         });
         let versions: BTreeSet<VersionNumber> = found.iter().map(|one| one.version).chain(self.wanted.version).collect();
-        let decisions = match &self.registry {
+        let decisions = match place {
             Some(place) => decisions(place, &self.wanted.model, &versions).await?,
             None => Vec::new(),
         };
@@ -93,8 +96,7 @@ impl Where {
 }
 
 /// The last entry of the journal about each of these versions.
-async fn decisions(place: &str, model: &ModelName, versions: &BTreeSet<VersionNumber>) -> Result<Vec<Entry>, Failure> {
-    let place = Place(place.to_owned());
+async fn decisions(place: Place, model: &ModelName, versions: &BTreeSet<VersionNumber>) -> Result<Vec<Entry>, Failure> {
     let opened = tokio::task::spawn_blocking(move || compose::open_registry(&place, false)).await;
     let registry: Registry = opened.context("a blocking thread ended early")??;
     let entries = registry.journal(model).await.with_context(|| format!("can't read the journal of {model}"))?;

@@ -14,8 +14,9 @@ use super::{Outcome, in_background, versions_of};
 
 /// Yank a version: every gateway unloads it at its next look and none loads it again. Its files stay.
 ///
-/// Refused while it serves: while the journal has it as stable, candidate or pin, or it takes traffic on a gateway. A gateway that is
-/// named and does not answer may be serving it. --force yanks it all the same.
+/// Refused while it serves: while the journal has it as stable, candidate or pin, or it takes traffic on a gateway. Where no gateway that
+/// serves this model answers, what serves by default counts, too. A gateway that is named and does not answer may be serving it. --force
+/// yanks it all the same.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  bascule yank digits 3 --reason 'trained on the wrong data' --registry ./models")]
 pub(super) struct Yank {
@@ -70,9 +71,13 @@ impl Yank {
     /// Why it counts as serving.
     async fn uses(&self, model: &ListedModel, version: &Generation) -> Result<Vec<String>, Failure> {
         let mut uses = by_journal(model, self.version);
+        let mut is_known = false;
         for Answer { place, status } in self.gateways.ask().await? {
             match status {
-                Ok(status) => uses.extend(on_gateway(place, status, version)),
+                Ok(status) => {
+                    is_known |= serves_this(&status, model);
+                    uses.extend(on_gateway(place, status, version));
+                }
                 Err(failure) if self.gateways.are_named() => {
                     // Whether it serves there can't be known.
                     if !self.force {
@@ -83,8 +88,20 @@ impl Yank {
                 Err(_) => note(format!("note: no gateway answers at {place}; only the journal was asked whether it serves")),
             }
         }
+        if !is_known && uses.is_empty() && by_default(model, |_| true) == Some(self.version) {
+            uses.push("serves by default, and no gateway has said that it does not".to_owned());
+        }
         Ok(uses)
     }
+}
+
+/// Whether a gateway has this model from this registry.
+fn serves_this(status: &bascule_serving::Status, model: &ListedModel) -> bool {
+    let there = status.models.iter().filter(|one| one.name == model.name.as_str());
+    let is_ours = |one: &bascule_serving::VersionStatus| {
+        model.versions.get(&one.version).is_some_and(|version| version.digest.to_string() == one.digest)
+    };
+    there.flat_map(|one| &one.versions).any(is_ours)
 }
 
 fn by_journal(model: &ListedModel, version: VersionNumber) -> Vec<String> {
@@ -130,11 +147,17 @@ fn said(instead: Option<VersionNumber>) -> String {
     }
 }
 
-/// What is stable once this version is gone, as far as the registry says: a gateway has its version policy beside.
+/// What is stable once this version is gone.
 fn instead(model: &ListedModel, gone: VersionNumber) -> Option<VersionNumber> {
+    by_default(model, |version| version != gone)
+}
+
+/// What is stable among these versions, as far as the registry says: a gateway has its version policy and its rollout strategy beside.
+fn by_default(model: &ListedModel, is_there: impl Fn(VersionNumber) -> bool) -> Option<VersionNumber> {
     let rollout = &model.rollout;
-    let usable =
-        |version: &VersionNumber| *version != gone && model.versions.get(version).is_some_and(|generation| !generation.tombstoned);
+    let usable = |version: &VersionNumber| {
+        is_there(*version) && model.versions.get(version).is_some_and(|generation| !generation.tombstoned)
+    };
     let candidate = rollout.candidate.map(|(version, _)| version);
     let eligible = |version: &VersionNumber| {
         usable(version) && !rollout.rejected.contains(version) && !rollout.held.contains(version) && candidate != Some(*version)
@@ -204,6 +227,33 @@ mod tests {
         check(&[1, 2, 3], Rollout { stable: Some(1), stable_highest: Some(3), ..none() }, 3, Some(1));
         check(&[1, 2, 3, 4], Rollout { stable: Some(1), stable_highest: Some(3), ..none() }, 3, Some(4));
         check(&[1, 2], Rollout { candidate: Some((2, 100)), ..none() }, 1, None);
+    }
+
+    #[test]
+    fn what_serves_by_default() {
+        let check = |versions: &[u64], rollout: Rollout, expected| {
+            assert_eq!(by_default(&model(versions, rollout.clone()), |_| true), expected, "{versions:?}: {rollout:?}");
+        };
+        check(&[1, 2, 90], Rollout::default(), Some(2));
+        check(&[1, 2, 3, 4], Rollout { held: [3].into(), rejected: [4].into(), ..Rollout::default() }, Some(2));
+        check(&[1, 2, 3], Rollout { stable: Some(1), stable_highest: Some(2), ..Rollout::default() }, Some(3));
+        check(&[90], Rollout::default(), None);
+    }
+
+    #[test]
+    fn a_gateway_counts_where_it_has_this_model_from_this_registry() {
+        let model = model(&[1, 2], Rollout::default());
+        let status = |name: &str, version: u64, digest: String| {
+            let mut one = bascule_serving::VersionStatus::default();
+            (one.version, one.digest) = (version, digest);
+            let one = bascule_serving::ModelStatus { name: name.to_owned(), versions: vec![one], ..Default::default() };
+            bascule_serving::Status { models: vec![Arc::new(one)], ..Default::default() }
+        };
+        let digest = |version| model.versions[&version].digest.to_string();
+        assert!(serves_this(&status("m", 1, digest(1)), &model));
+        assert!(!serves_this(&status("n", 1, digest(1)), &model));
+        assert!(!serves_this(&status("m", 1, digest(2)), &model));
+        assert!(!serves_this(&bascule_serving::Status::default(), &model));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 
 use super::env::Environment;
 use super::key::Key;
-use super::layers::Layers;
+use super::layers::{Layers, Origin};
 use super::raw::Raw;
 use super::secret::{self, SecretPlace, SecretText};
 use super::value::{Value, expected, text};
@@ -116,6 +116,10 @@ fn credentials(
     password: Option<SecretText>,
 ) -> MlflowCredentials {
     let own = |secret: SecretText| secret.expose().to_owned();
+    // Half a pair that nobody has set here is of another tool's environment.
+    let is_pair = username.is_some() && password.is_some();
+    let username = username.filter(|_| is_pair || layers.origin_of(&USERNAME) != Origin::Default);
+    let password = password.filter(|_| is_pair || layers.origin_of(&PASSWORD) != Origin::Default);
     match (token, username, password) {
         (_, Some(username), Some(password)) => MlflowCredentials::Basic { username: own(username), password: own(password) },
         (_, Some(_), None) => {
@@ -152,8 +156,14 @@ mod tests {
         let (username, password) = (("MLFLOW_TRACKING_USERNAME", "u"), ("MLFLOW_TRACKING_PASSWORD", "p"));
         let basic = MlflowCredentials::Basic { username: "u".into(), password: "p".into() };
         check(&[username, password, ("MLFLOW_TRACKING_TOKEN", "t")], basic);
-        let problems = config(&[username], &[]).unwrap_err();
-        assert_eq!(problems, ["`mlflow.username` is set, and `mlflow.password` is not"]);
+        // Half a pair that other tools have set is none of ours; half a pair that was given is a mistake.
+        check(&[username], MlflowCredentials::None);
+        check(&[password], MlflowCredentials::None);
+        check(&[username, ("MLFLOW_TRACKING_TOKEN", "t")], MlflowCredentials::Token("t".into()));
+        let problems = config(&[("MINE", "u")], &["mlflow.username=env:MINE"]).unwrap_err();
+        assert_eq!(problems, ["--set: `mlflow.username` is set, and `mlflow.password` is not"]);
+        let problems = config(&[("MINE", "p"), ("MLFLOW_TRACKING_TOKEN", "t")], &["mlflow.password=env:MINE"]).unwrap_err();
+        assert_eq!(problems, ["--set: `mlflow.password` is set, and `mlflow.username` is not"]);
         let own = config(&[("MINE", "t")], &["mlflow.token=env:MINE"]).unwrap();
         assert_eq!(own.credentials, MlflowCredentials::Token("t".into()));
         let shown = format!("{own:?}");

@@ -12,7 +12,7 @@ use reqwest::Url;
 
 use super::client::{Client, below, bounded};
 use super::error::MlflowError;
-use super::store::open_store;
+use super::store::Stores;
 use super::wire;
 use crate::manifest::MAX_FILES;
 use crate::name::{check_file_path, quoted};
@@ -74,7 +74,7 @@ impl From<MlflowError> for Unusable {
 
 impl Artifacts {
     /// What `uri` names.
-    pub(super) fn open(client: &Arc<Client>, uri: &str) -> Result<Self, Unusable> {
+    pub(super) fn open(client: &Arc<Client>, stores: &Stores, uri: &str) -> Result<Self, Unusable> {
         let url =
             Url::parse(uri).map_err(|error| Unusable::Refused(format!("has its files at a place that is no URL: {error}")))?;
         let refused = |why: &str| Err(Unusable::Refused(format!("has its files at {}://, {why}", url.scheme())));
@@ -92,8 +92,8 @@ impl Artifacts {
                 Proxied::open(client, base, folder).map(Self::Proxied)
             }
             "s3" | "s3a" | "gs" | "az" | "wasb" | "wasbs" | "abfs" | "abfss" | "http" | "https" => {
-                let what = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
-                let (store, folder) = open_store(&url).map_err(|error| MlflowError::store(&what, error))?;
+                let opened = stores.open(&url);
+                let (store, folder) = opened.map_err(|why| Unusable::Refused(format!("has its files at a place that {why}")))?;
                 Ok(Self::Stored(Stored { store, folder }))
             }
             "file" => refused("which only the server's own machine can read: start the server with --serve-artifacts"),

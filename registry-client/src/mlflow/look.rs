@@ -27,6 +27,19 @@ pub(super) struct Seen {
     full_at: Option<Duration>,
 }
 
+impl Seen {
+    /// What was read of these versions no longer counts. They stay listed until they are read anew.
+    fn doubt(&mut self, versions: BTreeSet<VersionKey>) {
+        for key in versions {
+            let Some(kept) = self.models.get_mut(&key.model) else { continue };
+            if let Some((_, reading)) = kept.versions.get_mut(&key.version) {
+                *reading = Reading::Unread("has changed since it was read".into());
+                kept.whole = false;
+            }
+        }
+    }
+}
+
 /// A model as it was read.
 #[derive(Clone)]
 struct Kept {
@@ -50,6 +63,7 @@ impl MlflowSource {
         if !is_recent {
             seen.full_at = Some(now);
         }
+        seen.doubt(std::mem::take(&mut *self.doubted()));
         let (mut models, mut problems, mut complete) = (BTreeMap::new(), Vec::new(), true);
         let mut changed = Vec::new();
         for said in found.into_iter().filter(|said| !said.is_prompt()) {

@@ -3,6 +3,7 @@
 mod answers;
 mod fake;
 mod reading;
+mod telling;
 
 use super::*;
 use crate::listing::ListedModel;

@@ -32,15 +32,25 @@ impl MlflowSource {
             ("at", &decided.at.to_rfc3339()),
             ("reason", &decided.reason),
         ] {
-            self.tag(model, decided.version, key, value).await?;
+            match self.tag(model, decided.version, key, value).await {
+                // Nobody is left to be told, and what was decided later must not wait for it.
+                Err(MlflowError::NotFound { .. }) if self.is_gone(model, decided.version).await? => return Ok(()),
+                told => told?,
+            }
         }
         let points_at = self.aliases(model).await?;
+        let stable_at = points_at(stable);
+        let is_promoted = decided.verdict == Verdict::Promoted;
+        if is_promoted && stable_at != Some(decided.version) && !decided.stable_from.contains(&stable_at) {
+            // Somebody has moved it since: that is followed, and not undone.
+            return Ok(());
+        }
         if points_at(candidate) == Some(decided.version) && decided.verdict != Verdict::RolledBack {
             let what = format!("alias {candidate} of {model}");
             let body = json!({ "name": model, "alias": candidate });
             self.client.send(Method::DELETE, &what, "registered-models/alias", &body).await?;
         }
-        if decided.verdict == Verdict::Promoted && points_at(stable) != Some(decided.version) {
+        if is_promoted && stable_at != Some(decided.version) {
             let what = format!("alias {stable} of {model}");
             let body = json!({ "name": model, "alias": stable, "version": decided.version.to_string() });
             self.client.send(Method::POST, &what, "registered-models/alias", &body).await?;
@@ -54,6 +64,18 @@ impl MlflowSource {
         let what = format!("tag {key} of {model}@{version}");
         let body = json!({ "name": model, "version": version.to_string(), "key": key, "value": value });
         self.client.send(Method::POST, &what, "model-versions/set-tag", &body).await
+    }
+
+    /// Whether the server says that it has no such version: what it answers to a change alone may come from a proxy that lets none
+    /// through.
+    async fn is_gone(&self, model: &ModelName, version: VersionNumber) -> Result<bool, MlflowError> {
+        let (what, version) = (format!("{model}@{version}"), version.to_string());
+        let query = [("name", model.as_str()), ("version", &version)];
+        match self.client.get::<serde_json::Value>(&what, "model-versions/get", &query).await {
+            Ok(_) => Ok(false),
+            Err(MlflowError::NotFound { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Where the aliases of a model point now.

@@ -18,8 +18,8 @@ use super::{RegistryError, contained::ContainedDirectory};
 pub use environment::StoreEnvironment;
 
 /// A store, where in it the registry lies, and its name for people.
-pub(super) struct Opened {
-    pub(super) store: Arc<dyn ObjectStore>,
+pub(crate) struct Opened {
+    pub(crate) store: Arc<dyn ObjectStore>,
     /// The same, where uploads in parts can be continued.
     pub(super) multipart: Option<Arc<dyn MultipartStore>>,
     pub(super) prefix: Path,
@@ -66,7 +66,7 @@ pub(super) fn local_path(location: &str) -> Result<Option<PathBuf>, RegistryErro
     Ok(Some(path))
 }
 
-pub(super) fn open(location: &str, environment: &StoreEnvironment) -> Result<Opened, RegistryError> {
+pub(crate) fn open(location: &str, environment: &StoreEnvironment) -> Result<Opened, RegistryError> {
     if let Some(path) = local_path(location)? {
         return open_dir(&path);
     }

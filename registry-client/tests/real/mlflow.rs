@@ -253,7 +253,8 @@ async fn aliases_flavors_and_what_is_written_back() {
     let name = ModelName::new("digits").unwrap();
     let decided = |version, verdict, by: &str| {
         let at = DateTime::from_timestamp(1_760_000_000, 0).unwrap();
-        Decided { version, verdict, by: by.into(), at, reason: "it is better".into() }
+        let stable_from = [Some(2)].into();
+        Decided { version, verdict, by: by.into(), at, reason: "it is better".into(), stable_from }
     };
     source.tell(&name, &decided(3, Verdict::Promoted, "ann")).await.unwrap();
     source.tell(&name, &decided(3, Verdict::Promoted, "ann")).await.unwrap();
@@ -269,6 +270,13 @@ async fn aliases_flavors_and_what_is_written_back() {
     let steering = model(&source, "digits").await.steering.clone().unwrap();
     assert_eq!((steering.stable.version, steering.candidate.version), (Some(3), None));
     assert_eq!(tag(&server.tags("digits", 1).await, "bascule.verdict"), "aborted");
+    // What others have moved since stays, and a version that is gone is as good as told.
+    source.tell(&name, &decided(1, Verdict::Promoted, "ann")).await.unwrap();
+    let steering = model(&source, "digits").await.steering.clone().unwrap();
+    assert_eq!(steering.stable.version, Some(3));
+    assert_eq!(tag(&server.tags("digits", 1).await, "bascule.verdict"), "promoted");
+    server.delete("digits", 2).await;
+    source.tell(&name, &decided(2, Verdict::RolledBack, "ann")).await.unwrap();
 
     let sklearn = "flavors:\n  sklearn:\n    pickled_model: model.pkl\n  python_function: {}\n";
     server.register("trees", &[("MLmodel", sklearn.as_bytes()), ("model.pkl", b"x")]).await;

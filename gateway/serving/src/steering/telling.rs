@@ -33,10 +33,16 @@ pub(crate) fn owed(steering: &Steering, entries: &[Entry]) -> Vec<Owed> {
     let mut rollout = Rollout::default();
     let mut owed: Vec<Owed> = Vec::new();
     let (stable, candidate) = (journal_name(steering, &steering.stable), journal_name(steering, &steering.candidate));
+    let mut stable_from = BTreeSet::from([None]);
     for entry in entries {
         let before = (rollout.stable, rollout.candidate.map(|(version, _)| version));
         rollout.apply(entry);
         let after = (rollout.stable, rollout.candidate.map(|(version, _)| version));
+        if let Op::Alias { name, version } = &entry.op
+            && *name == stable
+        {
+            stable_from = [*version].into();
+        }
         if entry.by == steering.by {
             match &entry.op {
                 Op::Alias { name, .. } if *name == stable => owed.retain(|one| one.decided.verdict == Verdict::Aborted),
@@ -48,7 +54,11 @@ pub(crate) fn owed(steering: &Steering, entries: &[Entry]) -> Vec<Owed> {
         let mut owe = |version: VersionNumber, verdict: Verdict| {
             owed.retain(|one| one.decided.version != version);
             let (by, at, reason) = (entry.by.clone(), entry.at, entry.reason.clone());
-            owed.push(Owed { id: (entry.id, verdict.as_str()), decided: Decided { version, verdict, by, at, reason } });
+            let stable_from = stable_from.clone();
+            owed.push(Owed {
+                id: (entry.id, verdict.as_str()),
+                decided: Decided { version, verdict, by, at, reason, stable_from },
+            });
         };
         if let Some(dropped) = before.1.filter(|dropped| after.1 != Some(*dropped) && after.0 != Some(*dropped)) {
             owe(dropped, Verdict::Aborted);
@@ -58,6 +68,7 @@ pub(crate) fn owed(steering: &Steering, entries: &[Entry]) -> Vec<Owed> {
                 owe(left, Verdict::RolledBack);
             }
             owe(promoted, Verdict::Promoted);
+            stable_from.insert(Some(promoted));
         }
     }
     // Only the last word on which version is stable counts.

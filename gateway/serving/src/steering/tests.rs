@@ -182,6 +182,23 @@ fn what_the_source_is_told() {
     assert_eq!((decided.by.as_str(), decided.reason.as_str(), decided.at), ("ann", "because", minute(1)));
 }
 
+/// From where a promotion moves the source's name: from where it was followed, and from where it may have been moved since.
+#[test]
+fn where_the_name_is_expected() {
+    let from = |written: &[(&str, Op)]| {
+        let mut owed = owed(&steering(None, None), &entries(written));
+        owed.pop().unwrap().decided.stable_from.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(from(&[("ann", promote(2))]), [None]);
+    let followed = [("mlflow", promote(1)), ("mlflow", alias("champion", 1))];
+    assert_eq!(from(&[&followed[..], &[("ann", promote(2))]].concat()), [Some(1)]);
+    assert_eq!(from(&[&followed[..], &[("ann", promote(2)), ("ann", promote(3))]].concat()), [Some(1), Some(2)]);
+    let moved = [("ann", promote(2)), ("mlflow", promote(4)), ("mlflow", alias("champion", 4)), ("ann", promote(3))];
+    assert_eq!(from(&[&followed[..], &moved].concat()), [Some(4)]);
+    let removed = ("mlflow", Op::Alias { name: "champion".into(), version: None });
+    assert_eq!(from(&[&followed[..], &[removed, ("ann", promote(3))]].concat()), [None]);
+}
+
 fn any_op() -> impl Strategy<Value = (bool, Op)> {
     let version = 1..5u64;
     let op = prop_oneof![

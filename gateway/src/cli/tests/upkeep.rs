@@ -170,6 +170,26 @@ fn a_version_that_serves_is_not_yanked_unless_forced() {
 }
 
 #[test]
+fn where_no_gateway_answers_what_serves_by_default_is_not_yanked() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = folder.path().join("registry").display().to_string();
+    let file = folder.path().join("model.fake.json");
+    for value in [1.0, 2.0, 3.0] {
+        std::fs::write(&file, serde_json::to_vec(&constant(value)).unwrap()).unwrap();
+        assert_eq!(code(&["publish", "m", &file.display().to_string(), "--registry", &registry]), DONE);
+    }
+    // None is named, so that one that does not answer is no obstacle by itself; one that does has no such model.
+    let yank = |version: &str, extra: &[&str]| code(&[&["yank", "m", version, "--registry", &registry], extra].concat());
+    assert_eq!(yank("3", &[]), ExitCode::from(REFUSED));
+    assert_eq!(yank("2", &[]), DONE);
+    assert_eq!(yank("3", &["--force"]), DONE);
+    assert_eq!(yank("1", &[]), ExitCode::from(REFUSED), "now it is this one");
+    let live = Live::start();
+    assert_eq!(live.run(&["yank", "m", "1", "--registry", &registry]), ExitCode::from(REFUSED), "a gateway of another registry");
+    assert_eq!(live.run(&["yank", "m", "1", "--registry", &registry, "--force"]), DONE);
+}
+
+#[test]
 fn what_runs_where_is_asked_of_every_gateway() {
     let live = Live::start();
     assert_eq!(live.publish("1", &constant(1.0)), DONE);
@@ -181,6 +201,12 @@ fn what_runs_where_is_asked_of_every_gateway() {
         assert_eq!(live.run(&[shown, &["--gateway", &free]].concat()), DONE, "one of two answers: {shown:?}");
         assert_eq!(code(&[shown, &["--gateway", &free]].concat()), ExitCode::from(UNREACHABLE), "none answers: {shown:?}");
     }
+    let named = live.path("named.toml");
+    std::fs::write(&named, format!("[[registry]]\nname = \"lab\"\nurl = {registry:?}\n")).unwrap();
+    let environment = Environment::of(&[("BASCULE_CONFIG", &named.display().to_string())]);
+    let gateway = format!("http://{}", live.server().addresses.admin);
+    let asked = ["bascule", "where", "m", "--gateway", &gateway, "--registry", "lab"];
+    assert_eq!(run(asked.map(OsString::from), environment), DONE, "a registry by its name");
     assert_eq!(live.run(&["where", "m@2"]), ExitCode::from(REFUSED));
     assert_eq!(live.run(&["where", "nobody"]), ExitCode::from(REFUSED));
     assert_eq!(live.run(&["where", "m@none"]), ExitCode::from(2));

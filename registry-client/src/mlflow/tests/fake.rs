@@ -12,10 +12,13 @@ use super::super::{MlflowOptions, MlflowSource};
 /// What was asked.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
+    pub(super) method: String,
     /// Without the query.
     pub(super) path: String,
     pub(super) query: BTreeMap<String, String>,
     pub(super) headers: BTreeMap<String, String>,
+    /// JSON, or nothing.
+    pub(super) body: serde_json::Value,
 }
 
 /// What is sent back, byte for byte.
@@ -119,7 +122,8 @@ async fn answer_one(stream: TcpStream, answering: Arc<Mutex<Answering>>, all: Ar
 async fn read(stream: &mut BufReader<TcpStream>) -> Option<Asked> {
     let mut line = String::new();
     stream.read_line(&mut line).await.ok()?;
-    let target = line.split(' ').nth(1)?;
+    let mut words = line.split(' ');
+    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
     let url = reqwest::Url::parse(&format!("http://fake{target}")).ok()?;
     let query = url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
     let mut headers = BTreeMap::new();
@@ -130,6 +134,8 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Asked> {
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let length: usize = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    stream.read_exact(&mut vec![0; length]).await.ok()?;
-    Some(Asked { path: url.path().to_owned(), query, headers })
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    Some(Asked { method, path: url.path().to_owned(), query, headers, body })
 }

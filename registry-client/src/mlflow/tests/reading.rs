@@ -69,6 +69,22 @@ async fn what_was_replaced_since_it_was_listed_is_not_fetched() {
     let error = source.fetch(&generation, dest.path(), &NoProgress).await.unwrap_err();
     assert!(matches!(error, FetchError::Changed { .. }) && error.is_transient(), "{error:?}");
     assert!(fake.asked().iter().all(|asked| !asked.path.ends_with("model.onnx")), "not a byte of it was asked for");
+    // The next look reads it anew, although the searches say what they said before.
+    let replaced = || Answer::with(200, "", b"hello!");
+    fake.change(move |asked| match asked.path.ends_with("/artifacts") {
+        true => Answer::with(500, "", b""),
+        false => answer(asked, &replaced(), 6),
+    });
+    let failed = source.list(None).await.unwrap().unwrap();
+    assert!(!failed.complete && model_of(&failed, "a").unsettled.contains(&1), "{failed:?}");
+    fake.change(move |asked| answer(asked, &replaced(), 6));
+    let listing = source.list(Some(&failed.cursor)).await.unwrap().unwrap();
+    let generation = Arc::clone(&model_of(&listing, "a").versions[&1]);
+    source.fetch(&generation, dest.path(), &NoProgress).await.unwrap();
+    assert_eq!(std::fs::read(dest.path().join("model.onnx")).unwrap(), b"hello!");
+    fake.asked();
+    assert!(source.list(Some(&listing.cursor)).await.unwrap().is_none());
+    assert_eq!(fake.asked().len(), 1, "and no look after it does");
 }
 
 #[tokio::test]

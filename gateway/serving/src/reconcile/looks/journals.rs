@@ -60,8 +60,9 @@ impl Seer {
         }
         let mut problems = Vec::new();
         if let Some(steering) = &model.steering {
-            problems = self.follow_names(model, steering, is_new).await?;
-            problems.extend(self.tell_back(model, steering).await);
+            let followed = self.follow_names(model, steering, is_new).await?;
+            problems = followed.problems;
+            problems.extend(self.tell_back(model, steering, followed.is_settled, is_new).await);
         }
         let Some(rollout) = self.rollouts.get(&model.name) else { return Ok(Arc::clone(model)) };
         if model.rollout == *rollout && problems.is_empty() && model.steering.is_none() {
@@ -82,16 +83,14 @@ impl Seer {
     ///
     /// The journal has to be older than the listing: from one that has grown since, another replica's newer look may speak. Where it is
     /// not, one more look is taken at once.
-    async fn follow_names(&mut self, model: &ListedModel, steering: &Steering, is_new: bool) -> Result<Vec<String>, JournalError> {
-        let Some(rollout) = self.rollouts.get(&model.name) else { return Ok(Vec::new()) };
+    async fn follow_names(&mut self, model: &ListedModel, steering: &Steering, is_new: bool) -> Result<Followed, JournalError> {
+        let Some(rollout) = self.rollouts.get(&model.name) else { return Ok(Followed::default()) };
         let Course { ops, waiting: mut problems } = follow(steering, &usable(model), rollout);
-        if ops.is_empty() {
-            return Ok(problems);
+        if ops.is_empty() || is_new {
+            self.again |= !ops.is_empty();
+            return Ok(Followed { problems, is_settled: !is_new });
         }
-        if is_new {
-            self.again = true;
-            return Ok(problems);
-        }
+        let mut is_settled = true;
         let highest = model.versions.keys().chain(&model.unsettled).max().copied();
         for (seq, Step { op, reason }) in (rollout.seq..).zip(ops) {
             let id = id_after(seq, &model.name, &op);
@@ -100,29 +99,43 @@ impl Seer {
             if let Err(error) = self.journal.append(&model.name, model.layout, &proposal).await {
                 problems.push(format!("what the registry decides can't be followed: {}", with_causes(&error)));
                 self.unwritten.insert(model.name.clone());
+                is_settled = false;
                 break;
             }
         }
         let rollout = self.journal.rollout(&model.name).await?;
         self.rollouts.insert(model.name.clone(), rollout);
-        Ok(problems)
+        Ok(Followed { problems, is_settled })
     }
 
     /// Has the source told what was decided here, where that is wanted; returns why it could not be.
-    async fn tell_back(&mut self, model: &ListedModel, steering: &Steering) -> Option<String> {
+    ///
+    /// Not before the source's own names are followed: what was decided before they moved is not for them. Where only the journal is too
+    /// new for that, one more look is taken at once.
+    async fn tell_back(&mut self, model: &ListedModel, steering: &Steering, is_settled: bool, is_new: bool) -> Option<String> {
         let teller = self.teller.as_ref()?;
         let seq = self.rollouts.get(&model.name)?.seq;
         if self.told.get(&model.name) != Some(&seq) {
-            match self.journal.entries(&model.name).await {
-                Ok(entries) => {
-                    teller.set(&model.name, owed(steering, &entries));
+            match self.journal.entries(&model.name).await.map(|entries| owed(steering, &entries)) {
+                Ok(owed) if is_settled || owed.is_empty() => {
+                    teller.set(&model.name, owed);
                     self.told.insert(model.name.clone(), seq);
                 }
+                Ok(_) => self.again |= is_new,
                 Err(error) => return Some(with_causes(&error)),
             }
         }
         teller.failure(&model.name)
     }
+}
+
+/// How following a source's names went.
+#[derive(Default)]
+struct Followed {
+    /// What can't be followed yet.
+    problems: Vec<String>,
+    /// The journal says what the names do, as far as they can be followed, and is older than what was seen of them.
+    is_settled: bool,
 }
 
 /// A model of which nobody knows what was decided: what exists of it does not count yet, so it is what it was before.
