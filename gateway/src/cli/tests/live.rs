@@ -44,6 +44,13 @@ impl Live {
         if let Some(server) = self.server.take() {
             self.runtime.block_on(server.stop());
         }
+        // What was under way when it stopped lets go of the cache a moment later.
+        let cache = self.path("state").join("cache");
+        let began = std::time::Instant::now();
+        while let Err(error) = bascule_registry::Cache::open(&cache) {
+            assert!(began.elapsed() < std::time::Duration::from_secs(60), "{error}");
+            std::thread::yield_now();
+        }
         between(self);
         self.server = Some(self.serve(sets).unwrap());
     }
