@@ -16,6 +16,7 @@ use super::store::Stores;
 use super::wire;
 use crate::manifest::MAX_FILES;
 use crate::name::{check_file_path, quoted};
+use crate::registry::location::percent_decoded;
 use crate::transfer::Ranges;
 use reading::{ProxyFile, StoreFile};
 
@@ -212,18 +213,5 @@ fn joined(folder: &Path, path: &str) -> Path {
 
 /// A part of a URL's path without its percent signs.
 fn decoded(part: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if *first == b'%' {
-            let mut byte = [0];
-            hex::decode_to_slice(tail.get(..2)?, &mut byte).ok()?;
-            bytes.push(byte[0]);
-            rest = tail.get(2..)?;
-        } else {
-            bytes.push(*first);
-        }
-    }
-    String::from_utf8(bytes).ok()
+    String::from_utf8(percent_decoded(part)?).ok()
 }

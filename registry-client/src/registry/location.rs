@@ -172,20 +172,26 @@ pub(super) fn open_dir(path: &FsPath) -> Result<Opened, RegistryError> {
 
 fn decode_percent(path: &str) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStringExt as _;
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path.as_bytes();
+    let bytes = percent_decoded(path)?;
+    (!bytes.contains(&0)).then(|| PathBuf::from(std::ffi::OsString::from_vec(bytes)))
+}
+
+/// A part of a URL without its percent signs; `None` where one is not followed by two hexadecimal digits.
+pub(crate) fn percent_decoded(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         rest = tail;
         if *first == b'%' {
             let mut byte = [0];
             hex::decode_to_slice(tail.get(..2)?, &mut byte).ok()?;
             bytes.push(byte[0]);
-            rest = &tail[2..];
+            rest = tail.get(2..)?;
         } else {
             bytes.push(*first);
         }
     }
-    (!bytes.contains(&0)).then(|| PathBuf::from(std::ffi::OsString::from_vec(bytes)))
+    Some(bytes)
 }
 
 #[cfg(test)]
