@@ -34,9 +34,11 @@ use reqwest::header::HeaderValue;
 use crate::clock::{Clock, SystemClock};
 use crate::journal::Weight;
 use crate::listing::{Cursor, Generation, Listing};
+use crate::manifest::ManifestFile;
 use crate::name::{VersionKey, quoted};
 use crate::registry::{REPAIR_INTERVAL, StoreEnvironment};
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
+use crate::transfer::{Content, OpenFile, Transfers, bring_all};
 use artifacts::{Artifacts, Files};
 use client::Client;
 use error::MlflowError;
@@ -236,19 +238,30 @@ impl MlflowSource {
         progress: &dyn Progress,
     ) -> Result<Fetched, FetchError> {
         let (artifacts, stamps) = self.found_as_listed(generation).await?;
-        let mut files = Vec::with_capacity(generation.manifest.files.len());
-        for file in &generation.manifest.files {
-            let what = format!("file `{}` of {}", file.path, generation.key);
-            let stamp = stamps.get(&file.path).cloned().unwrap_or_default();
-            let content = crate::transfer::Content::Ranged(artifacts.ranged(what, &file.path, &stamp));
-            let brought = crate::transfer::bring(content, file, dest, progress).await;
+        let found = Found { artifacts, stamps, key: &generation.key };
+        let brought = bring_all(Transfers::of_process(), &found, &generation.manifest.files, dest, progress).await;
+        let files = brought.map_err(|error| match error {
             // What has another size than a moment ago is being replaced.
-            files.push(brought.map_err(|error| match error {
-                FetchError::Size { .. } => FetchError::Changed { what: generation.key.to_string() },
-                error => error,
-            })?);
-        }
+            FetchError::Size { .. } => FetchError::Changed { what: generation.key.to_string() },
+            error => error,
+        })?;
         Ok(Fetched { files })
+    }
+}
+
+/// The files of a version, as the server has them now.
+struct Found<'a> {
+    artifacts: Artifacts,
+    stamps: Files,
+    key: &'a VersionKey,
+}
+
+#[async_trait]
+impl OpenFile for Found<'_> {
+    async fn open(&self, file: &ManifestFile) -> Result<Content, FetchError> {
+        let what = format!("file `{}` of {}", file.path, self.key);
+        let stamp = self.stamps.get(&file.path).cloned().unwrap_or_default();
+        Ok(Content::Ranged(self.artifacts.ranged(what, &file.path, &stamp)))
     }
 }
 

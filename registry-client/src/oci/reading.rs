@@ -17,17 +17,16 @@ use super::error::OciError;
 use super::place::model_of;
 use super::repository::Tags;
 use crate::listing::{Cursor, Generation, ListedModel, Listing};
-use crate::name::ModelName;
+use crate::manifest::ManifestFile;
+use crate::name::{ModelName, VersionKey};
 use crate::registry::versions::with_causes;
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
-use crate::transfer::{Content, bring};
+use crate::transfer::{Content, OpenFile, Transfers, bring_all};
 
 /// How many repositories are read at a time.
 const READS: usize = 4;
 /// After so many that got no answer, one after the other, the rest are not asked in this look.
 const MAX_FAILURES: u32 = 8;
-/// How many files of a version are brought at a time.
-const FETCHES: usize = 4;
 
 /// The last look.
 #[derive(Clone, Default)]
@@ -87,19 +86,26 @@ impl VersionSource for OciRegistry {
 
     async fn fetch(&self, generation: &Generation, dest: &Path, progress: &dyn Progress) -> Result<Fetched, FetchError> {
         let repository = self.repository_of(&generation.key.model);
-        let (repository, key) = (repository.as_str(), &generation.key);
-        let fetches = futures::stream::iter(generation.manifest.files.clone()).map(|file| async move {
-            let what = format!("file `{}` of {key}", file.path);
-            let digest = file.sha256.ok_or_else(|| FetchError::NotFound { what: format!("the digest of {what}") })?;
-            let blob = Blob { client: Arc::clone(&self.client), repository: repository.to_owned(), digest, what };
-            bring(Content::Ranged(Arc::new(blob)), &file, dest, progress).await
-        });
-        let mut fetches = fetches.buffered(FETCHES);
-        let mut files = Vec::with_capacity(generation.manifest.files.len());
-        while let Some(file) = fetches.next().await {
-            files.push(file?);
-        }
+        let layers = Layers { registry: self, repository, key: &generation.key };
+        let files = bring_all(Transfers::of_process(), &layers, &generation.manifest.files, dest, progress).await?;
         Ok(Fetched { files })
+    }
+}
+
+/// The files of a version: layers of its manifest.
+struct Layers<'a> {
+    registry: &'a OciRegistry,
+    repository: String,
+    key: &'a VersionKey,
+}
+
+#[async_trait]
+impl OpenFile for Layers<'_> {
+    async fn open(&self, file: &ManifestFile) -> Result<Content, FetchError> {
+        let what = format!("file `{}` of {}", file.path, self.key);
+        let digest = file.sha256.ok_or_else(|| FetchError::NotFound { what: format!("the digest of {what}") })?;
+        let blob = Blob { client: Arc::clone(&self.registry.client), repository: self.repository.clone(), digest, what };
+        Ok(Content::Ranged(Arc::new(blob)))
     }
 }
 

@@ -100,9 +100,9 @@ async fn a_store_behind_the_server() {
     assert_eq!(artifacts.read_small("it", "MLmodel", 1 << 20).await.unwrap(), MLMODEL.as_bytes());
     let stamp: &Stamp = &listed["data/weights.bin"];
     assert!(stamp.bytes == 7 && stamp.e_tag.is_some(), "{stamp:?}");
-    let file = crate::manifest::ManifestFile { path: "data/weights.bin".into(), sha256: None, bytes: 7 };
+    let file = ManifestFile { path: "data/weights.bin".into(), sha256: None, bytes: 7 };
     let bring = async |dest: &std::path::Path| {
-        let content = crate::transfer::Content::Ranged(artifacts.ranged("it".into(), "data/weights.bin", stamp));
+        let content = Content::Ranged(artifacts.ranged("it".into(), "data/weights.bin", stamp));
         crate::transfer::bring(content, &file, dest, &NoProgress).await
     };
     let dest = tempfile::tempdir().unwrap();
