@@ -41,6 +41,8 @@ pub(super) struct Known {
     rollout: Rollout,
     settings: BTreeMap<String, (Stamp, Arc<[u8]>)>,
     settings_problems: Vec<String>,
+    /// Its journal and its settings have been read, once at the least: before that an empty one says nothing.
+    decided: bool,
     /// Something that the listing showed was not there when it was to be read.
     partial: bool,
     pub(super) failure: Option<Failure>,
@@ -114,7 +116,15 @@ impl Known {
         committed.note_frozen();
         let mut problems = shadowed(&self.tree.numbered.keys().copied().collect());
         problems.extend(self.problems());
-        listed(name, committed, self.settings(), problems)
+        let mut model = listed(name, committed, self.settings(), problems)?;
+        // They are there, whatever they are.
+        model.unsettled.extend(&self.unread);
+        if !self.decided {
+            // By no decisions and the default settings the wrong version would be loaded, in the wrong way.
+            model.unsettled.extend(std::mem::take(&mut model.versions).into_keys());
+            model.problems.push("its versions wait until its journal and its settings can be read".to_owned());
+        }
+        Some(model)
     }
 
     /// A model in the plain layout for those who ask for manifests and journals: it has neither.
@@ -163,6 +173,7 @@ impl Registry {
             settings.clone()?;
         }
         known.versions.retain(|number, _| tree.versions.contains_key(number));
+        known.decided |= rollout.is_ok() && settings.is_ok();
         // Its tombstones count, whatever else could not be read.
         known.tree = tree;
         versions.and(rollout).and(settings)?;

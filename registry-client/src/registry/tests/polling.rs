@@ -148,6 +148,7 @@ async fn a_manifest_that_can_not_be_read_hides_neither_tombstones_nor_decisions(
     let first = watched.look().await;
     assert!(!first.complete && first.problems[0].contains("m/versions/2/manifest.json"), "{:?}", first.problems);
     assert_eq!(first.models["m"].versions.keys().collect::<Vec<_>>(), [&1, &3]);
+    assert!(first.models["m"].unsettled.contains(&2), "it is there, whatever it is");
     watched.writer.tombstone(&VersionKey::new(model("m"), 1), "me", "").await.unwrap();
     watched.writer.append(&model("m"), Op::Pin { version: 3 }, "me", "", Uuid::new_v4()).await.unwrap();
     watched.objects.put(&Path::from("m/model.toml"), "device = \"cpu\"".into()).await.unwrap();
@@ -160,6 +161,28 @@ async fn a_manifest_that_can_not_be_read_hides_neither_tombstones_nor_decisions(
     watched.clock.advance(Duration::from_secs(2));
     let mended = watched.look().await;
     assert!(mended.complete && mended.models["m"].versions.len() == 3, "{:?}", mended.problems);
+}
+
+#[tokio::test]
+async fn before_decisions_and_settings_were_read_no_version_counts() {
+    for refused in ["m/rollout/00000000000000000001.json", "m/model.toml"] {
+        let watched = Watched::new();
+        watched.publish("m").await;
+        watched.publish("m").await;
+        watched.writer.append(&model("m"), Op::Pin { version: 1 }, "me", "", Uuid::new_v4()).await.unwrap();
+        watched.objects.put(&Path::from("m/model.toml"), "device = \"cpu\"".into()).await.unwrap();
+        watched.store.refuse(Some(refused));
+        let first = watched.look().await;
+        let listed = &first.models["m"];
+        assert!(!first.complete && listed.versions.is_empty(), "{refused}: {listed:?}");
+        assert_eq!(listed.unsettled.iter().collect::<Vec<_>>(), [&1, &2], "{refused}: they are there all the same");
+        watched.store.refuse(None);
+        watched.clock.advance(Duration::from_secs(2));
+        let mended = watched.look().await;
+        let listed = &mended.models["m"];
+        assert!(mended.complete && listed.unsettled.is_empty(), "{refused}: {:?}", mended.problems);
+        assert_eq!((listed.versions.len(), listed.rollout.pinned, listed.settings.len()), (2, Some(1), 1));
+    }
 }
 
 #[tokio::test]
