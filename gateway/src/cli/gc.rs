@@ -56,7 +56,9 @@ impl Gc {
             if alone.is_empty() {
                 return Ok(());
             }
-            Err(Failure::several(alone).hint("`bascule verify` says more about manifests that can't be read"))
+            Err(Failure::several(alone).hint(
+                "`bascule verify` says more about manifests that can't be read; a listing that is short is complete another time",
+            ))
         })
     }
 

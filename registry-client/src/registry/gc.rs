@@ -158,11 +158,12 @@ impl Registry {
         let named = journal
             .iter()
             .flat_map(|entry| entry.op.version().filter(|_| entry.op.needs_version()).into_iter().chain(entry.highest));
-        if let Some(version) = named.filter(|version| !needed.versions.contains(version)).min() {
-            return Ok(Some(format!("its journal names version {version}, which is not listed")));
-        }
-        if let Some(version) = log.versions(model).find(|version| !needed.versions.contains(version)) {
-            return Ok(Some(format!("the change log names version {version}, which is not listed")));
+        let named: BTreeSet<_> = named.chain(log.versions(model)).filter(|version| !needed.versions.contains(version)).collect();
+        for version in named {
+            // One that an operator has deleted is gone; one that is there shows that the listing was short.
+            if self.manifest_bytes(&VersionKey::new(model.clone(), version)).await?.is_some() {
+                return Ok(Some(format!("version {version} is there and was not listed")));
+            }
         }
         let again = folder_names(&self.level(&versions).await?);
         Ok((again != needed.folders).then(|| "a second listing of its versions shows others".to_owned()))

@@ -130,22 +130,27 @@ async fn a_version_that_is_not_listed_keeps_its_blobs() {
             assert!(found[0].left_alone.as_deref().unwrap().contains(reason) && found[0].old.is_empty(), "{found:?}");
             assert!(is_there(&store, &blob(b"two")).await, "{reason}");
         };
-        check(usize::MAX, "the change log names version 2, which is not listed").await;
+        // The change log names it, and then the journal alone.
+        check(usize::MAX, "version 2 is there and was not listed").await;
         let hold = crate::journal::Op::Hold { version: 1 };
         let id = uuid::Uuid::new_v4();
         registry.append(&model("m"), hold, "me", "", id).await.unwrap();
-        check(usize::MAX, "its journal names version 2").await;
-        for seq in 1..=3 {
-            store.delete(&Path::from(format!("_changes/{seq:020}.json"))).await.unwrap();
-        }
-        store.delete(&Path::from("m/rollout/00000000000000000001.json")).await.unwrap();
+        let (log, entry) = (Path::from("_changes/00000000000000000002.json"), Path::from("m/rollout/00000000000000000001.json"));
+        let said = store.get(&log).await.unwrap().bytes().await.unwrap();
+        let decided = store.get(&entry).await.unwrap().bytes().await.unwrap();
+        put(&store, log.as_ref(), "{}").await;
+        check(usize::MAX, "version 2 is there and was not listed").await;
+        store.delete(&entry).await.unwrap();
         check(1, "a second listing").await;
+        store.put(&log, said.into()).await.unwrap();
+        store.put(&entry, decided.into()).await.unwrap();
         let manifest = Path::from("m/versions/2/manifest.json");
         store.delete(&manifest).await.unwrap();
         put(&store, "m/versions/2/tombstone.json", "{}").await;
         let found = registry.collect_garbage(Duration::ZERO, true).await.unwrap();
         assert!(found[0].left_alone.as_deref().unwrap().contains("version 2 has files and no manifest"), "{found:?}");
         store.delete(&Path::from("m/versions/2/tombstone.json")).await.unwrap();
+        // An operator has deleted it: whatever still names it, it is gone.
         assert_eq!(paths(&registry.collect_garbage(Duration::ZERO, true).await.unwrap()), [blob(b"two").as_str()]);
     }
 }
