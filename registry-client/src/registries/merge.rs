@@ -114,7 +114,10 @@ impl Registries {
         let problem = match owner {
             Owner::Unread(owner) => {
                 let owner = self.members.get(*owner)?.describe();
-                format!("it belongs to registry {owner}, which is empty or can't be read whole; that of {names} is ignored")
+                format!(
+                    "it belongs to registry {owner}, which is empty or can't be read whole; that of {names} is ignored. Where it has moved \
+                     for good, take the other registry out of the configuration"
+                )
             }
             _ => format!("registries {names} both have a model of this name: it is loaded from neither, rename one"),
         };

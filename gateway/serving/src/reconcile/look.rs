@@ -130,6 +130,8 @@ impl Reconciler {
         self.source.last_good = Some(now.utc);
         self.source.problems.clone_from(&listing.problems);
         self.source.unread = listing.unread;
+        // What served before a restart does not wait for a registry that takes long.
+        self.source.failed |= listing.unread;
         let empty = listing.models.is_empty();
         let removal = match self.rules.live.absent {
             // An empty answer after a full one is more likely a mistake than a wish.
