@@ -1,4 +1,4 @@
-//! Puts the program together: the only file that names concrete runtimes and sources.
+//! Puts the program together: the only place, with the files of its folder, that names concrete runtimes and sources.
 
 mod journals;
 mod sources;
