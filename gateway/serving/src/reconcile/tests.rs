@@ -1,5 +1,6 @@
 mod operator;
 mod trials;
+mod unread;
 
 use std::sync::Arc;
 use std::time::Duration;
