@@ -9,6 +9,7 @@ mod local;
 mod partial;
 mod ranged;
 mod transfers;
+mod writing;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -118,12 +119,12 @@ async fn write(
         Content::Local(source) => local::copy(source, target, file, progress).await?,
         Content::Stream(pieces) => {
             let fills = incoming::batches(transfers, pieces, file, progress);
-            partial::write_in_order(fills, target, file).await?
+            writing::write_in_order(transfers, fills, target, file).await?
         }
         Content::Ranged(ranges) => {
             let done = ranged::Done::new(file, progress);
             let fills = ranged::fills(transfers, ranges.as_ref(), file, &done);
-            partial::write_in_order(fills, target, file).await?
+            writing::write_in_order(transfers, fills, target, file).await?
         }
     };
     progress.advance(&file.path, written.bytes, file.bytes);

@@ -118,6 +118,7 @@ impl History {
             std::fs::write(dir.path().join(format!("files/{size}")), content(size)).unwrap();
         }
         let limits = TransferLimits {
+            sync_bytes: 512,
             range_bytes: RANGE_BYTES,
             ranges: 3,
             files: 2,

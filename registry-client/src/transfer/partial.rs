@@ -1,18 +1,13 @@
 //! A file that is being written: under another name until it is whole and true.
 
-use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write as _};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 
 use bytes::Bytes;
-use futures::future::OptionFuture;
-use futures::{Stream, StreamExt as _};
 use uuid::Uuid;
 
-use super::ranged::Filled;
-use super::{check, join, off_thread};
+use super::check;
 use crate::digest::{Digest, DigestBuilder};
 use crate::durable;
 use crate::manifest::ManifestFile;
@@ -53,11 +48,21 @@ impl Partial {
         &mut self.file
     }
 
+    /// How much was appended.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The same file for a thread that syncs what was written while more is written.
+    pub(super) fn for_sync(&self) -> Result<File, FetchError> {
+        self.file.try_clone().map_err(|error| self.failed(self.bytes, error))
+    }
+
     pub(super) fn failed(&self, written: u64, error: io::Error) -> FetchError {
         full_or_disk(&self.target, self.expected_bytes.saturating_sub(written), error)
     }
 
-    fn append(&mut self, pieces: &[Bytes]) -> Result<(), FetchError> {
+    pub(super) fn append(&mut self, pieces: &[Bytes]) -> Result<(), FetchError> {
         for piece in pieces {
             self.hash.bytes(piece);
         }
@@ -66,7 +71,7 @@ impl Partial {
         Ok(())
     }
 
-    fn finish(self, expected: &ManifestFile) -> Result<FetchedFile, FetchError> {
+    pub(super) fn finish(self, expected: &ManifestFile) -> Result<FetchedFile, FetchError> {
         let (sha256, bytes) = (self.hash.clone().finish(), self.bytes);
         self.finish_as(expected, sha256, bytes)
     }
@@ -88,56 +93,6 @@ impl Drop for Partial {
             let _ = std::fs::remove_file(&self.path);
         }
     }
-}
-
-/// Writes what comes, in the order in which it comes. While one part is hashed and written the next are awaited; no thread waits for
-/// what has not come.
-pub(super) async fn write_in_order(
-    fills: impl Stream<Item = Result<Filled, FetchError>>,
-    target: PathBuf,
-    file: &ManifestFile,
-) -> Result<FetchedFile, FetchError> {
-    let expected = file.clone();
-    let mut partial = Some(off_thread(move || Partial::create(target, &expected)).await?);
-    let mut fills = pin!(fills.fuse());
-    let (mut ready, mut writing) = (VecDeque::<Filled>::new(), None);
-    let failed = loop {
-        if !ready.is_empty()
-            && let Some(mut idle) = partial.take()
-        {
-            let batch = std::mem::take(&mut ready);
-            writing = Some(tokio::task::spawn_blocking(move || {
-                for filled in batch {
-                    idle.append(&filled.pieces)?;
-                }
-                Ok(idle)
-            }));
-        }
-        tokio::select! {
-            Some(filled) = fills.next() => match filled {
-                Ok(filled) => ready.push_back(filled),
-                Err(error) => break Some(error),
-            },
-            Some(written) = OptionFuture::from(writing.as_mut()) => {
-                writing = None;
-                match join(written) {
-                    Ok(written) => partial = Some(written),
-                    Err(error) => break Some(error),
-                }
-            }
-            else => break None,
-        }
-    };
-    if let Some(error) = failed {
-        // What is being written ends before the failure is told: nothing is left behind it.
-        if let Some(writing) = writing {
-            drop(writing.await);
-        }
-        return Err(error);
-    }
-    let partial = partial.ok_or_else(|| FetchError::unavailable("the blocking thread", io::Error::other("it lost the file")))?;
-    let expected = file.clone();
-    off_thread(move || partial.finish(&expected)).await
 }
 
 /// Writes all pieces with as few calls as the system takes.

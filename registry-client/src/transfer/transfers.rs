@@ -16,6 +16,8 @@ pub(crate) struct TransferLimits {
     pub(crate) ranges: usize,
     /// Files of one version that are brought at a time.
     pub(crate) files: usize,
+    /// So much of a file is written before the disk is asked for it, so that at the end little is left to wait for.
+    pub(crate) sync_bytes: u64,
     /// An answer that does not move for so long has broken off.
     pub(crate) stall: Duration,
     /// How often a range is tried without a byte coming; a byte that comes begins the count anew.
@@ -32,6 +34,7 @@ impl Default for TransferLimits {
             range_bytes: 8 << 20,
             ranges: 16,
             files: 8,
+            sync_bytes: 32 << 20,
             stall: Duration::from_secs(30),
             tries: 5,
             backoff: Duration::from_millis(100),

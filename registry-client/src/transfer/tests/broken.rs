@@ -86,7 +86,7 @@ fn content(bytes: usize) -> Vec<u8> {
 
 fn transfers(range_bytes: u64, ranges: usize) -> Transfers {
     let (stall, backoff) = (Duration::from_secs(30), Duration::from_millis(100));
-    Transfers::new(TransferLimits { range_bytes, ranges, stall, backoff, tries: 4, ..TransferLimits::default() }, 7)
+    Transfers::new(TransferLimits { range_bytes, ranges, stall, backoff, tries: 4, sync_bytes: 1, ..TransferLimits::default() }, 7)
 }
 
 struct Brought {
