@@ -62,7 +62,7 @@ pub struct OciRegistry {
 
 impl OciRegistry {
     /// The registry at `oci://host[:port]/repository`, which is asked over TLS unless the host is loopback; or at
-    /// `oci+http://host[:port]/repository`, which is asked without. Nothing is sent yet.
+    /// `oci+http://host[:port]/repository` and `oci+https://…`, which say so themselves. Nothing is sent yet.
     ///
     /// # Errors
     /// [`RegistryError::Location`] where the place is not written so.

@@ -1,6 +1,7 @@
 //! Models in a real OCI registry: published by the program, served, rolled out, and served again while the registry is down.
 
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -14,22 +15,32 @@ use crate::sandbox::{PATIENCE, Sandbox, skip};
 struct Registry {
     child: Child,
     port: u16,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Registry {
     /// `None`, and the test counted as skipped, where docker-registry is not set up.
     fn start() -> Option<Registry> {
-        let servers = std::env::var_os("BASCULE_TEST_SERVERS").map(std::path::PathBuf::from);
+        Self::start_in(tempfile::tempdir().unwrap(), &serde_json::Value::Null)
+    }
+
+    /// With a certificate, which an authority of its own has signed; and the file of that authority.
+    fn start_with_tls() -> Option<(Registry, PathBuf)> {
+        let folder = tempfile::tempdir().unwrap();
+        let (authority, tls) = certificates(folder.path());
+        Some((Self::start_in(folder, &tls)?, authority))
+    }
+
+    fn start_in(folder: TempDir, tls: &serde_json::Value) -> Option<Registry> {
+        let servers = std::env::var_os("BASCULE_TEST_SERVERS").map(PathBuf::from);
         let program = servers.map(|servers| servers.join("oci-registry/bin/docker-registry")).filter(|program| program.exists());
         let Some(program) = program else {
             skip("there is no oci-registry/bin/docker-registry (make test-deps)");
             return None;
         };
-        let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = serde_json::json!({
-            "version": "0.1", "log": {"level": "warn"}, "http": {"addr": format!("127.0.0.1:{port}")},
+            "version": "0.1", "log": {"level": "warn"}, "http": {"addr": format!("127.0.0.1:{port}"), "tls": tls},
             "storage": {"filesystem": {"rootdirectory": folder.path().join("data")}},
         });
         // JSON is YAML.
@@ -37,7 +48,7 @@ impl Registry {
         let mut command = Command::new(program);
         command.arg("serve").arg(folder.path().join("config.yml"));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let registry = Registry { child, port, _folder: folder };
+        let registry = Registry { child, port, folder };
         let began = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(began.elapsed() < PATIENCE, "docker-registry does not listen");
@@ -52,6 +63,74 @@ impl Drop for Registry {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Makes an authority that nobody knows, and a certificate for this machine: the authority's file, and the server's setting.
+fn certificates(folder: &Path) -> (PathBuf, serde_json::Value) {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
+    let write = |name: &str, text: String| {
+        let file = folder.join(name);
+        std::fs::write(&file, text).unwrap();
+        file
+    };
+    let tls = serde_json::json!({
+        "certificate": write("server.pem", certificate.pem()), "key": write("server.key", key.serialize_pem()),
+    });
+    (write("authority.pem", authority.pem()), tls)
+}
+
+#[test]
+fn a_registry_that_a_private_authority_vouches_for_is_used_where_that_is_trusted() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let Some((registry, authority)) = Registry::start_with_tls() else { return };
+    let place = format!("oci+https://127.0.0.1:{}/m", registry.port);
+    let sandbox = sandbox.at(Some(&place));
+    let file = sandbox.path("model.onnx");
+    std::fs::write(&file, &constant(1.0, 2).bytes).unwrap();
+    let publish = ["publish", "m", file.to_str().unwrap(), "--registry", &place];
+    let refused = sandbox.run(&publish);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && text.contains("UnknownIssuer") && text.contains("SSL_CERT_FILE"), "{text}");
+
+    let sandbox = sandbox.variable("SSL_CERT_FILE", authority.to_str().unwrap());
+    sandbox.succeed(&publish);
+    let gateway = sandbox.serve().ready();
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0));
+}
+
+#[test]
+fn versions_in_an_oci_registry_are_told_apart_and_read_again() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let Some(registry) = Registry::start() else { return };
+    let place = format!("oci://127.0.0.1:{}/m", registry.port);
+    let file = sandbox.path("model.onnx");
+    for (value, run) in [(1.0, "run-1"), (2.0, "run-2")] {
+        std::fs::write(&file, &constant(value, 2).bytes).unwrap();
+        sandbox.succeed(&["publish", "m", file.to_str().unwrap(), "--registry", &place, "--run-id", run]);
+    }
+    let versions = sandbox.succeed(&["versions", "m", "--registry", &place]);
+    let rows: Vec<Vec<&str>> = versions.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(rows.len() == 3 && rows[1][0] == "1" && rows[2].contains(&"run-2"), "{versions}");
+    let diff = sandbox.succeed(&["diff", "m", "1", "2", "--registry", &place]);
+    assert!(diff.contains("file model.onnx") && diff.contains("lineage run_id"), "{diff}");
+    let verified = sandbox.succeed(&["verify", "--registry", &place]);
+    assert!(verified.contains("versions 2, files 2"), "{verified}");
+
+    // The content of version 2, as the registry keeps it, gets another byte.
+    let digest = bascule_registry::Digest::of(&constant(2.0, 2).bytes).to_string();
+    let blob = registry.folder.path().join("data/docker/registry/v2/blobs/sha256").join(&digest[..2]).join(&digest).join("data");
+    let mut bytes = std::fs::read(&blob).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    let found = sandbox.run(&["verify", "--registry", &place]);
+    let text = String::from_utf8_lossy(&found.stderr).into_owned();
+    assert!(!found.status.success() && text.contains("m@2: ") && text.contains("model.onnx") && !text.contains("m@1"), "{text}");
 }
 
 #[test]

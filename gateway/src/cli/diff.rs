@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bascule_registry::{Generation, ModelName, VersionKey, VersionNumber};
+use bascule_registry::{Generation, ModelName, VersionNumber};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -49,12 +49,10 @@ struct Difference {
 impl Diff {
     pub(super) fn run(self, environment: &Environment) -> Outcome {
         let config = self.config.load([], environment)?.config;
-        let registry = versions_of::open(&config)?;
         in_background(async {
-            let key = |version| VersionKey::new(self.model.clone(), version);
-            let a = versions_of::version(&registry, &key(self.a)).await?;
-            let b = versions_of::version(&registry, &key(self.b)).await?;
-            let (differences, same) = (differences(&a, &b), same_files(&a, &b));
+            let model = versions_of::listed(&config, &self.model).await?;
+            let (a, b) = (versions_of::pick(&model, self.a)?, versions_of::pick(&model, self.b)?);
+            let (differences, same) = (differences(a, b), same_files(a, b));
             if self.json {
                 return print_json(&json!({
                     "model": self.model, "a": self.a, "b": self.b, "differences": differences, "same_files": same,

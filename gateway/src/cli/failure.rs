@@ -92,7 +92,9 @@ impl Failure {
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Failure {
         let code = if is_unreachable(&error) { UNREACHABLE } else { REFUSED };
-        Failure { errors: vec![error], hint: None, code }
+        let hint = is_of_unknown_authority(&error)
+            .then(|| "where a private authority has signed its certificate, SSL_CERT_FILE names that authority's (PEM)".to_owned());
+        Failure { errors: vec![error], hint, code }
     }
 }
 
@@ -114,6 +116,11 @@ fn is_unreachable(error: &anyhow::Error) -> bool {
         }
     });
     cause.is_some_and(|cause| !is_missing(cause.as_ref()))
+}
+
+/// Whether a server showed a certificate that nobody whom this machine trusts has signed. Only the text tells, in the TLS library's words.
+fn is_of_unknown_authority(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.to_string().contains("invalid peer certificate: UnknownIssuer"))
 }
 
 /// Whether the reason for an error is that something is not there.
@@ -159,6 +166,13 @@ mod tests {
         assert_eq!(code(ErrorKind::NotFound), [1; 4]);
         let missing = RegistryError::Missing { dir: "nowhere".into() };
         assert_eq!(Failure::from(anyhow::Error::new(missing)).code(), 1);
+    }
+
+    #[test]
+    fn a_certificate_of_an_unknown_authority_has_a_hint() {
+        let of = |why: &str| Failure::from(anyhow::anyhow!("https://store can't be reached ({why})").context("no versions")).text();
+        assert!(of("invalid peer certificate: UnknownIssuer").contains("hint: where a private authority"));
+        assert!(!of("invalid peer certificate: Expired").contains("hint"));
     }
 
     #[test]

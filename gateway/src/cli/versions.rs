@@ -12,6 +12,8 @@ use super::{Outcome, in_background, versions_of};
 
 /// List the versions of a model in a registry: what its journal says of each, who made and who signed it.
 ///
+/// Registries of other kinds tell less: OCI and MLflow have names for versions, and nobody's signature; a plain folder has its files.
+///
 /// `stable` and `candidate` are what was decided. While nothing was, each gateway follows its own policy: `bascule where` asks them.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  bascule versions digits --registry ./models")]
@@ -28,9 +30,8 @@ pub(super) struct Versions {
 impl Versions {
     pub(super) fn run(self, environment: &Environment) -> Outcome {
         let config = self.config.load([], environment)?.config;
-        let registry = versions_of::open(&config)?;
         in_background(async {
-            let model = versions_of::model(&registry, &self.model).await?;
+            let model = versions_of::listed(&config, &self.model).await?;
             for problem in &model.problems {
                 note(format!("warning: {}: {problem}", model.name));
             }
@@ -55,6 +56,9 @@ pub(super) fn states(model: &ListedModel, generation: &Generation) -> Vec<String
     }
     say(rollout.held.contains(&version), "held");
     say(rollout.rejected.contains(&version), "rejected");
+    for (alias, _) in model.aliases.iter().filter(|(_, of)| **of == version) {
+        say(true, &format!("alias {alias}"));
+    }
     states
 }
 

@@ -11,6 +11,8 @@ use crate::compose;
 use crate::config::Config;
 
 use super::failure::Failure;
+use super::listing;
+use super::output::note;
 
 /// A version's number, as an argument.
 pub(super) fn number(text: &str) -> Result<VersionNumber, String> {
@@ -23,13 +25,40 @@ pub(super) fn open(config: &Config) -> Result<Registry, Failure> {
     Ok(registry.reading_signatures(compose::trust(config)?.unwrap_or_default()))
 }
 
-/// All of a model.
-pub(super) async fn model(registry: &Registry, name: &ModelName) -> Result<ListedModel, Failure> {
+/// All that is known of a model, whatever holds it: manifests where there are some, else what a gateway would find there.
+pub(super) async fn listed(config: &Config, name: &ModelName) -> Result<Arc<ListedModel>, Failure> {
+    let place = &config.registry.only().map_err(Failure::new)?.url;
+    if compose::holds_journals(place)? {
+        let model = read(&open(config)?, name).await?;
+        if model.layout == Layout::Registry {
+            return Ok(Arc::new(model));
+        }
+    }
+    let listing = listing::list(config).await?;
+    for problem in &listing.problems {
+        note(format!("warning: {problem}"));
+    }
+    listing.models.get(name).cloned().ok_or_else(|| is_not_in(name, &place.0))
+}
+
+/// One of the versions of a model.
+pub(super) fn pick(model: &ListedModel, number: VersionNumber) -> Result<&Arc<Generation>, Failure> {
+    let missing = || Failure::new(format!("model '{}' has no version {number}", model.name));
+    model.versions.get(&number).ok_or_else(|| missing().hint(format!("`bascule versions {}` lists what is there", model.name)))
+}
+
+async fn read(registry: &Registry, name: &ModelName) -> Result<ListedModel, Failure> {
     let read = registry.model(name).await.with_context(|| format!("can't read model {name}"))?;
-    let Some(model) = read else {
-        let failure = Failure::new(format!("model '{name}' is not in {}", registry.describe()));
-        return Err(failure.hint("`bascule models --registry …` lists what is there"));
-    };
+    read.ok_or_else(|| is_not_in(name, registry.describe()))
+}
+
+fn is_not_in(name: &ModelName, registry: &str) -> Failure {
+    Failure::new(format!("model '{name}' is not in {registry}")).hint("`bascule models --registry …` lists what is there")
+}
+
+/// All of a model that has manifests.
+pub(super) async fn model(registry: &Registry, name: &ModelName) -> Result<ListedModel, Failure> {
+    let model = read(registry, name).await?;
     if model.layout == Layout::Registry {
         return Ok(model);
     }

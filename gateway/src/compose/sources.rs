@@ -128,7 +128,7 @@ fn mlflow_options(config: &Config) -> MlflowOptions {
 enum Kind {
     /// A path, or `file://`.
     Directory(PathBuf),
-    /// `oci://` or `oci+http://`.
+    /// `oci://`, `oci+http://` or `oci+https://`.
     Oci,
     /// `mlflow+http://` or `mlflow+https://`.
     Mlflow,
@@ -144,7 +144,7 @@ impl Kind {
         // What other schemes have in their places is for those who open them to judge.
         match place.scheme().as_str() {
             "file" => {}
-            "oci" | "oci+http" => return Ok(Kind::Oci),
+            "oci" | "oci+http" | "oci+https" => return Ok(Kind::Oci),
             _ if MlflowSource::is_at(&place.0) => return Ok(Kind::Mlflow),
             _ => return Ok(Kind::Store),
         }

@@ -32,15 +32,16 @@ impl fmt::Display for OciPlace {
 
 impl OciPlace {
     /// Reads `oci://host/repository`, for which a loopback host is asked without TLS and any other with it, or
-    /// `oci+http://host/repository`, which is asked without TLS wherever it is.
+    /// `oci+http://host/repository` and `oci+https://host/repository`, which say so themselves.
     pub(super) fn parse(location: &str) -> Result<Self, RegistryError> {
         // What is written here may hold a password: it is shown only where it is known not to.
         let wrong = |problem: &'static str| RegistryError::Location { location: shown(location), problem: problem.into() };
         let (scheme, rest) = location.split_once("://").ok_or_else(|| wrong("is not a URL"))?;
-        let plain = match scheme.to_ascii_lowercase().as_str() {
-            "oci" => false,
-            "oci+http" => true,
-            _ => return Err(wrong("does not begin with oci:// or oci+http://")),
+        let asked_with = match scheme.to_ascii_lowercase().as_str() {
+            "oci" => None,
+            "oci+http" => Some("http"),
+            "oci+https" => Some("https"),
+            _ => return Err(wrong("does not begin with oci://, oci+http:// or oci+https://")),
         };
         if rest.contains('@') && rest.find('@') < rest.find('/').or(Some(usize::MAX)) {
             return Err(wrong("holds credentials: set oci.username and oci.password instead"));
@@ -60,7 +61,7 @@ impl OciPlace {
             ));
         }
         let api = if host == DOCKER_HUB.0 { DOCKER_HUB.1 } else { &host };
-        let scheme = if plain || is_loopback(api) { "http" } else { "https" };
+        let scheme = asked_with.unwrap_or(if is_loopback(api) { "http" } else { "https" });
         let base = Url::parse(&format!("{scheme}://{api}/")).ok().filter(|url| url.has_host() && url.path() == "/");
         let base = base.ok_or_else(|| wrong("names no host"))?;
         Ok(Self { host, base, repository: repository.to_owned() })
@@ -153,6 +154,7 @@ mod tests {
         check("oci://127.0.0.1:5000/m", Ok(("http://127.0.0.1:5000/", "m")));
         check("oci://[::1]:5000/m", Ok(("http://[::1]:5000/", "m")));
         check("oci+http://registry.lan/m", Ok(("http://registry.lan/", "m")));
+        check("oci+https://localhost:5000/m", Ok(("https://localhost:5000/", "m")));
         check("oci://docker.io/team/m", Ok(("https://registry-1.docker.io/", "team/m")));
         check("oci://a/b-c/d__e.f_g--h", Ok(("https://a/", "b-c/d__e.f_g--h")));
         check("oci://host", Err("names no repository"));

@@ -9,7 +9,7 @@ use object_store::{Error as StoreError, GetResultPayload, ObjectStoreExt as _};
 use super::versions::with_causes;
 use super::{Registry, RegistryError};
 use crate::digest::{Digest, DigestBuilder};
-use crate::listing::Generation;
+use crate::listing::{Generation, Layout};
 use crate::manifest::ManifestFile;
 use crate::name::{ModelName, VersionNumber, quoted};
 use crate::signing::{PublicKey, Trust};
@@ -22,6 +22,7 @@ const READS: usize = 4;
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
     versions: Vec<Arc<Generation>>,
+    without_digests: Vec<ModelName>,
     findings: Vec<Finding>,
 }
 
@@ -45,6 +46,8 @@ pub struct Verification {
     pub files: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// Models in the plain layout: there is nothing that they could be compared with.
+    pub without_digests: Vec<ModelName>,
     /// What is wrong, by model and version.
     pub findings: Vec<Finding>,
 }
@@ -78,6 +81,10 @@ impl Registry {
         let mut survey = Survey::default();
         for model in models {
             let Some(listed) = self.model(&model).await? else { continue };
+            if listed.layout == Layout::Plain {
+                survey.without_digests.push(model);
+                continue;
+            }
             let finding = |problem: &String| Finding { model: model.clone(), version: None, problem: problem.clone() };
             survey.findings.extend(listed.problems.iter().map(finding));
             survey.versions.extend(listed.versions.into_values());
@@ -104,7 +111,8 @@ impl Registry {
         findings.extend(damaged.into_iter().flatten());
         findings.sort_unstable();
         findings.dedup();
-        Verification { versions: survey.versions.len(), files: files.len(), bytes: survey.bytes(), findings }
+        let without_digests = survey.without_digests.clone();
+        Verification { versions: survey.versions.len(), files: files.len(), bytes: survey.bytes(), without_digests, findings }
     }
 
     /// What is wrong with a file, if anything.
