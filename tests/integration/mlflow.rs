@@ -146,6 +146,14 @@ fn aliases_are_served_and_decisions_come_back() {
         server.aliases() == [("champion".to_owned(), "3".to_owned())]
     });
 
+    let place = format!("mlflow+http://{}", server.address);
+    let versions = sandbox.succeed(&["versions", "scale", "--registry", &place]);
+    let champion = versions.lines().find(|line| line.contains("alias champion"));
+    assert!(versions.lines().count() == 4 && champion.is_some_and(|line| line.starts_with('3')), "{versions}");
+    let verified = sandbox.run(&["verify", "--registry", &place]);
+    let note = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(verified.status.success() && note.contains("scale was not verified"), "{note}");
+
     // Without its server, a restart serves what was served.
     drop(server.process);
     gateway.kill();

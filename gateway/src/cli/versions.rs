@@ -56,8 +56,11 @@ pub(super) fn states(model: &ListedModel, generation: &Generation) -> Vec<String
     }
     say(rollout.held.contains(&version), "held");
     say(rollout.rejected.contains(&version), "rejected");
-    for (alias, _) in model.aliases.iter().filter(|(_, of)| **of == version) {
-        say(true, &format!("alias {alias}"));
+    // Names that steer a model are told apart from those that are only names.
+    let steering = model.steering.iter().flat_map(|steering| [&steering.stable, &steering.candidate]);
+    let steering = steering.filter_map(|alias| Some((&alias.name, alias.version?)));
+    for (alias, of) in steering.chain(model.aliases.iter().map(|(alias, of)| (alias, *of))) {
+        say(of == version, &format!("alias {alias}"));
     }
     states
 }
