@@ -12,9 +12,11 @@ use bascule_registry::{
     VersionKey, VersionSource, WriteBack,
 };
 use chrono::DateTime;
+use object_store::ObjectStoreExt as _;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::seaweedfs::{ACCESS_KEY, SeaweedFs};
 use crate::servers::{Server, find_or_skip, free_port, listens};
 
 /// A server, and a client of its API.
@@ -107,10 +109,14 @@ impl Mlflow {
         if self.find(model).await.is_none() {
             self.call(Method::POST, "registered-models/create", json!({ "name": model })).await;
         }
-        let source = format!("mlflow-artifacts:/{folder}");
-        let made = json!({ "name": model, "source": source, "run_id": run });
-        let made = self.call(Method::POST, "model-versions/create", made).await;
-        (made["model_version"]["version"].as_str().unwrap().parse().unwrap(), folder)
+        let made = json!({ "name": model, "source": format!("mlflow-artifacts:/{folder}"), "run_id": run });
+        (self.make(made).await, folder)
+    }
+
+    /// The number of a version that is made so.
+    async fn make(&self, version: Value) -> u64 {
+        let made = self.call(Method::POST, "model-versions/create", version).await;
+        made["model_version"]["version"].as_str().unwrap().parse().unwrap()
     }
 
     async fn find(&self, model: &str) -> Option<Value> {
@@ -332,4 +338,36 @@ async fn a_server_that_asks_who_we_are() {
 fn anyhow_text(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[tokio::test]
+#[ignore = "long: needs MLflow, which takes long to start"]
+async fn artifacts_in_a_store_that_the_server_names() {
+    let Some(server) = Mlflow::start(&[]) else { return };
+    let Some((_weed, weed)) = SeaweedFs::start().await else { return };
+    weed.make_bucket("artifacts").await;
+    let store = weed.store("artifacts");
+    // More than one range.
+    let large = vec![7_u8; 20 << 20];
+    for (path, content) in [("MLmodel", MLMODEL.as_bytes()), ("model.onnx", &large)] {
+        store.put(&format!("team/m-1/artifacts/{path}").into(), content.to_vec().into()).await.unwrap();
+    }
+    server.call(Method::POST, "registered-models/create", json!({ "name": "digits" })).await;
+    let version = server.make(json!({ "name": "digits", "source": "s3://artifacts/team/m-1/artifacts" })).await;
+
+    let source = server.source(MlflowOptions { stores: weed.environment(), ..MlflowOptions::default() });
+    let generation = Arc::clone(&model(&source, "digits").await.versions[&version]);
+    let dest = tempfile::tempdir().unwrap();
+    source.fetch(&generation, dest.path(), &NoProgress).await.unwrap();
+    assert_eq!(std::fs::read(dest.path().join("model.onnx")).unwrap(), large);
+
+    let stranger = weed.environment_with(ACCESS_KEY, "wrong-secret");
+    let stranger = server.source(MlflowOptions { stores: stranger, ..MlflowOptions::default() });
+    let listing = listing(&stranger).await;
+    let told = format!("{:?} {:?}", listing.problems, listing.models.values().map(|model| &model.problems).collect::<Vec<_>>());
+    assert!(
+        told.contains("SignatureDoesNotMatch") && told.contains("AWS_ACCESS_KEY_ID") && !told.contains("wrong-secret"),
+        "{told}"
+    );
+    assert!(!listing.complete || listing.models.values().all(|model| model.versions.is_empty()), "{told}");
 }
