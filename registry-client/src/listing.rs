@@ -63,9 +63,19 @@ pub struct Generation {
     /// The signatures on its manifest, as they were found: not checked yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signatures: Vec<ManifestSignature>,
-    /// The manifest as it is stored, where signatures are read: what they sign is its digest.
+    /// The manifest as it is stored, where signatures are read: what they sign is its digest, [`Generation::signed_digest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored: Option<Arc<str>>,
+}
+
+impl Generation {
+    /// The digest that signatures on it sign. In an OCI registry the manifest is a part of what names the content.
+    pub fn signed_digest(&self) -> Digest {
+        match (self.layout, &self.stored) {
+            (Layout::Oci, Some(stored)) => Digest::of(stored.as_bytes()),
+            _ => self.digest,
+        }
+    }
 }
 
 /// One model with all that its source knows of it.

@@ -4,9 +4,11 @@ use bascule_registry::{ModelName, VersionKey, VersionNumber};
 use clap::Args;
 use serde_json::json;
 
+use crate::compose;
 use crate::config::env::Environment;
 
 use super::args::ConfigArgs;
+use super::failure::Failure;
 use super::output::{print, print_json};
 use super::{Outcome, in_background, signing_key, versions_of};
 
@@ -36,6 +38,11 @@ impl Sign {
     pub(super) fn run(self, environment: &Environment) -> Outcome {
         let config = self.config.load([], environment)?.config;
         let secret = signing_key::read(&self.key, environment)?;
+        let place = &config.registry.only().map_err(Failure::new)?.url;
+        if !compose::holds_journals(place)? {
+            let failure = Failure::new(format!("{} takes no signatures on versions that exist", place.0));
+            return Err(failure.hint("`bascule publish --sign` signs a version of an OCI registry as it is published"));
+        }
         let registry = versions_of::open(&config)?;
         in_background(async {
             let key = VersionKey::new(self.model, self.version);

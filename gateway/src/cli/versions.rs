@@ -67,7 +67,7 @@ pub(super) fn states(model: &ListedModel, generation: &Generation) -> Vec<String
 
 fn shown(model: &ListedModel, generation: &Generation) -> Value {
     let manifest = &generation.manifest;
-    let keys = generation.signatures.iter().filter_map(|signature| signature.signer(&generation.digest));
+    let keys = generation.signatures.iter().filter_map(|signature| signature.signer(&generation.signed_digest()));
     json!({
         "model": generation.key.model, "version": generation.key.version, "states": states(model, generation),
         "digest": generation.digest.to_string(), "created": manifest.created, "bytes": generation.bytes,

@@ -81,7 +81,7 @@ pub(super) async fn version(registry: &Registry, key: &VersionKey) -> Result<Arc
 
 /// Who has signed a version, by key id; an altered signature has a question mark.
 pub(super) fn signers(generation: &Generation) -> Vec<String> {
-    let signer = |signature: &bascule_registry::ManifestSignature| match signature.signer(&generation.digest) {
+    let signer = |signature: &bascule_registry::ManifestSignature| match signature.signer(&generation.signed_digest()) {
         Some(key) => key.id(),
         None => {
             signature.key.parse::<bascule_registry::PublicKey>().map_or_else(|_| "?".to_owned(), |key| format!("{}?", key.id()))

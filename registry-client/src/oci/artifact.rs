@@ -12,6 +12,7 @@ use super::api::IMAGE_MANIFEST;
 use crate::digest::Digest;
 use crate::manifest::{Lineage, MANIFEST_SCHEMA, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, ManifestFile, guess_format};
 use crate::name::{VersionKey, quoted};
+use crate::signing::{MAX_SIGNATURES, ManifestSignature, SecretKey};
 
 /// What an artifact of ours says that it is.
 pub(super) const ARTIFACT_TYPE: &str = "application/vnd.bascule.model.v1";
@@ -25,6 +26,8 @@ const TITLE: &str = "org.opencontainers.image.title";
 const CREATED: &str = "org.opencontainers.image.created";
 const REVISION: &str = "org.opencontainers.image.revision";
 const AUTHORS: &str = "org.opencontainers.image.authors";
+/// What comes before the key's id in the name of an annotation that is a signature on the config: key and signature, with a space between.
+const SIGNATURE: &str = "vnd.bascule.signature.";
 /// How ORAS marks a folder that it has packed.
 const UNPACK: &str = "io.deis.oras.content.unpack";
 
@@ -59,6 +62,8 @@ pub(super) struct Descriptor {
 pub(super) struct Artifact {
     /// Where our manifest is, and how large.
     pub(super) config: Option<(Digest, u64)>,
+    /// The signatures on it, as they were found.
+    pub(super) signatures: Vec<ManifestSignature>,
     files: Vec<ManifestFile>,
     created: DateTime<Utc>,
     revision: Option<String>,
@@ -101,10 +106,15 @@ impl Artifact {
         } else {
             None
         };
+        let signatures = image.annotations.iter().filter(|(name, _)| name.starts_with(SIGNATURE));
+        let signatures = signatures.filter_map(|(_, text)| text.split_once(' ')).take(MAX_SIGNATURES);
+        let signatures =
+            signatures.map(|(key, signature)| ManifestSignature { key: key.to_owned(), signature: signature.to_owned() });
         let annotation = |name: &str| image.annotations.get(name).filter(|text| !text.is_empty()).cloned();
         let created = annotation(CREATED).and_then(|text| DateTime::parse_from_rfc3339(&text).ok());
         Ok(Self {
             config,
+            signatures: signatures.collect(),
             files,
             created: created.map_or(DateTime::UNIX_EPOCH, |created| created.to_utc()),
             revision: annotation(REVISION),
@@ -182,8 +192,8 @@ impl Descriptor {
     }
 }
 
-/// The image manifest that a version is pushed as; its config is our manifest in these bytes.
-pub(super) fn image_manifest(manifest: &Manifest, config: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
+/// The image manifest that a version is pushed as; its config is our manifest in these bytes, and these keys sign it.
+pub(super) fn image_manifest(manifest: &Manifest, config: &[u8], signers: &[SecretKey]) -> Result<Vec<u8>, serde_json::Error> {
     let blob = |media_type: &str, digest: Digest, size: u64| Descriptor {
         media_type: media_type.to_owned(),
         digest: format!("sha256:{digest}"),
@@ -198,11 +208,16 @@ pub(super) fn image_manifest(manifest: &Manifest, config: &[u8]) -> Result<Vec<u
     let mut annotations = BTreeMap::from([(CREATED.to_owned(), created)]);
     annotations.extend(manifest.lineage.code.clone().map(|code| (REVISION.to_owned(), code)));
     annotations.extend(Some(&manifest.publisher).filter(|name| !name.is_empty()).map(|name| (AUTHORS.to_owned(), name.clone())));
+    let digest = Digest::of(config);
+    annotations.extend(signers.iter().map(|signer| {
+        let ManifestSignature { key, signature } = signer.sign(&digest);
+        (format!("{SIGNATURE}{}", signer.public().id()), format!("{key} {signature}"))
+    }));
     serde_json::to_vec(&ImageManifest {
         schema_version: 2,
         media_type: Some(IMAGE_MANIFEST.to_owned()),
         artifact_type: Some(ARTIFACT_TYPE.to_owned()),
-        config: blob(CONFIG_TYPE, Digest::of(config), config.len() as u64),
+        config: blob(CONFIG_TYPE, digest, config.len() as u64),
         layers: layers.collect(),
         annotations,
     })
@@ -287,8 +302,10 @@ mod tests {
         manifest.metrics.insert("accuracy".into(), 0.9);
         manifest.version = 3;
         let config = serde_json::to_vec_pretty(&manifest).unwrap();
-        let image = image_manifest(&manifest, &config).unwrap();
+        let signer = SecretKey::generate().unwrap();
+        let image = image_manifest(&manifest, &config, std::slice::from_ref(&signer)).unwrap();
         let artifact = Artifact::parse(&image).unwrap();
+        assert_eq!(artifact.signatures, [signer.sign(&Digest::of(&config))]);
         assert_eq!(artifact.config, Some((Digest::of(&config), config.len() as u64)));
         assert_eq!(artifact.clone().manifest(&key(), Some(&config)), Ok(Manifest { version: 4, ..manifest.clone() }));
         manifest.files[0].sha256 = Some(Digest::of(b"another"));

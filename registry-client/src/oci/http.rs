@@ -32,7 +32,9 @@ const MAX_SMALL_BYTES: u64 = 1 << 20;
 /// Where a registry that is busy does not say how long to wait; and the longest that it is believed.
 const DEFAULT_WAIT: Duration = Duration::from_secs(2);
 const MAX_WAIT: Duration = Duration::from_secs(300);
-/// How often a patient request is sent again to a registry that is busy, and the longest that it waits each time.
+/// How long a patient request waits where the registry has failed; twice as long each time.
+const FAULT_WAIT: Duration = Duration::from_millis(100);
+/// How often a patient request is sent again to a registry that is busy or has failed, and the longest that it waits each time.
 const BUSY_TRIES: u32 = 5;
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
@@ -65,9 +67,15 @@ pub(super) struct Ask {
     pub(super) scope: Scope,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// Waits and tries again where the registry is busy; else that is an error at once.
+    /// Waits and tries again where the registry is busy, and where it fails to read; else that is an error at once.
     pub(super) patient: bool,
     pub(super) limit: Duration,
+}
+
+impl Ask {
+    fn only_reads(&self) -> bool {
+        self.method == Method::GET || self.method == Method::HEAD
+    }
 }
 
 /// A registry, and what it is asked with.
@@ -123,14 +131,16 @@ impl Client {
     pub(super) async fn send(&self, ask: &Ask) -> Result<Response, OciError> {
         let mut tries = 0;
         loop {
-            let error = match self.send_once(ask).await {
-                Err(error @ OciError::Busy { .. }) => error,
-                outcome => return outcome,
+            let outcome = self.send_once(ask).await;
+            let wait = match &outcome {
+                Err(OciError::Busy { wait, .. }) => *wait,
+                // There are registries that fail to read a tag while somebody writes it.
+                Ok(response) if ask.only_reads() && response.status().is_server_error() => FAULT_WAIT * (1 << tries),
+                _ => return outcome,
             };
             tries += 1;
-            let OciError::Busy { wait, .. } = error else { return Err(error) };
             if !ask.patient || tries == BUSY_TRIES || wait > MAX_PAUSE {
-                return Err(error);
+                return outcome;
             }
             tokio::time::sleep(wait).await;
         }
@@ -186,12 +196,11 @@ impl Client {
             if let Some(authorization) = authorization.filter(|_| self.is_own(&url)) {
                 request = request.header(AUTHORIZATION, authorization);
             }
-            if ask.method != Method::GET && ask.method != Method::HEAD {
+            if !ask.only_reads() {
                 request = request.body(ask.body.clone());
             }
             let response = self.answer(&ask.what, request, ask.limit).await?;
-            let reads = ask.method == Method::GET || ask.method == Method::HEAD;
-            if !(reads && response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED) {
+            if !(ask.only_reads() && response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED) {
                 return Ok(response);
             }
             let target = response.headers().get(LOCATION).and_then(|target| target.to_str().ok());

@@ -16,6 +16,7 @@ use crate::digest::Digest;
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, ManifestError};
 use crate::name::{MAX_VERSION, VersionKey, VersionNumber, parse_version, quoted};
 use crate::registry::{PublishError, PublishRequest, PublishTarget, Published, checked_draft, measure_all};
+use crate::signing::SecretKey;
 use crate::source::Progress;
 
 /// How often a publish without a number tries the next, where others take the one that it wanted.
@@ -57,9 +58,6 @@ impl OciRegistry {
             );
             return Err(PublishError::Invalid(ManifestError::Field { field: "model", problem }));
         }
-        if !request.signers.is_empty() {
-            return Err(PublishError::NoSignatures { store: self.describe() });
-        }
         let failed = |error| self.failed(error);
         if request.version.is_some() && self.tagged(&repository, manifest.version).await.map_err(failed)?.is_some() {
             return Err(PublishError::AlreadyExists { key: manifest.key() });
@@ -80,7 +78,7 @@ impl OciRegistry {
         }
         drop(uploads);
         let bytes = manifest.bytes();
-        let (key, digest) = self.commit(&repository, manifest, request.version.is_some()).await?;
+        let (key, digest) = self.commit(&repository, manifest, &request).await?;
         Ok(Published { key, digest, bytes, reused_bytes })
     }
 
@@ -89,7 +87,13 @@ impl OciRegistry {
     }
 
     /// Tags the manifest with its number, or the next that is free.
-    async fn commit(&self, repository: &str, mut manifest: Manifest, fixed: bool) -> Result<(VersionKey, Digest), PublishError> {
+    async fn commit(
+        &self,
+        repository: &str,
+        mut manifest: Manifest,
+        request: &PublishRequest,
+    ) -> Result<(VersionKey, Digest), PublishError> {
+        let fixed = request.version.is_some();
         if !fixed {
             manifest.version = self.highest(repository).await.map_err(|error| self.failed(error))?.saturating_add(1);
         }
@@ -98,7 +102,7 @@ impl OciRegistry {
                 break;
             }
             let key = manifest.key();
-            match self.put_manifest(repository, &manifest).await? {
+            match self.put_manifest(repository, &manifest, &request.signers).await? {
                 Some(digest) => return Ok((key, digest)),
                 None if fixed => return Err(PublishError::AlreadyExists { key }),
                 None => manifest.version += 1,
@@ -117,10 +121,15 @@ impl OciRegistry {
     }
 
     /// `None` where the number is taken.
-    async fn put_manifest(&self, repository: &str, manifest: &Manifest) -> Result<Option<Digest>, PublishError> {
+    async fn put_manifest(
+        &self,
+        repository: &str,
+        manifest: &Manifest,
+        signers: &[SecretKey],
+    ) -> Result<Option<Digest>, PublishError> {
         let unwritable = |error: serde_json::Error| PublishError::unavailable("the manifest", error);
         let config = serde_json::to_vec_pretty(manifest).map_err(unwritable)?;
-        let content = image_manifest(manifest, &config).map_err(unwritable)?;
+        let content = image_manifest(manifest, &config, signers).map_err(unwritable)?;
         for (length, limit) in [(config.len(), MAX_MANIFEST_BYTES), (content.len(), MAX_IMAGE_MANIFEST_BYTES)] {
             if length as u64 > limit {
                 return Err(PublishError::Invalid(ManifestError::TooLarge(length as u64)));

@@ -218,6 +218,10 @@ async fn read_version(
             Err(error) => return Err(error),
         },
     };
+    let signatures = artifact.signatures.clone();
+    // Only what is signed has to be shown to whoever trusts keys.
+    let stored = config.as_deref().filter(|_| !signatures.is_empty()).and_then(|config| std::str::from_utf8(config).ok());
+    let stored = stored.map(Arc::from);
     let generation = artifact.manifest(key, config.as_deref()).map(|manifest| Generation {
         key: key.clone(),
         digest,
@@ -225,8 +229,8 @@ async fn read_version(
         layout: Layout::Oci,
         manifest: Arc::new(manifest),
         tombstoned: false,
-        signatures: Vec::new(),
-        stored: None,
+        signatures,
+        stored,
     });
     Ok(generation)
 }

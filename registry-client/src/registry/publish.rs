@@ -168,12 +168,6 @@ pub enum PublishError {
         /// The store.
         store: String,
     },
-    /// The store has no place for signatures.
-    #[error("{store} holds no signatures")]
-    NoSignatures {
-        /// The store.
-        store: String,
-    },
     /// The store can't be reached or refuses. It is safe to publish again.
     #[error("{place} can't be reached")]
     Unavailable {
@@ -192,7 +186,6 @@ impl PublishError {
             Self::PlainLayout { model } => {
                 Some(format!("copy a numbered directory into {model}/ instead, or publish under another name"))
             }
-            Self::NoSignatures { .. } => Some("publish without --sign, or to a registry in a directory or an object store".into()),
             _ => None,
         }
     }

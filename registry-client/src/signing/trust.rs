@@ -67,14 +67,14 @@ impl Trust {
     /// # Errors
     /// Why not, as a clause with `it` for the version.
     pub fn judge(&self, generation: &Generation) -> Result<(), Untrusted> {
-        if generation.layout != Layout::Registry {
+        if !matches!(generation.layout, Layout::Registry | Layout::Oci) {
             return Err(Untrusted::Layout(generation.layout));
         }
         self.judge_signatures(generation)?;
         let stored = generation.stored.as_deref().ok_or(Untrusted::OtherManifest)?;
         match Manifest::parse(stored.as_bytes()) {
             Ok((manifest, digest))
-                if digest == generation.digest && manifest == *generation.manifest && manifest.key() == generation.key =>
+                if digest == generation.signed_digest() && manifest == *generation.manifest && manifest.key() == generation.key =>
             {
                 Ok(())
             }
@@ -83,10 +83,10 @@ impl Trust {
     }
 
     fn judge_signatures(&self, generation: &Generation) -> Result<(), Untrusted> {
-        let (mut altered, mut strangers) = (None, Vec::new());
+        let (signed, mut altered, mut strangers) = (generation.signed_digest(), None, Vec::new());
         for signature in &generation.signatures {
             match self.keys.iter().find(|key| key.to_string() == signature.key) {
-                Some(key) if key.verifies(&generation.digest, &signature.signature) => return Ok(()),
+                Some(key) if key.verifies(&signed, &signature.signature) => return Ok(()),
                 Some(key) => altered = Some(key.to_string()),
                 None => strangers.push(stranger(&signature.key)),
             }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bascule_registry::conformance::{Fixture, check};
 use bascule_registry::{
     Clock, Digest, Listing, ManualClock, ModelName, NoProgress, OciCredentials, OciOptions, OciRegistry, PublishError,
-    PublishRequest, Published, REPAIR_INTERVAL, Secret, VersionKey, VersionSource,
+    PublishRequest, Published, REPAIR_INTERVAL, Secret, SecretKey, Trust, Trusted, VersionKey, VersionSource,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -234,6 +234,44 @@ async fn tags_are_aliases_that_move_and_go() {
 }
 
 #[tokio::test]
+async fn what_trusted_keys_have_signed_is_listed_and_nothing_else() {
+    let Some(registry) = Registry::start(false) else { return };
+    let (oci, _) = registry.open("digits");
+    let (key, stranger) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+    for signers in [vec![key.clone(), stranger.clone()], Vec::new(), vec![stranger.clone()]] {
+        let request = registry.request("digits", None, &[("model.onnx", b"one")]);
+        oci.publish(PublishRequest { signers, ..request }, &NoProgress).await.unwrap();
+    }
+    let (_, signed) = registry.manifest("digits", "1").await;
+    // Another number, and another publisher's name beside the signature.
+    registry.tag("digits", &signed, "4").await;
+    let mut altered: serde_json::Value = serde_json::from_slice(&signed).unwrap();
+    let config = registry.http.get(registry.url(&format!("digits/blobs/{}", altered["config"]["digest"].as_str().unwrap())));
+    let config = config.send().await.unwrap().text().await.unwrap();
+    let config = config.replace("\"version\": 1", "\"version\": 5");
+    altered["config"]["digest"] = registry.blob("digits", config.as_bytes()).await.into();
+    altered["config"]["size"] = config.len().into();
+    registry.tag("digits", altered.to_string().as_bytes(), "5").await;
+
+    let trusted = Trusted::new(Arc::new(oci), Arc::new(Trust::new([key.public()])));
+    let listing = trusted.list(None).await.unwrap().unwrap();
+    let model = &listing.models[&name("digits")];
+    assert_eq!(model.versions.keys().collect::<Vec<_>>(), [&1]);
+    let problems = model.problems.join("\n");
+    for problem in [
+        "version 2 is refused: it is not signed",
+        "version 3 is refused: it is signed by",
+        "version 4 is refused: its manifest is not the one that is signed",
+        "version 5 is refused: its signature by the trusted key",
+    ] {
+        assert!(problems.contains(problem), "{problems}");
+    }
+    let dest = tempfile::tempdir().unwrap();
+    trusted.fetch(&model.versions[&1], dest.path(), &NoProgress).await.unwrap();
+    assert_eq!(std::fs::read(dest.path().join("model.onnx")).unwrap(), b"one");
+}
+
+#[tokio::test]
 async fn of_many_publishers_each_gets_what_it_is_told() {
     let Some(registry) = Registry::start(false) else { return };
     let (oci, _) = registry.open("digits");
@@ -254,7 +292,7 @@ async fn of_many_publishers_each_gets_what_it_is_told() {
         |outcome: &&Result<Published, PublishError>| outcome.as_ref().is_ok_and(|won| format!("sha256:{}", won.digest) == there);
     assert_eq!(outcomes.iter().filter(told).count(), 1, "{outcomes:?}");
     for lost in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
-        assert!(matches!(lost, PublishError::AlreadyExists { .. }), "{lost}");
+        assert!(matches!(lost, PublishError::AlreadyExists { .. }), "{}", crate::s3::told(lost));
     }
 }
 
