@@ -130,3 +130,17 @@ async fn an_answer_that_is_lost_or_lies_is_noticed() {
     fake.straighten();
     assert!(list(&registry).await.models[&name("digits")].versions.keys().eq(&[1]));
 }
+
+#[tokio::test]
+async fn a_registry_that_fails_to_read_for_a_moment_is_asked_again() {
+    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
+    let (registry, _) = open(&fake.place("digits"));
+    let failures = AtomicUsize::new(2);
+    let fails = move || failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+    fake.bend(move |request| (request.path().ends_with("/manifests/1") && fails()).then(|| Answer::of(500, "")));
+    let published = registry.publish(digits(dir.path(), Some(1), &[("model.onnx", b"m")]), &NoProgress).await.unwrap();
+    assert_eq!(published.key.version, 1);
+    fake.bend(|request| (request.method != "PUT").then(|| Answer::of(502, "")));
+    let error = registry.publish(digits(dir.path(), Some(2), &[("model.onnx", b"m")]), &NoProgress).await.unwrap_err();
+    assert!(whole(&error).contains("502"), "{}", whole(&error));
+}
