@@ -11,7 +11,7 @@ use crate::lifecycle::ask;
 use crate::sandbox::{PATIENCE, Sandbox, skip};
 
 /// A registry that ends with its test.
-struct Registry {
+pub struct Registry {
     child: Child,
     port: u16,
     _folder: TempDir,
@@ -19,7 +19,7 @@ struct Registry {
 
 impl Registry {
     /// `None`, and the test counted as skipped, where docker-registry is not set up.
-    fn start() -> Option<Registry> {
+    pub fn start() -> Option<Registry> {
         let servers = std::env::var_os("BASCULE_TEST_SERVERS").map(std::path::PathBuf::from);
         let program = servers.map(|servers| servers.join("oci-registry/bin/docker-registry")).filter(|program| program.exists());
         let Some(program) = program else {
@@ -45,6 +45,11 @@ impl Registry {
         }
         Some(registry)
     }
+
+    /// Where repositories of models are put.
+    pub fn place(&self) -> String {
+        format!("oci://127.0.0.1:{}/models", self.port)
+    }
 }
 
 impl Drop for Registry {
@@ -58,7 +63,7 @@ impl Drop for Registry {
 fn versions_in_an_oci_registry_are_published_served_and_outlive_it() {
     let Some(sandbox) = Sandbox::new() else { return };
     let Some(registry) = Registry::start() else { return };
-    let place = format!("oci://127.0.0.1:{}/models", registry.port);
+    let place = registry.place();
     let sandbox = sandbox.at(Some(&place));
     let publish = |value: f32| {
         let file = sandbox.path("model.onnx");
