@@ -5,8 +5,9 @@ mod reading;
 
 use std::collections::BTreeMap;
 
-use bascule_registry::{Entry, ModelName, Part, VersionNumber, deciding_entries};
+use bascule_registry::{Entry, Layout, ModelName, Part, VersionNumber, deciding_entries};
 use bascule_serving::{JournalHome, JournalKeeper, ModelStatus, Status};
+use futures::StreamExt as _;
 use serde::Serialize;
 
 use super::deployed::Deployed;
@@ -75,18 +76,23 @@ impl Journals {
         if let Some(model) = also {
             journals.by_model.entry(model.to_string()).or_default();
         }
-        for (model, journals) in &mut journals.by_model {
-            let kept_elsewhere =
-                answered.iter().filter_map(|(_, status)| status.model(model)?.layout).all(|one| !one.holds_journal());
-            let is_known = answered.iter().any(|(_, status)| status.model(model).is_some());
-            if is_known && kept_elsewhere {
-                continue;
-            }
-            match registry.read(model, !journals.is_empty()).await {
-                Ok(journal) => journals.extend(journal),
+        let is_there = |model: &str| {
+            let mut layouts = answered.iter().filter_map(|(_, status)| status.model(model)).map(|known| known.layout).peekable();
+            // Of what no gateway knows, the registry may know.
+            layouts.peek().is_none() || layouts.any(|layout| layout.is_none_or(Layout::holds_journal))
+        };
+        let asked = journals.by_model.iter().filter(|(model, _)| is_there(model));
+        let asked = asked.map(|(model, journals)| (model.clone(), !journals.is_empty())).collect::<Vec<_>>();
+        let mut reads = futures::stream::iter(asked)
+            .map(|(model, others_know)| async move { (registry.read(&model, others_know).await, model) })
+            .buffered(reading::READS);
+        while let Some((read, model)) = reads.next().await {
+            match read {
+                Ok(journal) => journals.by_model.entry(model).or_default().extend(journal),
                 Err(failure) => note(format!("warning: {model}: {}", failure.summary())),
             }
         }
+        drop(reads);
         Ok(journals)
     }
 

@@ -1,6 +1,10 @@
 //! `bascule what`: everything that runs, on one or several gateways.
 
-use bascule_registry::Weight;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bascule_registry::{Layout, Weight};
+use bascule_serving::ModelStatus;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use comfy_table::Table;
@@ -67,11 +71,14 @@ impl What {
         let registry = registry(self.registry.as_deref(), environment).await?;
         let answered = answered(self.gateways.ask().await?)?;
         let mut deployed = deployed(&answered);
-        // A journal that is empty decides nothing; with a thousand models most are. Where there is a registry to compare with, all are read.
-        let has_journal = |model: &bascule_serving::ModelStatus| {
-            model.journal_seq > 0 || (registry.is_some() && model.layout.is_some_and(|layout| layout.holds_journal()))
+        // What is empty everywhere decides nothing; with a thousand models most are. Where there is a registry to compare with, all are read.
+        let models = answered.iter().flat_map(|(_, status)| &status.models);
+        let with_journal = |model: &&Arc<ModelStatus>| {
+            model.journal_seq > 0 || (registry.is_some() && model.layout.is_some_and(Layout::holds_journal))
         };
-        let journals = Journals::read(&answered, registry.as_ref(), has_journal, None).await?;
+        let with_journal: BTreeSet<&str> = models.filter(with_journal).map(|model| model.name.as_str()).collect();
+        let is_wanted = |model: &ModelStatus| with_journal.contains(model.name.as_str());
+        let journals = Journals::read(&answered, registry.as_ref(), is_wanted, None).await?;
         journals.explain(&mut deployed);
         deployed.sort_by(|a, b| (&a.model, a.version).cmp(&(&b.model, b.version)));
         let (running, differences) = (alike(&deployed), journals.differences());

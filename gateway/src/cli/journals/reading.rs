@@ -15,7 +15,7 @@ use crate::compose;
 use crate::config::Place;
 
 /// How many journals are asked for at a time: fewer than a gateway lets wait.
-const READS: usize = 8;
+pub(super) const READS: usize = 8;
 
 /// The journals of these models, by model, as each gateway gives them.
 pub(super) async fn of_gateways(
