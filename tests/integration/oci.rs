@@ -59,6 +59,17 @@ impl Drop for Registry {
     }
 }
 
+/// Whether a version that is pinned is in what a restart serves.
+fn is_kept(sandbox: &Sandbox, model: &str, pinned: u64) -> bool {
+    let folders = std::fs::read_dir(sandbox.state()).unwrap().map(|entry| entry.unwrap().path().join("served"));
+    let mut kept = folders.filter_map(|folder| std::fs::read(folder.join(format!("{model}.json"))).ok());
+    kept.any(|kept| {
+        let kept = serde_json::from_slice::<serde_json::Value>(&kept).unwrap_or_default();
+        let versions = kept["record"]["versions"].as_array().cloned().unwrap_or_default();
+        kept["record"]["rollout"]["pinned"] == pinned && versions.iter().any(|version| version["key"]["version"] == pinned)
+    })
+}
+
 #[test]
 fn versions_in_an_oci_registry_are_published_served_and_outlive_it() {
     let Some(sandbox) = Sandbox::new() else { return };
@@ -87,6 +98,8 @@ fn versions_in_an_oci_registry_are_published_served_and_outlive_it() {
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && text.contains("holds no rollout journal") && text.contains("--gateway"), "{text}");
 
+    // What answers is shown a moment before it is on disk: a gateway that is killed in between serves what it did before.
+    gateway.eventually_admin("/admin/v1/status", |_, _| is_kept(&sandbox, "m", 1));
     gateway.kill();
     drop(registry);
     let gateway = sandbox.serve().ready();
