@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bascule_registry::{Entry, JournalError, JournalPage, Layout, LocalJournal, ModelName, Proposal, Rollout};
 use serde::{Deserialize, Serialize};
 
+use crate::error::with_causes;
 use crate::serving::{CommandError, Serving, shown};
 
 /// The most entries of a journal that [`Serving::journal`] gives at once.
@@ -102,10 +103,11 @@ impl Serving {
         let status = self.status();
         let layout = status.model(model).and_then(|known| known.layout).ok_or_else(unknown)?;
         let page = self.shared.journal.page(&name, layout, before, limit.clamp(1, MAX_PAGE_ENTRIES));
-        let slow = |_| CommandError::Source {
-            message: format!("the journal of model '{name}' can't be read: no answer within {} s", PAGE_WAIT.as_secs()),
-        };
-        let (home, page) = tokio::time::timeout(PAGE_WAIT, page).await.map_err(slow)??;
+        let failed = |message| CommandError::Source { message };
+        let slow = || failed(format!("the journal of model '{name}' is not read within {} s", PAGE_WAIT.as_secs()));
+        let page = tokio::time::timeout(PAGE_WAIT, page).await.map_err(|_| slow())?;
+        // Whatever it is: nothing was asked for that makes no sense.
+        let (home, page) = page.map_err(|error| failed(with_causes(&error)))?;
         Ok(ModelJournal { model: name.to_string(), home, page })
     }
 }
