@@ -12,6 +12,7 @@ mod failure;
 mod gateway;
 mod gc;
 mod infer;
+mod journals;
 mod keygen;
 mod listing;
 mod load;
@@ -104,7 +105,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: Environme
         Command::Rollout(command) => in_background(command.run(&environment)),
         Command::Infer(command) => in_background(command.run()),
         Command::Where(command) => in_background(command.run(&environment)),
-        Command::What(command) => in_background(command.run()),
+        Command::What(command) => in_background(command.run(&environment)),
         Command::Versions(command) => command.run(&environment),
         Command::Diff(command) => command.run(&environment),
         Command::Yank(command) => command.run(&environment),

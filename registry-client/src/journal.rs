@@ -7,6 +7,7 @@
 mod entries;
 mod fold;
 mod local;
+mod parts;
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 pub(crate) use entries::JournalEntries;
 pub use fold::Rollout;
 pub use local::LocalJournal;
+pub use parts::{Part, deciding_entries};
 
 use crate::name::{MAX_VERSION, VersionNumber};
 use crate::source::Cause;
@@ -221,7 +223,9 @@ impl TryFrom<StoredEntry> for Entry {
 
     fn try_from(stored: StoredEntry) -> Result<Self, String> {
         let op = if stored.schema > ENTRY_SCHEMA {
-            Op::Unknown { op: format!("{} of schema {}", stored.op, stored.schema) }
+            // What another gateway has read says so already.
+            let schema = format!(" of schema {}", stored.schema);
+            Op::Unknown { op: format!("{}{schema}", stored.op.strip_suffix(&schema).unwrap_or(&stored.op)) }
         } else {
             stored.read_op()?
         };
@@ -274,6 +278,17 @@ impl From<Entry> for StoredEntry {
         let Entry { schema, seq, id, at, by, reason, rollout, evidence, highest, .. } = entry;
         Self { schema, seq, id, at, by, reason, rollout, op, version, weight_bp, alias, evidence, highest }
     }
+}
+
+/// Entries of a journal that is read from its end.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct JournalPage {
+    /// The number of the journal's last entry; 0 while it has none.
+    pub seq: u64,
+    /// The entries, newest first. What can't be read is an entry, too, whose op says why.
+    pub entries: Vec<Entry>,
+    /// Asked for the entries before this one, the journal goes on; nothing where its first entry is among these.
+    pub before: Option<u64>,
 }
 
 /// What somebody wants to be written.

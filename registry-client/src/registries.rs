@@ -12,6 +12,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ pub struct Registries {
     clock: Arc<dyn Clock>,
     looks: tokio::sync::Mutex<Looks>,
     owners: Mutex<BTreeMap<ModelName, usize>>,
+    /// An owner was told since the listings were last merged.
+    adopted: AtomicBool,
     health: Mutex<Vec<Health>>,
 }
 
@@ -71,6 +74,10 @@ struct Looks {
     running: JoinSet<Looked>,
     members: Vec<Member>,
     tagged: Tagged,
+    /// What the listings came to: with a thousand models that takes longer than to find out that none has changed.
+    merged: Option<Listing>,
+    /// One of the listings is another since.
+    changed: bool,
 }
 
 #[derive(Default)]
@@ -102,6 +109,8 @@ impl Registries {
             running: JoinSet::new(),
             members: members.iter().map(|_| Member::default()).collect(),
             tagged: Tagged::default(),
+            merged: None,
+            changed: false,
         };
         let health = members.iter().map(|_| Health::default()).collect();
         Self {
@@ -109,6 +118,7 @@ impl Registries {
             clock: Arc::new(SystemClock::default()),
             looks: tokio::sync::Mutex::new(looks),
             owners: Mutex::default(),
+            adopted: AtomicBool::new(false),
             health: Mutex::new(health),
         }
     }
@@ -174,6 +184,7 @@ impl Registries {
                     ..Health::default()
                 };
                 if let Some(listing) = listing {
+                    looks.changed = true;
                     health.problems.clone_from(&listing.problems);
                     let before = member.listing.as_ref().is_some_and(|before| !before.models.is_empty());
                     member.emptied = listing.models.is_empty() && (before || member.emptied);
@@ -223,8 +234,9 @@ impl VersionSource for Registries {
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
-        let listing = self.merge(&mut looks);
-        Ok(Some(listing).filter(|listing| since.is_none_or(|since| since.state != listing.cursor.state)))
+        let listing = self.merged(&mut looks);
+        let is_new = since.is_none_or(|since| since.state != listing.cursor.state);
+        Ok(is_new.then(|| listing.clone()))
     }
 
     async fn fetch(&self, generation: &Generation, dest: &Path, progress: &dyn Progress) -> Result<Fetched, FetchError> {
@@ -257,6 +269,7 @@ impl VersionSource for Registries {
         let owner = self.members.iter().position(|member| *member.place == *registry);
         if let Some(owner) = owner {
             lock(&self.owners).insert(model.clone(), owner);
+            self.adopted.store(true, Ordering::SeqCst);
         }
         owner.is_some()
     }

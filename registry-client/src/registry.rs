@@ -38,7 +38,7 @@ pub(crate) use publish::{checked_draft, measure_all};
 pub use verify::{Finding, Survey, Verification};
 
 use crate::clock::{Clock, SystemClock};
-use crate::journal::{Entry, JournalEntries, JournalError, Op, Proposal, Rollout};
+use crate::journal::{Entry, JournalEntries, JournalError, JournalPage, Op, Proposal, Rollout};
 use crate::listing::{Generation, ListedModel};
 use crate::log::{NumberedLog, put_if_absent};
 use crate::manifest::{Manifest, ManifestError};
@@ -271,6 +271,15 @@ impl Registry {
     /// [`JournalError::Unavailable`].
     pub async fn journal(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
         self.entries(model).all().await
+    }
+
+    /// The last entries of a model's journal, or the last ones before an entry, newest first: `limit` at the most, and fewer where they are
+    /// large.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`].
+    pub async fn journal_page(&self, model: &ModelName, before: Option<u64>, limit: usize) -> Result<JournalPage, JournalError> {
+        self.entries(model).page(before, limit).await
     }
 
     /// The fold of a model's journal.

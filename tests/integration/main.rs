@@ -8,6 +8,7 @@ mod bad_input;
 mod clients;
 mod commands;
 mod crate_edges;
+mod decided;
 mod faults;
 mod golden;
 mod http;

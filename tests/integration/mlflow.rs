@@ -154,6 +154,15 @@ fn aliases_are_served_and_decisions_come_back() {
     let note = String::from_utf8_lossy(&verified.stderr).into_owned();
     assert!(verified.status.success() && note.contains("scale was not verified"), "{note}");
 
+    // Who decided, and which run of MLflow's made it.
+    let admin = format!("http://{}", gateway.admin);
+    let found: Value = serde_json::from_str(&sandbox.succeed(&["where", "scale@3", "--gateway", &admin, "--json"])).unwrap();
+    let (replica, run) = (&found["replicas"][0], get(server.address, asked).json()["model_version"]["run_id"].clone());
+    assert!(run.is_string() && replica["run_id"] == run && replica["publisher"].is_string(), "{run}: {found}");
+    let entry = &replica["decision"]["entry"];
+    assert_eq!((&entry["op"], &entry["by"], &entry["reason"]), (&json!("promote"), &json!("ann"), &json!("it is better")));
+    assert_eq!((&found["journals"][0]["keeper"], &found["differences"]), (&json!("state directory"), &json!([])));
+
     // Without its server, a restart serves what was served.
     drop(server.process);
     gateway.kill();

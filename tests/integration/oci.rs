@@ -12,7 +12,7 @@ use crate::lifecycle::ask;
 use crate::sandbox::{PATIENCE, Sandbox, skip};
 
 /// A registry that ends with its test.
-struct Registry {
+pub struct Registry {
     child: Child,
     port: u16,
     folder: TempDir,
@@ -20,7 +20,7 @@ struct Registry {
 
 impl Registry {
     /// `None`, and the test counted as skipped, where docker-registry is not set up.
-    fn start() -> Option<Registry> {
+    pub fn start() -> Option<Registry> {
         Self::start_in(tempfile::tempdir().unwrap(), &serde_json::Value::Null)
     }
 
@@ -55,6 +55,11 @@ impl Registry {
             std::thread::yield_now();
         }
         Some(registry)
+    }
+
+    /// Where repositories of models are put.
+    pub fn place(&self) -> String {
+        format!("oci://127.0.0.1:{}/models", self.port)
     }
 }
 
@@ -133,11 +138,22 @@ fn versions_in_an_oci_registry_are_told_apart_and_read_again() {
     assert!(!found.status.success() && text.contains("m@2: ") && text.contains("model.onnx") && !text.contains("m@1"), "{text}");
 }
 
+/// Whether a version that is pinned is in what a restart serves.
+fn is_kept(sandbox: &Sandbox, model: &str, pinned: u64) -> bool {
+    let folders = std::fs::read_dir(sandbox.state()).unwrap().map(|entry| entry.unwrap().path().join("served"));
+    let mut kept = folders.filter_map(|folder| std::fs::read(folder.join(format!("{model}.json"))).ok());
+    kept.any(|kept| {
+        let kept = serde_json::from_slice::<serde_json::Value>(&kept).unwrap_or_default();
+        let versions = kept["record"]["versions"].as_array().cloned().unwrap_or_default();
+        kept["record"]["rollout"]["pinned"] == pinned && versions.iter().any(|version| version["key"]["version"] == pinned)
+    })
+}
+
 #[test]
 fn versions_in_an_oci_registry_are_published_served_and_outlive_it() {
     let Some(sandbox) = Sandbox::new() else { return };
     let Some(registry) = Registry::start() else { return };
-    let place = format!("oci://127.0.0.1:{}/models", registry.port);
+    let place = registry.place();
     let sandbox = sandbox.at(Some(&place));
     let publish = |value: f32| {
         let file = sandbox.path("model.onnx");
@@ -161,6 +177,8 @@ fn versions_in_an_oci_registry_are_published_served_and_outlive_it() {
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && text.contains("holds no rollout journal") && text.contains("--gateway"), "{text}");
 
+    // What answers is shown a moment before it is on disk: a gateway that is killed in between serves what it did before.
+    gateway.eventually_admin("/admin/v1/status", |_, _| is_kept(&sandbox, "m", 1));
     gateway.kill();
     drop(registry);
     let gateway = sandbox.serve().ready();

@@ -16,9 +16,10 @@
 //! | `POST /admin/v1/models/{m}/unload?wait=true` | the receipts of the drain, where it waits for it |
 //! | `GET /admin/v1/models/{m}/rollout` | stable, candidate, pin, rejected, aliases |
 //! | `POST /admin/v1/models/{m}/rollout` | a decision: `{"op","version"?,"weight_bp"?,"alias"?,"by"?,"reason"?,"id"?}`; answers its `seq` |
+//! | `GET /admin/v1/models/{m}/journal?limit=100&before=SEQ` | [`bascule_serving::ModelJournal`]: entries, newest first, 1,000 at the most and fewer where they are large; `before` says how to ask for older ones |
 //! | `GET /admin/v1/models/{m}/versions/{n}/wait?timeout=30s&digest=` | `outcome`: `ready` (`traffic_bp`, `no_traffic`), `on_demand`, `failed` (`stage`, `cause`), `held` (`reason`, `hint`), `pending` (`stage`) |
 //!
-//! What waits (`load`, `unload?wait=true`, `wait`) is limited in number, else 429. Invariant: every error is JSON with `error` and `hint`.
+//! What waits (`load`, `unload?wait=true`, `wait`, `journal`) is limited in number, else 429. Invariant: every error is JSON with `error` and `hint`.
 //! Deliberately absent: inference.
 
 mod command;

@@ -50,7 +50,7 @@ pub use devices::{CrowdedTrial, Devices, Gpu, Gpus, NoGpus};
 pub use engine::{Absent, Admit, Engine, EngineOptions, LiveOptions, RetryPolicy, SettingsError, SettingsReader, StartError};
 pub use error::{ErrorCode, InferError};
 pub use infer::{Routed, Router};
-pub use journal::JournalStore;
+pub use journal::{JournalHome, JournalKeeper, JournalStore, MAX_PAGE_ENTRIES, ModelJournal};
 pub use loader::golden::{Asked, AskedInputs, GoldenTensor, MAX_GOLDEN_BYTES, RecordPlan, RecordedOutput, Recording};
 pub use loader::try_load;
 pub use marks::{Mark, Marks};

@@ -444,7 +444,7 @@ fn not_ready(model: &str, reason: &str) -> InferError {
 }
 
 /// A name from outside, cut to a length that a log can bear.
-fn shown(model: &str) -> String {
+pub(crate) fn shown(model: &str) -> String {
     model.chars().take(128).collect()
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bascule_registry::SourceHealth;
+use bascule_registry::{Layout, SourceHealth};
 use bascule_runtime_api::Device;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,9 @@ pub struct ModelStatus {
     pub name: String,
     /// `serving`, `not_ready`, `on_demand`, `waking` (asked for on demand and on its way) or `unloaded`.
     pub standing: String,
+    /// How it lies in its registry; absent where nothing of it exists.
+    #[serde(default)]
+    pub layout: Option<Layout>,
     /// Why nothing is loaded although it could be: `held: unloaded by operator`.
     pub held: Option<String>,
     /// `watch`, `explicit` or `on_demand`.
@@ -138,6 +141,9 @@ pub struct ModelStatus {
     /// When stable, candidate, weight or pin were last decided.
     #[serde(default)]
     pub decided_at: Option<DateTime<Utc>>,
+    /// The last entry of its journal that is followed; 0 before the first.
+    #[serde(default)]
+    pub journal_seq: u64,
     /// What is wrong, for people.
     pub problems: Vec<String>,
     /// The versions that are or should be loaded, or were, ascending; a version whose content changes is there twice.

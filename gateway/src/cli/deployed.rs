@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bascule_registry::Weight;
 use bascule_serving::{ModelStatus, Status, VersionStatus};
 use chrono::{DateTime, Utc};
 use clap::Args;
@@ -14,7 +15,8 @@ use crate::config::env::GATEWAY_VARIABLE;
 use super::args::DEFAULT_GATEWAY;
 use super::failure::Failure;
 use super::gateway::Gateway;
-use super::output::{note, table};
+use super::journals::{Decision, by, one_line};
+use super::output::{note, or_dash, table};
 
 /// Gateways that are asked.
 #[derive(Debug, Clone, Args)]
@@ -47,6 +49,12 @@ pub(super) struct Deployed {
     pub(super) stage: Option<String>,
     /// Its share of unversioned traffic, in basis points.
     pub(super) traffic_bp: u32,
+    /// `immediate` or `manual`: what decides where nobody does.
+    pub(super) strategy: String,
+    /// Since when it has its stage by the journal; where nobody decided, since when it is loaded.
+    pub(super) since: Option<DateTime<Utc>>,
+    /// The journal's entry that gave it its stage.
+    pub(super) decision: Option<Decision>,
     /// When loading ended.
     pub(super) loaded_at: Option<DateTime<Utc>>,
     /// Of stable and candidate: since when, where that was decided by somebody.
@@ -127,6 +135,9 @@ fn of(place: &str, model: &Arc<ModelStatus>, version: &VersionStatus) -> Deploye
         state: version.state.clone(),
         stage: stage.map(str::to_owned),
         traffic_bp: version.traffic_bp,
+        strategy: model.strategy.clone(),
+        since: version.loaded_at,
+        decision: None,
         loaded_at: version.loaded_at,
         decided_at: model.decided_at.filter(|_| matches!(role, Some("stable" | "candidate"))),
         run_id: version.run_id.clone(),
@@ -135,28 +146,69 @@ fn of(place: &str, model: &Arc<ModelStatus>, version: &VersionStatus) -> Deploye
     }
 }
 
-/// As a table, a line a version.
+/// As a table, a line for each version on each gateway.
 pub(super) fn shown(deployed: &[Deployed]) -> Table {
-    let mut table =
-        table(["MODEL", "VERSION", "REPLICA", "DEVICE", "STATE", "STAGE", "TRAFFIC", "SINCE", "RUN", "PUBLISHER", "DIGEST"]);
-    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    let mut table = table([
+        "MODEL",
+        "VERSION",
+        "REPLICA",
+        "DEVICE",
+        "STATE",
+        "STAGE",
+        "TRAFFIC",
+        "SINCE",
+        "DECISION",
+        "BY",
+        "REASON",
+        "LOADED",
+        "RUN",
+        "PUBLISHER",
+        "DIGEST",
+    ]);
     for one in deployed {
-        let since = one.loaded_at.map(|at| at.format("%Y-%m-%d %H:%M:%S").to_string());
+        let [decision, by, reason] = one.decided();
         table.add_row([
             one.model.clone(),
             one.version.to_string(),
             one.gateway.clone(),
-            or_dash(one.device.as_deref().unwrap_or_default()),
+            text_or_dash(one.device.as_deref().unwrap_or_default()),
             one.state.clone(),
-            or_dash(one.stage.as_deref().unwrap_or_default()),
-            bascule_registry::Weight(one.traffic_bp).to_string(),
-            or_dash(&since.unwrap_or_default()),
-            or_dash(one.run_id.as_deref().unwrap_or_default()),
-            or_dash(&one.publisher),
+            text_or_dash(one.stage.as_deref().unwrap_or_default()),
+            Weight(one.traffic_bp).to_string(),
+            moment(one.since),
+            decision,
+            by,
+            reason,
+            moment(one.loaded_at),
+            text_or_dash(one.run_id.as_deref().unwrap_or_default()),
+            text_or_dash(&one.publisher),
             one.digest.chars().take(12).collect(),
         ]);
     }
     table
+}
+
+impl Deployed {
+    /// What was decided, by whom and why; the strategy, where it decided alone.
+    pub(super) fn decided(&self) -> [String; 3] {
+        match &self.decision {
+            Some(Decision { entry, .. }) => [one_line(&super::rollout::said(&entry.op)), by(entry), text_or_dash(&entry.reason)],
+            None if matches!(self.stage.as_deref(), Some("stable" | "candidate")) => {
+                [text_or_dash(&self.strategy), "-".to_owned(), "-".to_owned()]
+            }
+            None => ["-", "-", "-"].map(str::to_owned),
+        }
+    }
+}
+
+/// A time, for people.
+pub(super) fn moment(at: Option<DateTime<Utc>>) -> String {
+    or_dash(at, |at| at.format("%Y-%m-%d %H:%M:%S").to_string())
+}
+
+/// Text from elsewhere, in one line.
+pub(super) fn text_or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { one_line(text) }
 }
 
 #[cfg(test)]
@@ -170,7 +222,8 @@ mod tests {
         version.traffic_bp = if role == Some("stable") { 10_000 } else { 0 };
         (version.publisher, version.digest) = ("ann".to_owned(), "0123456789abcdef".to_owned());
         let decided_at = Some(DateTime::UNIX_EPOCH);
-        let model = ModelStatus { name: "m".to_owned(), versions: vec![version], decided_at, ..ModelStatus::default() };
+        let (name, strategy) = ("m".to_owned(), "immediate".to_owned());
+        let model = ModelStatus { name, strategy, versions: vec![version], decided_at, ..ModelStatus::default() };
         ("http://g".to_owned(), Status { models: vec![Arc::new(model)], ..Status::default() })
     }
 
@@ -184,6 +237,8 @@ mod tests {
         assert_eq!(stage(None, false), None, "what is not loaded runs nowhere");
         let text = super::super::output::rows(&shown(&deployed(&[status(Some("stable"), false)])));
         let line: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
-        assert_eq!(line, ["m", "2", "http://g", "-", "READY", "stable", "100%", "-", "-", "ann", "0123456789ab"]);
+        let expected =
+            ["m", "2", "http://g", "-", "READY", "stable", "100%", "-", "immediate", "-", "-", "-", "-", "ann", "0123456789ab"];
+        assert_eq!(line, expected);
     }
 }

@@ -50,6 +50,11 @@ impl Failure {
         Failure { hint: hint.or(self.hint.clone()), ..self }
     }
 
+    /// The same, with what could not be done for it before each error.
+    pub(super) fn context(self, text: impl std::fmt::Display + Clone + Send + Sync + 'static) -> Failure {
+        Failure { errors: self.errors.into_iter().map(|error| error.context(text.clone())).collect(), ..self }
+    }
+
     /// What is said on standard error.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();

@@ -198,7 +198,9 @@ fn decision(op: &Op, by: &str, reason: &str) -> Value {
 pub(super) fn said(op: &Op) -> String {
     let version = op.version().map(|version| format!(" {version}")).unwrap_or_default();
     match op {
-        Op::Weight { weight_bp, .. } => format!("{}{version} {}", op.name(), Weight(*weight_bp)),
+        Op::Weight { weight_bp, .. } | Op::Start { weight_bp, .. } | Op::Step { weight_bp } => {
+            format!("{}{version} {}", op.name(), Weight(*weight_bp))
+        }
         op => format!("{}{version}", op.name()),
     }
 }

@@ -3,25 +3,24 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use anyhow::Context as _;
-use bascule_registry::{Entry, ModelName, Registry, VersionNumber, parse_version};
+use bascule_registry::{ModelName, VersionNumber, parse_version};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::compose;
-use crate::config::Place;
 use crate::config::env::Environment;
 
 use super::Outcome;
 use super::args::place;
 use super::deployed::{GatewaysArgs, answered, deployed, shown};
 use super::failure::Failure;
+use super::journals::{Decision, Journals, RegistryJournals, said};
 use super::output::{print, print_json, rows};
 
-/// Show where a model or one of its versions runs: replica, device, stage, since when, and which run made it.
+/// Show where a model or one of its versions runs: replica, device, stage, since when, who decided so and why, and which run made it.
 ///
-/// With --registry the journal is read too, and says who last decided about each version. A gateway that does not answer is named; exit
-/// code 3 only where none does, 1 where it runs nowhere.
+/// What was decided comes from the model's journal: every gateway is asked for it, and with --registry that, too, where it holds one.
+/// Where they differ, the difference is shown. SINCE is when the decision was made; where nobody decided, DECISION is the rollout strategy
+/// and SINCE when the version was loaded. A gateway that does not answer is named; exit code 3 only where none does, 1 where it runs nowhere.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  bascule where digits@3 --gateway http://127.0.0.1:8002 --registry ./models")]
 pub(super) struct Where {
@@ -30,7 +29,7 @@ pub(super) struct Where {
     wanted: Wanted,
     #[command(flatten)]
     gateways: GatewaysArgs,
-    /// Also read the journal of this registry: its place, or its name in bascule.toml.
+    /// Also read the journal in this registry itself: its place, or its name in bascule.toml.
     #[arg(long, value_name = "PATH|URL|NAME")]
     registry: Option<String>,
     /// Print JSON.
@@ -68,24 +67,32 @@ impl std::fmt::Display for Wanted {
 
 impl Where {
     pub(super) async fn run(self, environment: &Environment) -> Outcome {
-        let place = self.registry.as_deref().map(|registry| place(registry, environment)).transpose()?;
+        let registry = registry(self.registry.as_deref(), environment).await?;
         let answered = answered(self.gateways.ask().await?)?;
         let mut found = deployed(&answered);
         found.retain(|one| {
             one.model == self.wanted.model.as_str() && self.wanted.version.is_none_or(|version| one.version == version)
         });
+        let model = &self.wanted.model;
+        let journals = Journals::read(&answered, registry.as_ref(), |known| known.name == model.as_str(), Some(model)).await?;
+        journals.explain(&mut found);
         let versions: BTreeSet<VersionNumber> = found.iter().map(|one| one.version).chain(self.wanted.version).collect();
-        let decisions = match place {
-            Some(place) => decisions(place, &self.wanted.model, &versions).await?,
-            None => Vec::new(),
-        };
+        let mut decisions = journals.decisions(model);
+        decisions.retain(|version, _| versions.contains(version));
+        let differences = journals.differences();
         if self.json {
-            print_json(&json!({ "replicas": found, "decisions": decisions }))?;
-        } else if !found.is_empty() {
-            print(&rows(&shown(&found)))?;
-        }
-        for entry in decisions.iter().filter(|_| !self.json) {
-            print(&said(entry))?;
+            let decisions: Vec<_> = decisions.iter().map(|(version, decision)| told(*version, decision)).collect();
+            print_json(&json!({
+                "replicas": found, "decisions": decisions, "journals": journals.shown(), "differences": differences,
+            }))?;
+        } else {
+            let is_shown = |version: &VersionNumber| found.iter().any(|one| one.version == *version);
+            let rest = decisions.iter().filter(|(version, _)| !is_shown(version));
+            let lines = (!found.is_empty()).then(|| rows(&shown(&found))).into_iter();
+            let lines = lines.chain(rest.map(|(version, decision)| format!("version {version}: {}", said(&decision.entry))));
+            for line in lines.chain(differences.iter().map(|difference| format!("difference: {difference}"))) {
+                print(&line)?;
+            }
         }
         if found.is_empty() {
             let nowhere = Failure::new(format!("{} runs on none of the gateways that answered: {}", self.wanted, answered.len()));
@@ -95,18 +102,14 @@ impl Where {
     }
 }
 
-/// The last entry of the journal about each of these versions.
-async fn decisions(place: Place, model: &ModelName, versions: &BTreeSet<VersionNumber>) -> Result<Vec<Entry>, Failure> {
-    let opened = tokio::task::spawn_blocking(move || compose::open_registry(&place, false)).await;
-    let registry: Registry = opened.context("a blocking thread ended early")??;
-    let entries = registry.journal(model).await.with_context(|| format!("can't read the journal of {model}"))?;
-    let last = |version: &VersionNumber| entries.iter().rev().find(|entry| entry.op.version() == Some(*version)).cloned();
-    Ok(versions.iter().filter_map(last).collect())
+fn told(version: VersionNumber, decision: &Decision) -> Value {
+    json!({ "version": version, "part": decision.part, "entry": decision.entry })
 }
 
-fn said(entry: &Entry) -> String {
-    let version = entry.op.version().map(|version| format!("version {version}: ")).unwrap_or_default();
-    let reason = if entry.reason.is_empty() { String::new() } else { format!(" ({})", entry.reason) };
-    let by = if entry.by.is_empty() { "unknown" } else { &entry.by };
-    format!("{version}{} by {by} at {}{reason}", super::rollout::said(&entry.op), entry.at.format("%Y-%m-%d %H:%M:%S"))
+/// The registry whose journals are read beside those that gateways give.
+pub(super) async fn registry(named: Option<&str>, environment: &Environment) -> Result<Option<RegistryJournals>, Failure> {
+    match named {
+        Some(registry) => RegistryJournals::open(place(registry, environment)?).await,
+        None => Ok(None),
+    }
 }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bascule_registry::{Entry, JournalError, Layout, LocalJournal, ModelName, Proposal, Registries, Registry, Rollout};
-use bascule_serving::JournalStore;
+use bascule_registry::{
+    Entry, JournalError, JournalPage, Layout, LocalJournal, ModelName, Proposal, Registries, Registry, Rollout,
+};
+use bascule_serving::{JournalHome, JournalKeeper, JournalStore};
 
 use crate::config::Place;
 
@@ -65,7 +67,25 @@ impl JournalStore for Journals {
     async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
         if self.shared { self.beside.has_grown(model, seq).await } else { Ok(false) }
     }
+
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
         self.beside.journal(model).await
+    }
+
+    async fn page(
+        &self,
+        model: &ModelName,
+        layout: Layout,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<(JournalHome, JournalPage), JournalError> {
+        if layout.holds_journal() {
+            let registry = self.registry_of(model).await?;
+            let home = JournalHome { keeper: JournalKeeper::Registry, place: registry.describe().to_owned() };
+            return Ok((home, registry.journal_page(model, before, limit).await?));
+        }
+        let keeper = if self.shared { JournalKeeper::Shared } else { JournalKeeper::StateDirectory };
+        let home = JournalHome { keeper, place: self.beside.describe().to_owned() };
+        Ok((home, self.beside.page(model, before, limit).await?))
     }
 }

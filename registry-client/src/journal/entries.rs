@@ -12,7 +12,7 @@ use object_store::{Error as StoreError, ObjectStore};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{ENTRY_SCHEMA, Entry, JournalError, Op, Proposal, Rollout};
+use super::{ENTRY_SCHEMA, Entry, JournalError, JournalPage, Op, Proposal, Rollout};
 use crate::log::{MAX_ENTRY_BYTES, NumberedLog, Put, Read, lacks_put_if_absent, put_if_absent, read_small};
 
 /// A checkpoint is written after each so many entries.
@@ -24,6 +24,10 @@ const FOLD_VERSION: u32 = 2;
 /// How often an append that loses its number tries the next.
 const APPEND_TRIES: u32 = 64;
 const MAX_CHECKPOINT_BYTES: u64 = 8 << 20;
+/// A page ends with the entry that brings it to this size.
+const MAX_PAGE_BYTES: u64 = 2 << 20;
+/// How many entries of a page are read before their sizes are looked at.
+const READ_FOR_PAGE: u64 = 16;
 
 /// The journal of one model.
 #[derive(Debug, Clone)]
@@ -66,6 +70,29 @@ impl JournalEntries {
     pub(crate) async fn all(&self) -> Result<Vec<Entry>, JournalError> {
         let tail = self.log.tail(0).await.map_err(|error| self.unavailable(error))?;
         self.read(1, tail).await
+    }
+
+    /// The last entries, or the last ones before the entry `before`: `limit` at the most, and one where there is any.
+    pub(crate) async fn page(&self, before: Option<u64>, limit: usize) -> Result<JournalPage, JournalError> {
+        let seq = self.log.tail(0).await.map_err(|error| self.unavailable(error))?;
+        let mut last = before.map_or(seq, |before| seq.min(before.saturating_sub(1)));
+        let (mut entries, mut bytes, limit) = (Vec::new(), 0, limit.max(1));
+        while last > 0 && entries.len() < limit && bytes < MAX_PAGE_BYTES {
+            let left = u64::try_from(limit - entries.len()).unwrap_or(u64::MAX);
+            let first = last.saturating_sub(left.min(READ_FOR_PAGE) - 1).max(1);
+            let read = self.log.range(first, last).await.map_err(|error| self.unavailable(error))?;
+            for (seq, content) in read.into_iter().rev() {
+                if bytes >= MAX_PAGE_BYTES {
+                    break;
+                }
+                if let Some(Read::Whole(content)) = &content {
+                    bytes += content.len() as u64;
+                }
+                entries.push(read_entry(seq, content.as_ref()));
+                last = seq - 1;
+            }
+        }
+        Ok(JournalPage { seq, entries, before: (last > 0).then_some(last + 1) })
     }
 
     /// The state now.

@@ -8,7 +8,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use uuid::Uuid;
 
-use super::{Entry, JournalEntries, JournalError, Op, Proposal, Rollout};
+use super::{Entry, JournalEntries, JournalError, JournalPage, Op, Proposal, Rollout};
 use crate::clock::{Clock, SystemClock};
 use crate::name::ModelName;
 
@@ -17,6 +17,7 @@ use crate::name::ModelName;
 pub struct LocalJournal {
     store: Arc<dyn ObjectStore>,
     clock: Arc<dyn Clock>,
+    description: String,
 }
 
 impl LocalJournal {
@@ -36,7 +37,7 @@ impl LocalJournal {
         let place = || format!("journal directory {}", dir.display());
         std::fs::create_dir_all(dir).map_err(|error| JournalError::unavailable(place(), error))?;
         let store = LocalFileSystem::new_with_prefix(dir).map_err(|error| JournalError::unavailable(place(), error))?;
-        Ok(Self { store: Arc::new(store.with_fsync(true)), clock })
+        Ok(Self { store: Arc::new(store.with_fsync(true)), clock, description: format!("directory {}", dir.display()) })
     }
 
     /// Writes an entry after the model's last one and returns its number; the number that it has where its id is there.
@@ -62,6 +63,20 @@ impl LocalJournal {
     /// [`JournalError::Unavailable`] where the disk fails.
     pub async fn journal(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
         self.entries(model).all().await
+    }
+
+    /// The last entries of a model's journal, or the last ones before an entry, newest first: `limit` at the most, and fewer where they are
+    /// large.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`] where the disk fails.
+    pub async fn page(&self, model: &ModelName, before: Option<u64>, limit: usize) -> Result<JournalPage, JournalError> {
+        self.entries(model).page(before, limit).await
+    }
+
+    /// For people: `directory state/journal`.
+    pub fn describe(&self) -> &str {
+        &self.description
     }
 
     /// The state of a model's journal.

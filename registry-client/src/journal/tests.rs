@@ -1,4 +1,6 @@
 mod folding;
+mod paging;
+mod parts;
 mod storing;
 
 use chrono::DateTime;
@@ -85,6 +87,8 @@ fn what_a_newer_build_wrote_is_read_as_unknown() {
     };
     assert_eq!(read(json!({"op": "teleport", "version": 3})), Op::Unknown { op: "teleport".into() });
     assert_eq!(read(json!({"schema": 2})), Op::Unknown { op: "unpin of schema 2".into() });
+    let handed_on = json!({"schema": 2, "op": "unpin of schema 2"});
+    assert_eq!(read(handed_on), Op::Unknown { op: "unpin of schema 2".into() }, "as another build of ours has read it");
     assert_eq!(read(json!({"colour": "blue"})), Op::Unpin, "unknown members are ignored");
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Looks, Member, NamedSource, Registries, lock};
@@ -40,8 +41,23 @@ enum Owner {
 }
 
 impl Registries {
-    /// What all registries say, as far as they can be read.
-    pub(super) fn merge(&self, looks: &mut Looks) -> Listing {
+    /// What all registries say, as far as they can be read. It is put together anew only where one of them says something else.
+    pub(super) fn merged<'a>(&self, looks: &'a mut Looks) -> &'a Listing {
+        let problems = self.problems(&looks.members);
+        let changed = self.adopted.swap(false, Ordering::SeqCst) | std::mem::take(&mut looks.changed);
+        let kept = looks.merged.take().filter(|kept| !changed && kept.problems == problems);
+        let mut listing = kept.unwrap_or_else(|| self.merge(looks, problems));
+        listing.at = self.clock.now();
+        let recheck_after = listings(&looks.members).filter_map(|(_, listing)| listing.recheck_after).min();
+        listing.recheck_after = recheck_after.or_else(|| self.retry_after(looks));
+        let health = lock(&self.health);
+        let unread = |(member, health): (&Member, &super::Health)| member.listing.is_none() && health.error.is_none();
+        listing.unread = looks.members.iter().zip(health.iter()).any(unread);
+        drop(health);
+        looks.merged.insert(listing)
+    }
+
+    fn merge(&self, looks: &mut Looks, problems: Vec<String>) -> Listing {
         let whole = |member: &Member| !member.emptied && member.listing.as_ref().is_some_and(|listing| listing.complete);
         let mut complete = looks.members.iter().all(whole);
         let mut claims: BTreeMap<&ModelName, Vec<(usize, &Arc<ListedModel>)>> = BTreeMap::new();
@@ -74,16 +90,8 @@ impl Registries {
             tagged.0.insert(name.clone(), pair);
         }
         drop(owners);
-        let recheck_after = listings(&looks.members).filter_map(|(_, listing)| listing.recheck_after).min();
-        let problems = self.problems(&looks.members);
         looks.tagged = tagged;
-        let mut listing = Listing::new(complete, models, self.clock.now(), problems);
-        listing.recheck_after = recheck_after.or_else(|| self.retry_after(looks));
-        let health = lock(&self.health);
-        let unread = |(member, health): (&Member, &super::Health)| member.listing.is_none() && health.error.is_none();
-        listing.unread = looks.members.iter().zip(health.iter()).any(unread);
-        drop(health);
-        listing
+        Listing::new(complete, models, self.clock.now(), problems)
     }
 
     /// Which of those that have a model is the one that it belongs to.

@@ -253,3 +253,49 @@ async fn one_that_comes_back_empty_loses_nothing() {
     assert_eq!(shown(&listing), ["digits 1 memory://prod", "faces 1 memory://lab"]);
     assert!(listing.problems[0].contains("empty now"), "{:?}", listing.problems);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_look_at_what_has_not_changed_puts_nothing_together() {
+    for names in [&["prod"][..], &["prod", "lab"]] {
+        let world = World::new(names);
+        world.publish(0, "digits", 1).await;
+        if names.len() > 1 {
+            world.publish(1, "faces", 1).await;
+        }
+        let listing = world.list().await;
+        // All looks of this test are on this thread.
+        let digests = || crate::listing::DIGESTS.with(std::cell::Cell::get);
+        let before = digests();
+        for _ in 0..3 {
+            world.clock.advance(MAX_BACKOFF);
+            assert!(world.all.list(Some(&listing.cursor)).await.unwrap().is_none(), "{names:?}");
+        }
+        let again = world.list().await;
+        assert_eq!(digests(), before, "{names:?}: nothing has changed");
+        assert_eq!(again.cursor, listing.cursor);
+        assert!(again.at > listing.at, "and it is as old as the last look");
+        assert!(Arc::ptr_eq(&again.models[&model("digits")], &listing.models[&model("digits")]));
+
+        world.publish(0, "digits", 2).await;
+        let next = world.list().await;
+        assert_eq!(shown(&next)[0], "digits 1,2 memory://prod");
+        assert!(digests() > before && next.cursor != listing.cursor, "{names:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_in_a_listing_counts_as_a_change_too() {
+    let world = World::new(&["prod", "lab"]);
+    world.publish(0, "digits", 1).await;
+    world.publish(1, "digits", 9).await;
+    let listing = world.list().await;
+    assert_eq!(shown(&listing), ["digits  -"], "from neither");
+    assert!(world.all.adopt(&model("digits"), "memory://lab"));
+    assert_eq!(shown(&world.list().await), ["digits 9 memory://lab"], "who is told whose it is goes by it");
+    let listing = world.list().await;
+    world.sources[0].down.store(true, Ordering::SeqCst);
+    let failing = world.list().await;
+    assert!(failing.cursor != listing.cursor && failing.problems.len() == 1, "{failing:?}");
+    world.sources[0].down.store(false, Ordering::SeqCst);
+    assert_eq!(world.list().await.cursor, listing.cursor);
+}

@@ -10,7 +10,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bascule_registry::parse_version;
-use bascule_serving::{Readiness, Status};
+use bascule_serving::{MAX_PAGE_ENTRIES, ModelJournal, Readiness, Status};
 use chrono::Utc;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -20,6 +20,9 @@ use super::rollout::{Decision, RolloutView, model as known_model};
 use super::routes::Port;
 use super::wait;
 use crate::metrics::{CONTENT_TYPE, families};
+
+/// Entries of a journal that are given where nobody says how many.
+const PAGE_ENTRIES: usize = 100;
 
 type Shared = State<Arc<Port>>;
 type Named = Result<Path<String>, PathRejection>;
@@ -102,6 +105,21 @@ pub(crate) async fn rollout(State(port): Shared, name: Named) -> Result<Response
     Ok(Json(RolloutView::of(known_model(&status, &name)?)).into_response())
 }
 
+/// The registry that holds the journal may be slow, so this is one of those that wait.
+pub(crate) async fn journal(State(port): Shared, name: Named, query: Asked) -> Result<Json<ModelJournal>, Refusal> {
+    let (name, query) = (named(name)?, asked(query)?);
+    let limit = match number(&query, "limit")? {
+        None => PAGE_ENTRIES,
+        Some(limit) => usize::try_from(limit).ok().filter(|limit| *limit <= MAX_PAGE_ENTRIES).ok_or_else(|| {
+            let error = format!("query 'limit': expected 1 to {MAX_PAGE_ENTRIES}, got {limit}");
+            Refusal::bad_request(error, "ask for older entries with before=, which each answer names")
+        })?,
+    };
+    let before = number(&query, "before")?;
+    let _waiting = port.waiting()?;
+    Ok(Json(port.sources.serving.journal(&name, before, limit).await?))
+}
+
 pub(crate) async fn decide(State(port): Shared, name: Named, body: Body) -> Result<Json<Value>, Refusal> {
     let name = named(name)?;
     let decision = decision(&port, body).await?;
@@ -176,6 +194,18 @@ fn flag(query: &HashMap<String, String>, name: &str) -> Result<bool, Refusal> {
         Some(other) => {
             let other: String = other.chars().take(32).collect();
             Err(Refusal::bad_request(format!("query '{name}': '{other}' is neither true nor false"), format!("write {name}=true")))
+        }
+    }
+}
+
+fn number(query: &HashMap<String, String>, name: &str) -> Result<Option<u64>, Refusal> {
+    let Some(text) = query.get(name) else { return Ok(None) };
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(Some(number)),
+        _ => {
+            let shown: String = text.chars().take(32).collect();
+            let error = format!("query '{name}': '{shown}' is not a whole number above 0");
+            Err(Refusal::bad_request(error, format!("write {name}=100")))
         }
     }
 }

@@ -51,6 +51,7 @@ pub(crate) fn router(port: Arc<Port>) -> Router {
         .route("/admin/v1/models/{model}/load", post(command::load))
         .route("/admin/v1/models/{model}/unload", post(command::unload))
         .route("/admin/v1/models/{model}/rollout", get(command::rollout).post(command::decide))
+        .route("/admin/v1/models/{model}/journal", get(command::journal))
         .route("/admin/v1/models/{model}/versions/{version}/wait", get(command::wait))
         .fallback(nothing)
         .method_not_allowed_fallback(wrong_method)

@@ -127,6 +127,12 @@ async fn errors_say_what_to_do() {
         (Method::GET, "/admin/v1/models/mlp/versions/x/wait", 400),
         (Method::GET, "/admin/v1/models/mlp/versions/1/wait?timeout=soon", 400),
         (Method::POST, "/admin/v1/models/mlp/unload?wait=maybe", 400),
+        (Method::GET, "/admin/v1/models/nope/journal", 404),
+        (Method::POST, "/admin/v1/models/mlp/journal", 405),
+        (Method::GET, "/admin/v1/models/mlp/journal?limit=0", 400),
+        (Method::GET, "/admin/v1/models/mlp/journal?limit=1001", 400),
+        (Method::GET, "/admin/v1/models/mlp/journal?limit=all", 400),
+        (Method::GET, "/admin/v1/models/mlp/journal?before=-1", 400),
         (Method::GET, "/admin/v1/models/%ff", 400),
         (Method::POST, "/admin/v1/models/mlp/rollout", 400),
     ] {
@@ -177,6 +183,31 @@ async fn a_wait_ends_with_what_became_of_the_version() {
     assert_eq!(told["outcome"], "pending");
     bench.post("/admin/v1/models/mlp/unload?wait=true", "").await;
     assert_eq!(bench.get("/admin/v1/models/mlp/versions/4/wait").await.1["outcome"], "held");
+    bench.stopped().await;
+}
+
+#[tokio::test]
+async fn a_journal_is_told_newest_first_and_in_parts() {
+    let bench = Bench::new([mlp()]).await;
+    let (status, told) = bench.get("/admin/v1/models/mlp/journal").await;
+    assert_eq!((status, &told["model"], &told["seq"]), (200, &json!("mlp"), &json!(0)));
+    assert_eq!((&told["entries"], &told["before"]), (&json!([]), &json!(null)));
+    assert_eq!(told["home"]["keeper"], "state directory");
+    assert!(told["home"]["place"].as_str().is_some_and(|place| place.starts_with("directory /")), "{told}");
+    for body in [r#"{"op":"pin","version":1,"by":"ann","reason":"slow"}"#, r#"{"op":"unpin","by":"ben"}"#, r#"{"op":"disable"}"#] {
+        assert_eq!(bench.post("/admin/v1/models/mlp/rollout", body).await.0, 200);
+    }
+    let (_, told) = bench.get("/admin/v1/models/mlp/journal?limit=2").await;
+    let ops = |told: &Value| told["entries"].as_array().unwrap().iter().map(|entry| entry["op"].clone()).collect::<Vec<_>>();
+    assert_eq!((ops(&told), &told["seq"], &told["before"]), (vec![json!("disable"), json!("unpin")], &json!(3), &json!(2)));
+    let (_, told) = bench.get("/admin/v1/models/mlp/journal?limit=1000&before=2").await;
+    assert_eq!((ops(&told), &told["before"]), (vec![json!("pin")], &json!(null)));
+    let pin = &told["entries"][0];
+    assert_eq!((&pin["schema"], &pin["seq"], &pin["version"]), (&json!(1), &json!(1), &json!(1)));
+    assert_eq!((&pin["by"], &pin["reason"]), (&json!("ann"), &json!("slow")));
+    assert!(pin["at"].is_string() && pin["id"].is_string(), "{pin}");
+    let (_, model) = bench.get("/admin/v1/models/mlp").await;
+    assert_eq!((&model["journal_seq"], &model["layout"]), (&json!(3), &json!("plain")));
     bench.stopped().await;
 }
 

@@ -47,6 +47,7 @@ impl Reconciler {
         ModelStatus {
             name: model.name.to_string(),
             standing: standing_name(model).to_owned(),
+            layout: model.exists.as_ref().map(|exists| exists.layout),
             held: self.held(model),
             load_mode: load_mode_name(self.rules.load_mode).to_owned(),
             policy: policy_name(&settings.version_policy),
@@ -61,6 +62,7 @@ impl Reconciler {
             }),
             pinned: rollout.pinned,
             decided_at: rollout.since,
+            journal_seq: rollout.seq,
             rejected: rollout.rejected.iter().copied().collect(),
             aliases: model.exists.as_ref().map(|exists| exists.aliases.clone()).unwrap_or_default(),
             frozen: rollout.frozen,

@@ -158,6 +158,16 @@ impl JournalStore for Shared {
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, bascule_registry::JournalError> {
         self.0.journal(model).await
     }
+
+    async fn page(
+        &self,
+        model: &ModelName,
+        layout: Layout,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<(crate::JournalHome, bascule_registry::JournalPage), bascule_registry::JournalError> {
+        JournalStore::page(&self.0, model, layout, before, limit).await
+    }
 }
 
 /// Notes what it is told, once it works.
