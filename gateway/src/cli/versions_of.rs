@@ -43,7 +43,7 @@ pub(super) async fn listed(config: &Config, name: &ModelName) -> Result<Arc<List
 
 /// One of the versions of a model.
 pub(super) fn pick(model: &ListedModel, number: VersionNumber) -> Result<&Arc<Generation>, Failure> {
-    let missing = || Failure::new(format!("model '{}' has no version {number}", model.name));
+    let missing = || Failure::new(format!("{}@{number} does not exist", model.name));
     model.versions.get(&number).ok_or_else(|| missing().hint(format!("`bascule versions {}` lists what is there", model.name)))
 }
 
