@@ -5,8 +5,10 @@
 //! What a rollout *means* for a request (which version is ready, who gets which) is the engine's and deliberately absent.
 
 mod entries;
+mod floors;
 mod fold;
 mod local;
+mod shared;
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -18,6 +20,7 @@ use uuid::Uuid;
 pub(crate) use entries::JournalEntries;
 pub use fold::Rollout;
 pub use local::LocalJournal;
+pub use shared::{SharedJournal, SharedJournalError};
 
 use crate::name::{MAX_VERSION, VersionNumber};
 use crate::source::Cause;

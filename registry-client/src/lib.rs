@@ -39,7 +39,9 @@ pub use cache::{Cache, CacheError, Evicted, Lease};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use digest::{Digest, DigestError};
 pub use directory::{DirectoryOptions, DirectorySource, SETTLE_INTERVAL, Watch};
-pub use journal::{Entry, JournalError, LocalJournal, Op, Proposal, Rollout, Weight, WeightError};
+pub use journal::{
+    Entry, JournalError, LocalJournal, Op, Proposal, Rollout, SharedJournal, SharedJournalError, Weight, WeightError,
+};
 pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};
 pub use mlflow::{MlflowCredentials, MlflowOptions, MlflowPlaceError, MlflowSource};

@@ -1,7 +1,9 @@
 //! Where rollout decisions are written, and where the decisions on models come from whose source can hold no journal.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use async_trait::async_trait;
-use bascule_registry::{Entry, JournalError, Layout, LocalJournal, ModelName, Proposal, Rollout};
+use bascule_registry::{Entry, JournalError, Layout, LocalJournal, ModelName, Proposal, Rollout, SourceHealth};
 
 /// Writes and reads rollout journals. Where the layout holds a journal it comes with the listing; else it is in a store
 /// beside the source.
@@ -19,17 +21,23 @@ pub trait JournalStore: Send + Sync {
     /// [`JournalError::Unavailable`] where the store fails.
     async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError>;
 
-    /// Whether the journal of such a model has an entry after this one: other replicas may write it, too. Cheap, since every look asks.
+    /// The models whose journals have entries after those that are folded in here: other replicas may write them, too. Cheap, since every
+    /// look asks.
     ///
     /// # Errors
-    /// [`JournalError::Unavailable`] where the store fails.
-    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError>;
+    /// [`JournalError::Unavailable`] where the store fails: nothing is known of any journal then, and all stays as it is.
+    async fn grown(&self, known: &BTreeMap<ModelName, Rollout>) -> Result<BTreeSet<ModelName>, JournalError>;
 
     /// All entries of the journal of such a model.
     ///
     /// # Errors
     /// [`JournalError::Unavailable`] where the store fails.
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError>;
+
+    /// How looking at the store goes; nothing where it is this gateway's own.
+    fn health(&self) -> Option<SourceHealth> {
+        None
+    }
 }
 
 /// One directory for the journals of every model, whatever its layout: for one replica.
@@ -43,8 +51,15 @@ impl JournalStore for LocalJournal {
         LocalJournal::rollout(self, model).await
     }
 
-    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
-        LocalJournal::has_grown(self, model, seq).await
+    async fn grown(&self, known: &BTreeMap<ModelName, Rollout>) -> Result<BTreeSet<ModelName>, JournalError> {
+        let mut grown = BTreeSet::new();
+        for (name, rollout) in known {
+            // One that can't be asked for is the trouble of its own model: reading it tells.
+            if self.has_grown(name, rollout.seq).await.unwrap_or(true) {
+                grown.insert(name.clone());
+            }
+        }
+        Ok(grown)
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {

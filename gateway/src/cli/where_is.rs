@@ -3,17 +3,15 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use anyhow::Context as _;
-use bascule_registry::{Entry, ModelName, Registry, VersionNumber, parse_version};
+use bascule_registry::{Entry, ModelName, VersionNumber, parse_version};
 use clap::Args;
 use serde_json::json;
 
-use crate::compose;
-use crate::config::Place;
+use crate::config::Config;
 use crate::config::env::Environment;
 
 use super::Outcome;
-use super::args::place;
+use super::args::over;
 use super::deployed::{GatewaysArgs, answered, deployed, shown};
 use super::failure::Failure;
 use super::output::{print, print_json, rows};
@@ -68,15 +66,15 @@ impl std::fmt::Display for Wanted {
 
 impl Where {
     pub(super) async fn run(self, environment: &Environment) -> Outcome {
-        let place = self.registry.as_deref().map(|registry| place(registry, environment)).transpose()?;
+        let config = self.registry.as_deref().map(|registry| over(registry, environment)).transpose()?;
         let answered = answered(self.gateways.ask().await?)?;
         let mut found = deployed(&answered);
         found.retain(|one| {
             one.model == self.wanted.model.as_str() && self.wanted.version.is_none_or(|version| one.version == version)
         });
         let versions: BTreeSet<VersionNumber> = found.iter().map(|one| one.version).chain(self.wanted.version).collect();
-        let decisions = match place {
-            Some(place) => decisions(place, &self.wanted.model, &versions).await?,
+        let decisions = match config {
+            Some(config) => decisions(&config, &self.wanted.model, &versions).await?,
             None => Vec::new(),
         };
         if self.json {
@@ -96,10 +94,8 @@ impl Where {
 }
 
 /// The last entry of the journal about each of these versions.
-async fn decisions(place: Place, model: &ModelName, versions: &BTreeSet<VersionNumber>) -> Result<Vec<Entry>, Failure> {
-    let opened = tokio::task::spawn_blocking(move || compose::open_registry(&place, false)).await;
-    let registry: Registry = opened.context("a blocking thread ended early")??;
-    let entries = registry.journal(model).await.with_context(|| format!("can't read the journal of {model}"))?;
+async fn decisions(config: &Config, model: &ModelName, versions: &BTreeSet<VersionNumber>) -> Result<Vec<Entry>, Failure> {
+    let entries = super::rollout::journal::entries(config, model).await?;
     let last = |version: &VersionNumber| entries.iter().rev().find(|entry| entry.op.version() == Some(*version)).cloned();
     Ok(versions.iter().filter_map(last).collect())
 }

@@ -1,21 +1,62 @@
 //! Which journal a decision goes to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::{Context as _, Result, bail};
 use async_trait::async_trait;
-use bascule_registry::{Entry, JournalError, Layout, LocalJournal, ModelName, Proposal, Registries, Registry, Rollout};
+use bascule_registry::{
+    Entry, JournalError, Layout, LocalJournal, ModelName, Proposal, Registries, Registry, Rollout, SharedJournal, SourceHealth,
+};
 use bascule_serving::JournalStore;
 
-use crate::config::Place;
+use super::sources::identity;
+use crate::config::{Config, Place};
+
+/// What users call the place of shared journals.
+const SETTING: &str = "rollout.journal";
+/// In the state directory: how far the shared journals went.
+const KEPT: &str = "shared-journals.json";
 
 /// The registry's own journals for models in its layout, which every replica sees; one beside it for the others.
 pub(super) struct Journals {
     registries: Arc<Registries>,
     held: Held,
-    beside: LocalJournal,
-    /// Other replicas write the one beside it, too.
-    shared: bool,
+    beside: Beside,
+}
+
+/// Where the journals are whose registries can hold none.
+pub(super) enum Beside {
+    /// In the state directory, for this gateway alone.
+    Own(LocalJournal),
+    /// Where other replicas write, too.
+    Shared(SharedJournal),
+}
+
+impl Beside {
+    /// As the configuration says; `own` is what is kept of the registries. Blocks.
+    pub(super) fn open(config: &Config, own: &Path) -> Result<Beside> {
+        match shared_journal(config, Some(&own.join(KEPT)))? {
+            Some(shared) => Ok(Beside::Shared(shared)),
+            None => Ok(Beside::Own(LocalJournal::open(&own.join("journal"))?)),
+        }
+    }
+}
+
+/// The journals that replicas share, where the configuration has a place for them. `kept` is a file in which what must not be forgotten of
+/// them is kept. Blocks.
+///
+/// # Errors
+/// A place that can hold none, or is written wrong.
+pub fn shared_journal(config: &Config, kept: Option<&Path>) -> Result<Option<SharedJournal>> {
+    let Some(place) = &config.journal else { return Ok(None) };
+    for spec in &config.registry.all {
+        if place.is_url() && identity(&spec.url)? == identity(place).context(SETTING)? {
+            bail!("{SETTING}: {} is a registry's own place: give it a prefix of its own", place.0);
+        }
+    }
+    Ok(Some(SharedJournal::open(SETTING, &place.0, kept).context(SETTING)?))
 }
 
 /// What holds the journals of registries, by what identifies these.
@@ -27,8 +68,8 @@ pub(super) struct Held {
 }
 
 impl Journals {
-    pub(super) fn new(registries: Arc<Registries>, held: Held, beside: LocalJournal, shared: bool) -> Journals {
-        Journals { registries, held, beside, shared }
+    pub(super) fn new(registries: Arc<Registries>, held: Held, beside: Beside) -> Journals {
+        Journals { registries, held, beside }
     }
 
     /// A directory is opened for each decision: it may have been away when the program started, or have become another since.
@@ -55,17 +96,37 @@ impl JournalStore for Journals {
         if layout.holds_journal() {
             return self.registry_of(model).await?.propose(model, proposal).await;
         }
-        self.beside.propose(model, proposal).await
+        match &self.beside {
+            Beside::Own(journal) => journal.propose(model, proposal).await,
+            Beside::Shared(journal) => journal.propose(model, proposal).await,
+        }
     }
 
     async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
-        self.beside.rollout(model).await
+        match &self.beside {
+            Beside::Own(journal) => journal.rollout(model).await,
+            Beside::Shared(journal) => journal.rollout(model).await,
+        }
     }
 
-    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
-        if self.shared { self.beside.has_grown(model, seq).await } else { Ok(false) }
+    async fn grown(&self, known: &BTreeMap<ModelName, Rollout>) -> Result<BTreeSet<ModelName>, JournalError> {
+        match &self.beside {
+            Beside::Own(_) => Ok(BTreeSet::new()),
+            Beside::Shared(journal) => journal.grown(known).await,
+        }
     }
+
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
-        self.beside.journal(model).await
+        match &self.beside {
+            Beside::Own(journal) => journal.journal(model).await,
+            Beside::Shared(journal) => journal.journal(model).await,
+        }
+    }
+
+    fn health(&self) -> Option<SourceHealth> {
+        match &self.beside {
+            Beside::Own(_) => None,
+            Beside::Shared(journal) => Some(journal.health()),
+        }
     }
 }

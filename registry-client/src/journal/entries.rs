@@ -31,6 +31,8 @@ pub(crate) struct JournalEntries {
     store: Arc<dyn ObjectStore>,
     dir: Path,
     log: NumberedLog,
+    /// It was seen to go on to this entry at the least.
+    least: u64,
 }
 
 /// A fold, and what is needed to go on from it.
@@ -59,12 +61,18 @@ impl Checkpoint {
 impl JournalEntries {
     /// The journal below this directory.
     pub(crate) fn new(store: Arc<dyn ObjectStore>, dir: Path) -> Self {
-        Self { log: NumberedLog::new(Arc::clone(&store), dir.clone()), store, dir }
+        Self { log: NumberedLog::new(Arc::clone(&store), dir.clone()), store, dir, least: 0 }
+    }
+
+    /// The same where it is known that there is an entry of this number: one that ends before it is not believed, and not written to.
+    /// A share that is not mounted and a bucket that was emptied look like that, and what was decided must not be forgotten for it.
+    pub(crate) fn at_least(self, least: u64) -> Self {
+        Self { least, ..self }
     }
 
     /// All entries.
     pub(crate) async fn all(&self) -> Result<Vec<Entry>, JournalError> {
-        let tail = self.log.tail(0).await.map_err(|error| self.unavailable(error))?;
+        let tail = self.end(0).await?;
         self.read(1, tail).await
     }
 
@@ -133,14 +141,24 @@ impl JournalEntries {
         Err(JournalError::Contended(APPEND_TRIES))
     }
 
+    /// The number of the last entry, where that can be believed.
+    async fn end(&self, known: u64) -> Result<u64, JournalError> {
+        let tail = self.tail(known).await?;
+        if tail < self.least {
+            let short = format!("it ends at entry {tail}, but entry {} was there", self.least);
+            return Err(self.unavailable(std::io::Error::other(short)));
+        }
+        Ok(tail)
+    }
+
     async fn folded(&self) -> Result<Checkpoint, JournalError> {
-        let tail = self.log.tail(0).await.map_err(|error| self.unavailable(error))?;
+        let tail = self.end(0).await?;
         let checkpoint = self.last_checkpoint(tail).await?;
         self.folded_to(checkpoint, tail).await
     }
 
     async fn folded_from(&self, state: Checkpoint) -> Result<Checkpoint, JournalError> {
-        let tail = self.log.tail(state.rollout.seq).await.map_err(|error| self.unavailable(error))?;
+        let tail = self.end(state.rollout.seq).await?;
         self.folded_to(state, tail).await
     }
 

@@ -103,6 +103,8 @@ pub(crate) enum Event {
         look: Look,
         /// How it went at each registry, where the source has several.
         registries: Vec<SourceHealth>,
+        /// The same of what holds the rollout journals, where that is not this gateway's own.
+        journal: Option<SourceHealth>,
     },
     Fetched {
         id: ResidencyId,

@@ -31,6 +31,7 @@ pub(super) struct SourceView {
     problems: Vec<String>,
     /// The same of each registry, where there are several.
     registries: Vec<SourceHealth>,
+    journal: Option<SourceHealth>,
     /// A part of it has neither been read yet nor failed.
     unread: bool,
 }
@@ -48,6 +49,7 @@ impl SourceView {
             last_error: None,
             problems: Vec::new(),
             registries: Vec::new(),
+            journal: None,
             unread: false,
         }
     }
@@ -61,6 +63,7 @@ impl SourceView {
             last_error: self.last_error.clone(),
             problems: self.problems.iter().cloned().chain(missing).collect(),
             registries: self.registries.iter().filter(|_| self.registries.len() > 1).map(RegistryPart::of).collect(),
+            journal: self.journal.as_ref().map(RegistryPart::of),
         }
     }
 
@@ -90,6 +93,12 @@ impl SourceView {
     }
 }
 
+/// How it went at each registry, and at what holds the rollout journals.
+pub(super) struct Healths {
+    pub(super) registries: Vec<SourceHealth>,
+    pub(super) journal: Option<SourceHealth>,
+}
+
 /// When a model becomes what its source says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Follow {
@@ -101,13 +110,13 @@ pub(super) enum Follow {
 
 impl Reconciler {
     /// Takes in what a look brought.
-    pub(super) fn looked(&mut self, ticket: u64, look: Look, registries: Vec<SourceHealth>, now: Now) {
+    pub(super) fn looked(&mut self, ticket: u64, look: Look, healths: Healths, now: Now) {
         if matches!(look, Look::Slow) {
             self.source.failed = true;
             return;
         }
         self.source.looked = self.source.looked.max(ticket);
-        self.source.registries = registries;
+        (self.source.registries, self.source.journal) = (healths.registries, healths.journal);
         match look {
             Look::Listed(listing) => self.listed(&listing, now),
             Look::Unchanged => self.source.last_good = Some(now.utc),

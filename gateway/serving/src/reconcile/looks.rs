@@ -94,6 +94,8 @@ pub(crate) struct Seer {
     stale: BTreeSet<ModelName>,
     /// Those that could not be read the last time.
     unread: BTreeSet<ModelName>,
+    /// None of them can be read now.
+    journal_away: bool,
     /// Those that could not be written.
     unwritten: BTreeSet<ModelName>,
     /// One more look is needed at once.
@@ -125,6 +127,7 @@ impl Seer {
             rollouts: BTreeMap::new(),
             stale: BTreeSet::new(),
             unread: BTreeSet::new(),
+            journal_away: false,
             unwritten: BTreeSet::new(),
             again: false,
             write_back: options.write_back.clone(),
@@ -160,7 +163,10 @@ impl Seer {
 
     async fn tell(&self, ticket: u64, look: Look) -> bool {
         match self.mailbox.upgrade() {
-            Some(mailbox) => mailbox.send(Event::Looked { ticket, look, registries: self.source.health() }).await.is_ok(),
+            Some(mailbox) => {
+                let (registries, journal) = (self.source.health(), self.journal.health());
+                mailbox.send(Event::Looked { ticket, look, registries, journal }).await.is_ok()
+            }
             None => false,
         }
     }
@@ -184,7 +190,7 @@ impl Seer {
             Err(_) => {
                 if let Some(mailbox) = mailbox.upgrade() {
                     // The engine may have ended: the look's own report will find out.
-                    drop(mailbox.send(Event::Looked { ticket, look: Look::Slow, registries: Vec::new() }).await);
+                    drop(mailbox.send(Event::Looked { ticket, look: Look::Slow, registries: Vec::new(), journal: None }).await);
                 }
                 look.await
             }
@@ -215,7 +221,7 @@ impl Seer {
         }
         self.failures = 0;
         self.note_grown_journals().await;
-        if !self.unreported && self.stale.is_empty() {
+        if !self.has_news() {
             return Look::Unchanged;
         }
         let Some(listing) = self.with_journals().await else { return Look::Unchanged };

@@ -1,24 +1,48 @@
 //! Models whose source holds no journal: what was decided comes from the one beside it, and where the source has names of its own for
 //! stable and candidate, the journal follows them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bascule_registry::{JournalError, ListedModel, Listing, ModelName, Proposal, Steering};
+use bascule_registry::{JournalError, ListedModel, Listing, ModelName, Proposal, Rollout, Steering};
+use futures::StreamExt as _;
 
 use super::Seer;
 use crate::error::with_causes;
+use crate::journal::JournalStore;
 use crate::steering::{Course, Step, follow, id_after, leaves_stable_open, owed, usable};
 
+/// Journals that are read at a time.
+const READS: usize = 16;
+/// After so many that could not be read, the others wait for the next look: each may take as long.
+const MAX_FAILURES: usize = 8;
+
 impl Seer {
-    /// Models whose journal others have written since it was read.
+    /// Models whose journal others have written since it was read. While it is away nothing new counts, and what was decided stays.
     pub(super) async fn note_grown_journals(&mut self) {
-        for (name, rollout) in &self.rollouts {
-            // One that can't be read now keeps what it said; reading it again tells.
-            if self.journal.has_grown(name, rollout.seq).await.unwrap_or(true) {
-                self.stale.insert(name.clone());
+        let was_away = self.journal_away;
+        match self.journal.grown(&self.rollouts).await {
+            Ok(mut grown) => {
+                self.stale.append(&mut grown);
+                if std::mem::take(&mut self.journal_away) {
+                    tracing::info!("the rollout journal can be read again");
+                }
+            }
+            Err(error) => {
+                if !was_away {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "the rollout journal can't be read; what was decided stays");
+                }
+                self.journal_away = true;
             }
         }
+        self.unreported |= was_away != self.journal_away && self.listing.is_some();
+    }
+
+    /// Whether there is anything to tell of models whose listing has not changed.
+    pub(super) fn has_news(&self) -> bool {
+        self.unreported || (!self.journal_away && !self.stale.is_empty())
     }
 
     /// The listing, with the journals of models whose source holds none.
@@ -30,9 +54,21 @@ impl Seer {
         if let Some(teller) = &self.teller {
             teller.retain(is_there);
         }
+        if self.journal_away {
+            // A fresh gateway does not know yet what should be loaded.
+            listing.unread |= self.rollouts.is_empty() && listing.models.values().any(|model| !model.layout.holds_journal());
+            return Some(without_journals(listing));
+        }
+        let beside = listing.models.values().filter(|model| !model.layout.holds_journal()).map(|model| model.name.clone());
+        let (fresh, failed) = self.read_journals(beside.collect()).await;
         let mut unread = BTreeSet::new();
+        let mut nothing_known = Vec::new();
         for model in listing.models.values_mut().filter(|model| !model.layout.holds_journal()) {
-            match self.decided(model).await {
+            let decided = match failed.get(&model.name) {
+                Some(error) => Err(error.clone()),
+                None => self.decided(model, fresh.contains(&model.name)).await,
+            };
+            match decided {
                 Ok(decided) => *model = decided,
                 Err(error) => {
                     let error = with_causes(&error);
@@ -41,23 +77,41 @@ impl Seer {
                     }
                     unread.insert(model.name.clone());
                     *model = Arc::new(undecided(model, vec![error.clone()]));
-                    listing.problems.push(error);
+                    if model.unsettled.is_empty() {
+                        nothing_known.push(model.name.clone());
+                    }
+                    if !listing.problems.contains(&error) {
+                        listing.problems.push(error);
+                    }
                 }
             }
         }
+        leave_out(&mut listing, &nothing_known);
         self.stale.clone_from(&unread);
         self.stale.append(&mut self.unwritten);
         self.unread = unread;
         Some(listing)
     }
 
-    /// A model with what its journal says.
-    async fn decided(&mut self, model: &Arc<ListedModel>) -> Result<Arc<ListedModel>, JournalError> {
-        let is_new = self.stale.contains(&model.name) || !self.rollouts.contains_key(&model.name);
-        if is_new {
-            let rollout = self.journal.rollout(&model.name).await?;
-            self.rollouts.insert(model.name.clone(), rollout);
+    /// Reads the journals that are not known as they are now; returns which those are, and which of them could not be read.
+    async fn read_journals(&mut self, mut names: BTreeSet<ModelName>) -> (BTreeSet<ModelName>, BTreeMap<ModelName, JournalError>) {
+        names.retain(|name| self.stale.contains(name) || !self.rollouts.contains_key(name));
+        let failures = Arc::new(AtomicUsize::new(0));
+        let reads = names.iter().map(|name| read(Arc::clone(&self.journal), name.clone(), Arc::clone(&failures)));
+        let reads: Vec<_> = reads.collect();
+        let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(READS).collect().await;
+        let mut failed = BTreeMap::new();
+        for (name, outcome) in read {
+            match outcome {
+                Ok(rollout) => drop(self.rollouts.insert(name, rollout)),
+                Err(error) => drop(failed.insert(name, error)),
+            }
         }
+        (names, failed)
+    }
+
+    /// A model with what its journal says; `is_new` where that was read after the listing.
+    async fn decided(&mut self, model: &Arc<ListedModel>, is_new: bool) -> Result<Arc<ListedModel>, JournalError> {
         let mut problems = Vec::new();
         if let Some(steering) = &model.steering {
             let followed = self.follow_names(model, steering, is_new).await?;
@@ -136,6 +190,41 @@ struct Followed {
     problems: Vec<String>,
     /// The journal says what the names do, as far as they can be followed, and is older than what was seen of them.
     is_settled: bool,
+}
+
+type ReadJournal = (ModelName, Result<Rollout, JournalError>);
+
+async fn read(journal: Arc<dyn JournalStore>, name: ModelName, failures: Arc<AtomicUsize>) -> ReadJournal {
+    if failures.load(Ordering::Relaxed) >= MAX_FAILURES {
+        let why = Arc::new(std::io::Error::other("it was not asked for: the place fails too often"));
+        let place = format!("the rollout journal of {name}");
+        return (name, Err(JournalError::Unavailable { place, source: why }));
+    }
+    let rollout = journal.rollout(&name).await;
+    if rollout.is_err() {
+        failures.fetch_add(1, Ordering::Relaxed);
+    }
+    (name, rollout)
+}
+
+/// A listing while the place of the journals is away; that this is so is in [`JournalStore::health`].
+fn without_journals(mut listing: Listing) -> Listing {
+    let mut nothing_known = Vec::new();
+    for model in listing.models.values_mut().filter(|model| !model.layout.holds_journal()) {
+        let waits = "it stays as it is until its rollout journal can be read".to_owned();
+        *model = Arc::new(undecided(model, vec![waits]));
+        if model.unsettled.is_empty() {
+            nothing_known.push(model.name.clone());
+        }
+    }
+    leave_out(&mut listing, &nothing_known);
+    listing
+}
+
+/// Takes out models that have no version and no decisions that anybody knows of: what was before stays, its decisions too.
+fn leave_out(listing: &mut Listing, models: &[ModelName]) {
+    listing.complete &= models.is_empty();
+    listing.models.retain(|name, _| !models.contains(name));
 }
 
 /// A model of which nobody knows what was decided: what exists of it does not count yet, so it is what it was before.
