@@ -69,6 +69,8 @@ pub(crate) enum Look {
     Listed(Box<Listing>),
     /// The same as before.
     Unchanged,
+    /// Some of what existed before, with what was decided on it since: the source itself can't be read.
+    Decided(Box<Listing>),
     /// Nothing: why.
     Failed(String),
     /// Nothing yet; the look goes on.

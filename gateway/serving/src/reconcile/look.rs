@@ -120,6 +120,7 @@ impl Reconciler {
         match look {
             Look::Listed(listing) => self.listed(&listing, now),
             Look::Unchanged => self.source.last_good = Some(now.utc),
+            Look::Decided(listing) => return self.fold_in_all(&listing, Removal::Nothing, now),
             Look::Failed(error) => {
                 if self.source.last_error.as_ref() != Some(&error) {
                     tracing::warn!(error, "the source can't be read; what serves is not touched");
@@ -149,6 +150,10 @@ impl Reconciler {
             Absent::Unload => Removal::All,
         };
         self.source.nonempty |= !empty;
+        self.fold_in_all(listing, removal, now);
+    }
+
+    fn fold_in_all(&mut self, listing: &Listing, removal: Removal, now: Now) {
         let names: BTreeSet<ModelName> = self.models.keys().chain(listing.models.keys()).cloned().collect();
         for name in names {
             let mut model = self.models.remove(&name).unwrap_or_else(|| ModelState::new(name.clone()));

@@ -86,6 +86,8 @@ pub(crate) struct Seer {
     chance: u64,
     /// The last listing, as the source gave it.
     listing: Option<Listing>,
+    /// What was served before a restart of models whose source holds no journal, for as long as there is no listing.
+    restored: Listing,
     /// The reconciler has not been told of it yet.
     unreported: bool,
     /// Journals of models whose source holds none.
@@ -114,6 +116,7 @@ impl Seer {
         live: watch::Receiver<LiveOptions>,
         looks: Arc<Looks>,
         mailbox: mpsc::WeakSender<Event>,
+        restored: Listing,
     ) -> Seer {
         Seer {
             source: Arc::clone(&options.source),
@@ -123,6 +126,7 @@ impl Seer {
             live,
             chance: RandomState::new().build_hasher().finish(),
             listing: None,
+            restored,
             unreported: false,
             rollouts: BTreeMap::new(),
             stale: BTreeSet::new(),
@@ -216,6 +220,10 @@ impl Seer {
             }
             Err(error) => {
                 self.failures += 1;
+                if let Some(decided) = self.decided_meanwhile().await {
+                    // Where the engine has ended, whoever tells of the failure finds out.
+                    self.tell(0, Look::Decided(Box::new(decided))).await;
+                }
                 return Look::Failed(error);
             }
         }

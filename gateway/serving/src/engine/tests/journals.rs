@@ -128,3 +128,30 @@ async fn a_fresh_gateway_is_not_ready_before_it_knows_what_was_decided() {
     serving.wait_ready().await;
     assert_eq!(stable(&serving, "m"), Some(1));
 }
+
+#[tokio::test]
+async fn a_decision_does_not_wait_for_a_source_that_is_away() {
+    let (world, remote) = world();
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    serving.apply("m", Op::Weight { version: 1, weight_bp: 10_000 }, "me", "", None).await.unwrap();
+    until(&serving, "the first", |serving| stable(serving, "m") == Some(1)).await;
+    world.source.down.store(true, Ordering::SeqCst);
+    assert_eq!(serving.apply("m", Op::Weight { version: 2, weight_bp: 10_000 }, "me", "", None).await, Ok(2));
+    until(&serving, "the decision", |serving| stable(serving, "m") == Some(2)).await;
+    let registry = serving.status().registry;
+    assert!(registry.last_error.is_some(), "{registry:?}");
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+
+    keeping::let_go(&world).await;
+    remote.journal.append(&name("m"), Op::Pin { version: 1 }, "another", "", Uuid::new_v4()).await.unwrap();
+    let serving = start(&world, &remote).await;
+    until(&serving, "a decision of another's", |serving| stable(serving, "m") == Some(1)).await;
+    assert!(serving.status().registry.last_error.is_some() && serving.status().registry.last_good_look.is_none());
+    world.source.down.store(false, Ordering::SeqCst);
+    world.source.publish("m", 3, &constant(3.0));
+    serving.kick();
+    until(&serving, "the source", |serving| serving.status().registry.last_error.is_none()).await;
+    assert_eq!(stable(&serving, "m"), Some(1), "the pin");
+}

@@ -93,6 +93,34 @@ impl Seer {
         Some(listing)
     }
 
+    /// Models that are known, with what was decided on them since, while the source can't be read: decisions do not wait for it. Names of
+    /// the source's own are not followed meanwhile: they may be older than the journal.
+    pub(super) async fn decided_meanwhile(&mut self) -> Option<Listing> {
+        self.note_grown_journals().await;
+        if self.journal_away {
+            return None;
+        }
+        let mut listing = self.listing.as_ref().unwrap_or(&self.restored).clone();
+        let beside = listing.models.values().filter(|model| !model.layout.holds_journal()).map(|model| model.name.clone());
+        let (fresh, failed) = self.read_journals(beside.collect()).await;
+        self.stale.retain(|name| failed.contains_key(name));
+        listing.models.retain(|name, model| {
+            let Some(rollout) = self.rollouts.get(name).filter(|_| fresh.contains(name) && !failed.contains_key(name)) else {
+                return false;
+            };
+            if model.rollout == *rollout || leaves_stable_open(model, rollout) {
+                return false;
+            }
+            let mut decided = ListedModel::clone(model);
+            decided.aliases.extend(rollout.aliases.clone());
+            decided.rollout = rollout.clone();
+            *model = Arc::new(decided);
+            true
+        });
+        listing.complete = false;
+        (!listing.models.is_empty()).then_some(listing)
+    }
+
     /// Reads the journals that are not known as they are now; returns which those are, and which of them could not be read.
     async fn read_journals(&mut self, mut names: BTreeSet<ModelName>) -> (BTreeSet<ModelName>, BTreeMap<ModelName, JournalError>) {
         names.retain(|name| self.stale.contains(name) || !self.rollouts.contains_key(name));
