@@ -273,6 +273,14 @@ impl Registry {
         self.entries(model).all().await
     }
 
+    /// The entries of a model's journal after this one.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`].
+    pub async fn journal_after(&self, model: &ModelName, seq: u64) -> Result<Vec<Entry>, JournalError> {
+        self.entries(model).after(seq).await
+    }
+
     /// The fold of a model's journal.
     ///
     /// # Errors

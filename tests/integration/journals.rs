@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::http::{get, post};
 use crate::lifecycle::ask;
-use crate::sandbox::{Gateway, Sandbox};
+use crate::sandbox::{Gateway, Sandbox, skip};
+use crate::servers::{Server, free_port, listens};
 use crate::weed::Weed;
 
 const JOURNAL: &str = "s3://decisions/team";
@@ -152,4 +153,47 @@ fn a_place_that_can_hold_no_journal_is_refused_by_the_start_and_by_check() {
     drop(weed);
     let (code, text) = check(&[]);
     assert!(code == Some(1) && text.contains("rollout.journal s3://decisions/team can't be reached"), "{code:?} {text}");
+}
+
+/// Python's own server over a folder, which hands out files and takes none.
+fn serve_folder(folder: &std::path::Path) -> Option<(Server, u16)> {
+    if !std::process::Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        skip("there is no python3");
+        return None;
+    }
+    let port = free_port();
+    let start = |_: &std::path::Path| {
+        let mut command = std::process::Command::new("python3");
+        command.args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"]).arg(folder).arg(port.to_string());
+        command
+    };
+    Some((Server::start(start, || listens(port)), port))
+}
+
+#[test]
+fn decisions_on_a_registry_that_is_only_read_go_on_from_its_owners() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let Some((server, port)) = serve_folder(&sandbox.registry()) else { return };
+    let owner = sandbox.registry().display().to_string();
+    for version in [1, 2] {
+        assert!(sandbox.publish("m", version, &constant(version as f32, 2)).status.success());
+    }
+    sandbox.succeed(&["rollout", "weight", "m", "1", "100%", "--registry", &owner]);
+    let place = format!("http://127.0.0.1:{port}");
+    let sandbox = sandbox.at(Some(&place));
+    let gateway = sandbox.serve().ready();
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["models"][0]["stable"] == 1);
+    let done = (Some(0), String::new());
+    assert_eq!(weigh(&sandbox, &gateway, "2", "25%"), done);
+    wait_split(&gateway, 2500);
+    gateway.wait_version("m", 2);
+    sandbox.succeed(&["rollout", "weight", "m", "2", "50%", "--registry", &owner]);
+    wait_split(&gateway, 5000);
+    drop(server);
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["registry"]["last_error"].is_string());
+    assert_eq!(weigh(&sandbox, &gateway, "2", "75%"), done, "what was begun goes on without the registry");
+    wait_split(&gateway, 7500);
+    gateway.kill();
+    let gateway = sandbox.serve().ready();
+    assert_serves(&gateway, 7500, "restarted without the registry");
 }

@@ -28,6 +28,12 @@ pub trait JournalStore: Send + Sync {
     /// [`JournalError::Unavailable`] where the store fails: nothing is known of any journal then, and all stays as it is.
     async fn grown(&self, known: &BTreeMap<ModelName, Rollout>) -> Result<BTreeSet<ModelName>, JournalError>;
 
+    /// Takes over what is new in the journal that a model's source only lets be read, and returns the state after it.
+    ///
+    /// # Errors
+    /// [`JournalError::Frozen`] where an entry there is not known to this build, [`JournalError::Unavailable`] where one of both fails.
+    async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError>;
+
     /// All entries of the journal of such a model.
     ///
     /// # Errors
@@ -40,7 +46,7 @@ pub trait JournalStore: Send + Sync {
     }
 }
 
-/// One directory for the journals of every model, whatever its layout: for one replica.
+/// One directory for the journals of every model, whatever its layout: for one replica. It knows of no source to take over from.
 #[async_trait]
 impl JournalStore for LocalJournal {
     async fn append(&self, model: &ModelName, _layout: Layout, proposal: &Proposal) -> Result<u64, JournalError> {
@@ -60,6 +66,10 @@ impl JournalStore for LocalJournal {
             }
         }
         Ok(grown)
+    }
+
+    async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        LocalJournal::rollout(self, model).await
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {

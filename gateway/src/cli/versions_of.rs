@@ -30,7 +30,7 @@ pub(super) async fn model(registry: &Registry, name: &ModelName) -> Result<Liste
         let failure = Failure::new(format!("model '{name}' is not in {}", registry.describe()));
         return Err(failure.hint("`bascule models --registry …` lists what is there"));
     };
-    if model.layout == Layout::Registry {
+    if matches!(model.layout, Layout::Registry | Layout::Web) {
         return Ok(model);
     }
     let failure =

@@ -44,6 +44,15 @@ impl Beside {
     }
 }
 
+impl Beside {
+    async fn take_over(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
+        match self {
+            Beside::Own(journal) => journal.take_over(model, published).await,
+            Beside::Shared(journal) => journal.take_over(model, published).await,
+        }
+    }
+}
+
 /// The journals that replicas share, where the configuration has a place for them. `kept` is a file in which what must not be forgotten of
 /// them is kept. Blocks.
 ///
@@ -72,6 +81,17 @@ impl Journals {
         Journals { registries, held, beside }
     }
 
+    /// Lets the journal here go on from that of a registry which is only read. Once it does, it can without the registry.
+    async fn go_on(&self, model: &ModelName) -> Result<(), JournalError> {
+        match self.take_over(model).await {
+            Err(error @ JournalError::Unavailable { .. }) => match self.rollout(model).await? {
+                own if own.seq > 0 => Ok(()),
+                _ => Err(error),
+            },
+            outcome => outcome.map(drop),
+        }
+    }
+
     /// A directory is opened for each decision: it may have been away when the program started, or have become another since.
     async fn registry_of(&self, model: &ModelName) -> Result<Arc<Registry>, JournalError> {
         let place = self.registries.place_of(model);
@@ -96,6 +116,9 @@ impl JournalStore for Journals {
         if layout.holds_journal() {
             return self.registry_of(model).await?.propose(model, proposal).await;
         }
+        if layout.brings_journal() {
+            self.go_on(model).await?;
+        }
         match &self.beside {
             Beside::Own(journal) => journal.propose(model, proposal).await,
             Beside::Shared(journal) => journal.propose(model, proposal).await,
@@ -114,6 +137,12 @@ impl JournalStore for Journals {
             Beside::Own(_) => Ok(BTreeSet::new()),
             Beside::Shared(journal) => journal.grown(known).await,
         }
+    }
+
+    async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        let own = self.rollout(model).await?;
+        let published = self.registry_of(model).await?.journal_after(model, own.followed).await?;
+        self.beside.take_over(model, &published).await
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {

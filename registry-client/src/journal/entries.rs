@@ -151,6 +151,46 @@ impl JournalEntries {
         Ok(tail)
     }
 
+    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them. What they decide is not
+    /// judged: the fold takes anything. Of several who take over at once each entry is written by one.
+    pub(crate) async fn take_over(&self, published: &[Entry]) -> Result<Rollout, JournalError> {
+        let mut state = self.folded().await?;
+        let mut lost = 0;
+        while let Some(next) = published.iter().find(|entry| entry.seq > state.rollout.followed) {
+            if let Some(entry) = &state.rollout.frozen {
+                return Err(JournalError::Frozen(entry.clone()));
+            }
+            if let Op::Unknown { op } = &next.op {
+                return Err(JournalError::Frozen(format!("entry {}: {op}", next.seq)));
+            }
+            let entry = Entry { seq: state.rollout.seq + 1, published: Some(next.seq), ..next.clone() };
+            let content = serde_json::to_vec_pretty(&entry).map_err(|error| self.unavailable(error))?;
+            match self.log.put(entry.seq, content).await {
+                Ok(Put::Done) => {
+                    state.apply(&entry);
+                    self.write_checkpoint(&state).await;
+                }
+                Ok(Put::Taken) if lost < APPEND_TRIES => {
+                    lost += 1;
+                    state = self.folded_from(state).await?;
+                }
+                Ok(Put::Taken) => return Err(JournalError::Contended(APPEND_TRIES)),
+                Err(error) if lacks_put_if_absent(&error) => {
+                    return Err(JournalError::NoPutIfAbsent { store: self.store.to_string() });
+                }
+                // It may have been written all the same: the next try finds it.
+                Err(error) => return Err(self.unavailable(error)),
+            }
+        }
+        Ok(state.rollout)
+    }
+
+    /// The entries after this one.
+    pub(crate) async fn after(&self, seq: u64) -> Result<Vec<Entry>, JournalError> {
+        let tail = self.end(seq).await?;
+        self.read(seq + 1, tail).await
+    }
+
     async fn folded(&self) -> Result<Checkpoint, JournalError> {
         let tail = self.end(0).await?;
         let checkpoint = self.last_checkpoint(tail).await?;
@@ -226,7 +266,7 @@ impl JournalEntries {
 fn entry_after(rollout: &Rollout, proposal: &Proposal, at: DateTime<Utc>) -> Entry {
     let Proposal { op, by, reason, id, evidence, highest } = proposal.clone();
     let name = if rollout.begins(&op) { id.to_string() } else { rollout.id.clone() };
-    Entry { schema: ENTRY_SCHEMA, seq: rollout.seq + 1, id, at, by, reason, rollout: name, op, evidence, highest }
+    Entry { schema: ENTRY_SCHEMA, seq: rollout.seq + 1, id, at, by, reason, rollout: name, op, evidence, highest, published: None }
 }
 
 /// What can't be read freezes the journal, as what is not known does: nobody guesses what was decided.
@@ -242,6 +282,7 @@ fn read_entry(seq: u64, content: Option<&Read>) -> Entry {
         op: Op::Unknown { op: why },
         evidence: None,
         highest: None,
+        published: None,
     };
     match content {
         Some(Read::Whole(content)) => match serde_json::from_slice::<Entry>(content) {

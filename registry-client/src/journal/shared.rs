@@ -161,6 +161,17 @@ impl SharedJournal {
         Ok(seq)
     }
 
+    /// Takes over the entries of a registry's own journal that are not in the model's journal here yet, and returns the state after them.
+    ///
+    /// # Errors
+    /// As [`SharedJournal::propose`].
+    pub async fn take_over(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
+        let rollout = self.in_time(WRITE_LIMIT, self.copied(model, published)).await?;
+        self.floors.raise(model, rollout.seq);
+        self.floors.save().await;
+        Ok(rollout)
+    }
+
     /// All entries of a model; none where it has no journal.
     ///
     /// # Errors
@@ -270,6 +281,16 @@ impl SharedJournal {
             registry.note_decision(model, proposal.op.version()).await;
         }
         Ok(seq)
+    }
+
+    async fn copied(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
+        self.prove().await?;
+        let entries = self.entries(model).await?;
+        let rollout = entries.take_over(published).await.map_err(|error| self.told(error))?;
+        if let Held::Store(registry) = &self.held {
+            registry.note_decision(model, None).await;
+        }
+        Ok(rollout)
     }
 
     /// A server that takes no notice of the condition would let two replicas write one entry.

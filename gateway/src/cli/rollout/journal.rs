@@ -16,8 +16,8 @@ use super::{refused, said};
 enum Holder {
     /// Its registry.
     Registry(Registry),
-    /// The place that `rollout.journal` names.
-    Shared(SharedJournal),
+    /// The place that `rollout.journal` names; and the registry, where that place goes on from a journal which is only read there.
+    Shared(SharedJournal, Option<Registry>),
 }
 
 impl Holder {
@@ -34,11 +34,12 @@ impl Holder {
             let Some(shared) = shared else { return Ok(Holder::Registry(registry)) };
             let known = registry.model(model).await.map_err(anyhow::Error::new)?;
             return match known {
-                Some(known) if !known.layout.holds_journal() => Ok(Holder::Shared(shared)),
+                Some(known) if known.layout.brings_journal() => Ok(Holder::Shared(shared, Some(registry))),
+                Some(known) if !known.layout.holds_journal() => Ok(Holder::Shared(shared, None)),
                 Some(_) | None => Ok(Holder::Registry(registry)),
             };
         }
-        shared.map(Holder::Shared).ok_or_else(|| {
+        shared.map(|shared| Holder::Shared(shared, None)).ok_or_else(|| {
             let problem = format!("{} holds no rollout journal: an OCI registry has tags and no more", place.0);
             Failure::new(problem).hint(
                 "leave out --registry: the gateway that serves it keeps the journal, and --gateway names it; or set rollout.journal, here \
@@ -50,14 +51,20 @@ impl Holder {
     fn describe(&self) -> &str {
         match self {
             Holder::Registry(registry) => registry.describe(),
-            Holder::Shared(journal) => journal.describe(),
+            Holder::Shared(journal, _) => journal.describe(),
         }
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
         match self {
             Holder::Registry(registry) => registry.journal(model).await,
-            Holder::Shared(journal) => journal.journal(model).await,
+            Holder::Shared(journal, published) => {
+                let entries = journal.journal(model).await?;
+                match published {
+                    Some(registry) if entries.is_empty() => registry.journal(model).await,
+                    Some(_) | None => Ok(entries),
+                }
+            }
         }
     }
 }
@@ -79,7 +86,11 @@ pub(super) async fn write(config: &Config, model: &ModelName, op: Op, by: &str, 
     let mut proposal = Proposal::new(op, by, reason);
     let seq = match &holder {
         Holder::Registry(registry) => registry.propose(model, &proposal).await,
-        Holder::Shared(journal) => {
+        Holder::Shared(journal, published) => {
+            if let Some(registry) = published {
+                let published = registry.journal(model).await.map_err(refused)?;
+                journal.take_over(model, &published).await.map_err(refused)?;
+            }
             proposal.highest = highest(config, model, &proposal.op).await?;
             journal.propose(model, &proposal).await
         }

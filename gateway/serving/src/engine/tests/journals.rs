@@ -1,6 +1,7 @@
 //! A journal that replicas share, and that goes away.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 
 use async_trait::async_trait;
 use bascule_registry::{Entry, JournalError, Proposal, Rollout, SourceHealth};
@@ -11,6 +12,8 @@ use super::*;
 struct Remote {
     journal: LocalJournal,
     away: AtomicBool,
+    /// What the registry itself has.
+    published: Mutex<Vec<Entry>>,
 }
 
 impl Remote {
@@ -25,7 +28,10 @@ impl Remote {
 
 #[async_trait]
 impl JournalStore for Remote {
-    async fn append(&self, model: &ModelName, _: Layout, proposal: &Proposal) -> Result<u64, JournalError> {
+    async fn append(&self, model: &ModelName, layout: Layout, proposal: &Proposal) -> Result<u64, JournalError> {
+        if layout.brings_journal() {
+            self.take_over(model).await?;
+        }
         self.reach()?.propose(model, proposal).await
     }
 
@@ -35,6 +41,11 @@ impl JournalStore for Remote {
 
     async fn grown(&self, known: &BTreeMap<ModelName, Rollout>) -> Result<BTreeSet<ModelName>, JournalError> {
         JournalStore::grown(self.reach()?, known).await
+    }
+
+    async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        let published = self.published.lock().unwrap().clone();
+        self.reach()?.take_over(model, &published).await
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
@@ -54,7 +65,7 @@ fn world() -> (World, Arc<Remote>) {
     world.source.publish("m", 2, &constant(2.0));
     world.source.change("m", |model| model.layout = Layout::Plain);
     let journal = LocalJournal::open(&world.dir.path().join("shared")).unwrap();
-    (world, Arc::new(Remote { journal, away: AtomicBool::new(false) }))
+    (world, Arc::new(Remote { journal, away: AtomicBool::new(false), published: Mutex::default() }))
 }
 
 async fn start(world: &World, remote: &Arc<Remote>) -> Serving {
@@ -139,7 +150,7 @@ async fn a_decision_does_not_wait_for_a_source_that_is_away() {
     world.source.down.store(true, Ordering::SeqCst);
     assert_eq!(serving.apply("m", Op::Weight { version: 2, weight_bp: 10_000 }, "me", "", None).await, Ok(2));
     until(&serving, "the decision", |serving| stable(serving, "m") == Some(2)).await;
-    let registry = serving.status().registry;
+    let registry = serving.status().registry.clone();
     assert!(registry.last_error.is_some(), "{registry:?}");
     serving.shutdown(Duration::from_secs(30)).await;
     drop(serving);
@@ -154,4 +165,76 @@ async fn a_decision_does_not_wait_for_a_source_that_is_away() {
     serving.kick();
     until(&serving, "the source", |serving| serving.status().registry.last_error.is_none()).await;
     assert_eq!(stable(&serving, "m"), Some(1), "the pin");
+}
+
+/// The owner of the registry decides.
+fn publish_decision(world: &World, remote: &Remote, op: Op) {
+    let mut published = remote.published.lock().unwrap();
+    let (seq, id) = (published.len() as u64 + 1, Uuid::new_v4());
+    published.push(Entry {
+        schema: 1,
+        seq,
+        id,
+        at: DateTime::UNIX_EPOCH,
+        by: "the owner".to_owned(),
+        reason: String::new(),
+        rollout: id.to_string(),
+        op,
+        evidence: None,
+        highest: Some(2),
+        published: None,
+    });
+    let rollout = Rollout::fold(&*published);
+    world.source.change("m", |model| {
+        (model.layout, model.aliases, model.rollout) = (Layout::Web, rollout.aliases.clone(), rollout);
+    });
+}
+
+#[tokio::test]
+async fn a_journal_that_is_only_read_is_followed_and_decisions_here_go_on_from_it() {
+    let (world, remote) = world();
+    publish_decision(&world, &remote, Op::Weight { version: 1, weight_bp: 10_000 });
+    publish_decision(&world, &remote, Op::Alias { name: "prod".to_owned(), version: Some(1) });
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    assert_eq!(stable(&serving, "m"), Some(1), "what its owner decides");
+    assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), 0, "nothing is written for that");
+    let shown = |serving: &Serving| {
+        let model = serving.status().model("m").cloned().unwrap();
+        (model.stable, model.candidate.map(|candidate| (candidate.version, candidate.weight_bp)), model.pinned)
+    };
+
+    assert_eq!(
+        serving.apply("m", Op::Weight { version: 2, weight_bp: 2_500 }, "me", "", None).await,
+        Ok(3),
+        "after what was there"
+    );
+    until(&serving, "the split", |serving| shown(serving) == (Some(1), Some((2, 2_500)), None)).await;
+    assert_eq!(serving.apply("m", Op::Alias { name: "prod".to_owned(), version: None }, "me", "", None).await, Ok(4));
+    until(&serving, "the alias", |serving| serving.status().model("m").unwrap().aliases.is_empty()).await;
+    publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 5_000 });
+    serving.kick();
+    until(&serving, "what the owner decides next", |serving| shown(serving) == (Some(1), Some((2, 5_000)), None)).await;
+    serving.apply("m", Op::Pin { version: 1 }, "me", "", None).await.unwrap();
+    publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 10_000 });
+    serving.kick();
+    until(&serving, "both", |serving| shown(serving) == (Some(1), None, Some(1))).await;
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+
+    keeping::let_go(&world).await;
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    serving.apply("m", Op::Unpin, "me", "", None).await.unwrap();
+    until(&serving, "the owner's, unpinned", |serving| shown(serving) == (Some(2), None, None)).await;
+    let ops: Vec<_> = remote.journal.journal(&name("m")).await.unwrap().iter().map(|entry| entry.published).collect();
+    assert_eq!(ops, [Some(1), Some(2), None, None, Some(3), None, Some(4), None]);
+
+    publish_decision(&world, &remote, Op::Unknown { op: "dance".to_owned() });
+    serving.kick();
+    until(&serving, "what can't be followed", |serving| {
+        serving.status().model("m").unwrap().problems.iter().any(|problem| problem.contains("dance"))
+    })
+    .await;
+    assert_eq!(shown(&serving), (Some(2), None, None));
 }

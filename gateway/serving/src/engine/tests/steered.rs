@@ -159,6 +159,10 @@ impl JournalStore for Shared {
         JournalStore::grown(&self.0, known).await
     }
 
+    async fn take_over(&self, model: &ModelName) -> Result<bascule_registry::Rollout, bascule_registry::JournalError> {
+        self.0.rollout(model).await
+    }
+
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, bascule_registry::JournalError> {
         self.0.journal(model).await
     }

@@ -55,9 +55,7 @@ impl Seer {
             teller.retain(is_there);
         }
         if self.journal_away {
-            // A fresh gateway does not know yet what should be loaded.
-            listing.unread |= self.rollouts.is_empty() && listing.models.values().any(|model| !model.layout.holds_journal());
-            return Some(without_journals(listing));
+            return Some(self.without_journals(listing));
         }
         let beside = listing.models.values().filter(|model| !model.layout.holds_journal()).map(|model| model.name.clone());
         let (fresh, failed) = self.read_journals(beside.collect()).await;
@@ -93,6 +91,26 @@ impl Seer {
         Some(listing)
     }
 
+    /// A listing while the place of the journals is away; that this is so is in [`JournalStore::health`].
+    fn without_journals(&self, mut listing: Listing) -> Listing {
+        let beside = || listing.models.values().filter(|model| !model.layout.holds_journal());
+        let never_read = self.rollouts.is_empty() && beside().next().is_some();
+        // What a gateway that serves nothing yet should load is not known. One that served before it was started is ready without models
+        // that it has never served.
+        listing.unread |= never_read && self.restored.models.is_empty();
+        let unseen = never_read && !listing.unread;
+        let mut left_out = Vec::new();
+        for model in listing.models.values_mut().filter(|model| !model.layout.holds_journal()) {
+            let waits = "it stays as it is until its rollout journal can be read".to_owned();
+            *model = Arc::new(undecided(model, vec![waits]));
+            if unseen || model.unsettled.is_empty() {
+                left_out.push(model.name.clone());
+            }
+        }
+        leave_out(&mut listing, &left_out);
+        listing
+    }
+
     /// Models that are known, with what was decided on them since, while the source can't be read: decisions do not wait for it. Names of
     /// the source's own are not followed meanwhile: they may be older than the journal.
     pub(super) async fn decided_meanwhile(&mut self) -> Option<Listing> {
@@ -112,8 +130,15 @@ impl Seer {
                 return false;
             }
             let mut decided = ListedModel::clone(model);
-            decided.aliases.extend(rollout.aliases.clone());
-            decided.rollout = rollout.clone();
+            if model.layout.brings_journal() {
+                if rollout.seq == 0 {
+                    return false;
+                }
+                continue_with(&mut decided, rollout.clone());
+            } else {
+                decided.aliases.extend(rollout.aliases.clone());
+                decided.rollout = rollout.clone();
+            }
             *model = Arc::new(decided);
             true
         });
@@ -138,8 +163,30 @@ impl Seer {
         (names, failed)
     }
 
+    /// A model whose source brings a journal that is only read: that counts until something is decided here. From then on the one here does,
+    /// into which goes what is new there.
+    async fn continued(&mut self, model: &Arc<ListedModel>) -> Arc<ListedModel> {
+        let known = |seer: &Seer| seer.rollouts.get(&model.name).filter(|rollout| rollout.seq > 0).cloned();
+        let Some(before) = known(self) else { return Arc::clone(model) };
+        let mut decided = ListedModel::clone(model);
+        if model.rollout.seq > before.followed {
+            match self.journal.take_over(&model.name).await {
+                Ok(rollout) => drop(self.rollouts.insert(model.name.clone(), rollout)),
+                Err(error) => {
+                    decided.problems.push(format!("what its registry decides can't be followed: {}", with_causes(&error)));
+                    self.unwritten.insert(model.name.clone());
+                }
+            }
+        }
+        continue_with(&mut decided, known(self).unwrap_or(before));
+        Arc::new(decided)
+    }
+
     /// A model with what its journal says; `is_new` where that was read after the listing.
     async fn decided(&mut self, model: &Arc<ListedModel>, is_new: bool) -> Result<Arc<ListedModel>, JournalError> {
+        if model.layout.brings_journal() {
+            return Ok(self.continued(model).await);
+        }
         let mut problems = Vec::new();
         if let Some(steering) = &model.steering {
             let followed = self.follow_names(model, steering, is_new).await?;
@@ -235,18 +282,15 @@ async fn read(journal: Arc<dyn JournalStore>, name: ModelName, failures: Arc<Ato
     (name, rollout)
 }
 
-/// A listing while the place of the journals is away; that this is so is in [`JournalStore::health`].
-fn without_journals(mut listing: Listing) -> Listing {
-    let mut nothing_known = Vec::new();
-    for model in listing.models.values_mut().filter(|model| !model.layout.holds_journal()) {
-        let waits = "it stays as it is until its rollout journal can be read".to_owned();
-        *model = Arc::new(undecided(model, vec![waits]));
-        if model.unsettled.is_empty() {
-            nothing_known.push(model.name.clone());
-        }
-    }
-    leave_out(&mut listing, &nothing_known);
-    listing
+/// Has decisions that go on from those of its source count for a model.
+fn continue_with(model: &mut ListedModel, mut rollout: Rollout) {
+    model.aliases.clone_from(&rollout.aliases);
+    let held = |(version, generation): (&u64, &Arc<bascule_registry::Generation>)| {
+        rollout.holds(*version, generation.manifest.hold).then_some(*version)
+    };
+    let held: Vec<_> = model.versions.iter().filter_map(held).collect();
+    rollout.held.extend(held);
+    model.rollout = rollout;
 }
 
 /// Takes out models that have no version and no decisions that anybody knows of: what was before stays, its decisions too.
