@@ -31,14 +31,14 @@ pub(super) enum Beside {
     /// In the state directory, for this gateway alone.
     Own(LocalJournal),
     /// Where other replicas write, too.
-    Shared(SharedJournal),
+    Shared(Box<SharedJournal>),
 }
 
 impl Beside {
     /// As the configuration says; `own` is what is kept of the registries. Blocks.
     pub(super) fn open(config: &Config, own: &Path) -> Result<Beside> {
         match shared_journal(config, Some(&own.join(KEPT)))? {
-            Some(shared) => Ok(Beside::Shared(shared)),
+            Some(shared) => Ok(Beside::Shared(Box::new(shared))),
             None => Ok(Beside::Own(LocalJournal::open(&own.join("journal"))?)),
         }
     }

@@ -20,7 +20,7 @@ pub(super) const CHECKPOINT_EVERY: u64 = 100;
 /// A checkpoint remembers this many ids, so that a late retry is still known.
 const REMEMBERED_IDS: usize = 1_000;
 /// Raised whenever [`Rollout::apply`] comes to another result for the same entries.
-const FOLD_VERSION: u32 = 2;
+const FOLD_VERSION: u32 = 3;
 /// How often an append that loses its number tries the next.
 const APPEND_TRIES: u32 = 64;
 const MAX_CHECKPOINT_BYTES: u64 = 8 << 20;

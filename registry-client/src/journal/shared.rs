@@ -73,9 +73,9 @@ struct Health {
 
 impl SharedJournal {
     /// Journals at a path, `file:///path`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`, with the credentials that a
-    /// registry there is opened with. A store need not be reachable yet; a directory that is not there is made, unless journals were read
-    /// from it before. `setting` is what users call the place, for errors. How far the journals go is kept in the file `kept`, where one is
-    /// given. Blocks.
+    /// registry there is opened with. A store need not be reachable yet. `setting` is what users call the place, for errors. How far the
+    /// journals go is kept in the file `kept`, where one is given; then a directory that is not there is made, unless journals were read from
+    /// it before. Blocks.
     ///
     /// # Errors
     /// A place that is written wrong or can hold no journal, credentials that the environment has by halves, a directory that can't be
@@ -96,7 +96,7 @@ impl SharedJournal {
     ) -> Result<Self, SharedJournalError> {
         let held = Held::open(location, environment)?;
         let journal = Self::over(setting, held, kept);
-        if journal.floors.is_empty() {
+        if kept.is_some() && journal.floors.is_empty() {
             journal.held.make()?;
         }
         Ok(journal)
@@ -140,12 +140,18 @@ impl SharedJournal {
         }
     }
 
-    /// Asks the place whether it can hold journals, by writing to it.
+    /// Asks the place whether it can hold journals: a store by writing to it. A directory may still have to be made.
     ///
     /// # Errors
     /// [`JournalError::NoPutIfAbsent`], [`JournalError::Unavailable`].
     pub async fn check(&self) -> Result<(), JournalError> {
-        self.in_time(WRITE_LIMIT, self.prove()).await
+        let asked = async {
+            match (&self.held, self.held.look().await) {
+                (Held::Directory { .. }, Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                _ => self.prove().await,
+            }
+        };
+        self.in_time(WRITE_LIMIT, asked).await
     }
 
     /// Writes an entry after the model's last one and returns its number; the number that it has where its id is there.

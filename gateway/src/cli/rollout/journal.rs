@@ -15,22 +15,22 @@ use super::{refused, said};
 /// What holds the journal of a model.
 enum Holder {
     /// Its registry.
-    Registry(Registry),
+    Registry(Box<Registry>),
     /// The place that `rollout.journal` names; and the registry, where that place goes on from a journal which is only read there.
-    Shared(SharedJournal, Option<Registry>),
+    Shared(Box<SharedJournal>, Option<Box<Registry>>),
 }
 
 impl Holder {
     async fn of(config: &Config, model: &ModelName) -> Result<Holder, Failure> {
         let place = config.registry.only().map_err(Failure::new)?.url.clone();
         let opened = config.clone();
-        let shared = blocking(move || compose::shared_journal(&opened, None)).await?;
+        let shared = blocking(move || compose::shared_journal(&opened, None)).await?.map(Box::new);
         if compose::holds_journals(&place)? {
             let registry = blocking({
                 let place = place.clone();
                 move || compose::open_registry(&place, false)
             });
-            let registry = registry.await?;
+            let registry = Box::new(registry.await?);
             let Some(shared) = shared else { return Ok(Holder::Registry(registry)) };
             let known = registry.model(model).await.map_err(anyhow::Error::new)?;
             return match known {

@@ -176,9 +176,13 @@ async fn a_place_that_was_emptied_is_not_believed_across_a_restart() {
 async fn a_directory_is_made_once_and_then_has_to_be_there() {
     let folder = tempfile::tempdir().unwrap();
     let (dir, kept) = (folder.path().join("share/journal"), folder.path().join("kept.json"));
+    let passing_by = SharedJournal::open("rollout.journal", &dir.display().to_string(), None).unwrap();
+    passing_by.check().await.unwrap();
+    assert!(passing_by.propose(&model("a"), &pin(1)).await.is_err() && !dir.exists(), "a command makes none");
     let (one, other) = (in_dir(&dir, &kept), in_dir(&dir, &folder.path().join("of-another.json")));
     assert_eq!(one.propose(&model("a"), &pin(1)).await.unwrap(), 1);
     assert!(dir.join("a/00000000000000000001.json").is_file(), "as one replica's own");
+    assert_eq!(known(&passing_by, &["a"]).await[&model("a")].pinned, Some(1));
     let mut seen = known(&other, &["a", "b"]).await;
     assert_eq!(grown(&other, &seen).await, [""; 0]);
     one.propose(&model("b"), &pin(2)).await.unwrap();

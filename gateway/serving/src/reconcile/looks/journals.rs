@@ -174,7 +174,10 @@ impl Seer {
                 Ok(rollout) => drop(self.rollouts.insert(model.name.clone(), rollout)),
                 Err(error) => {
                     decided.problems.push(format!("what its registry decides can't be followed: {}", with_causes(&error)));
-                    self.unwritten.insert(model.name.clone());
+                    // What this build does not know it will not know at the next look either.
+                    if !matches!(error, JournalError::Frozen(_)) {
+                        self.unwritten.insert(model.name.clone());
+                    }
                 }
             }
         }
