@@ -3,6 +3,7 @@
 use bascule_onnx_writer::models::constant;
 use serde_json::{Value, json};
 
+use crate::faults::{Fault, Proxy};
 use crate::http::{get, post};
 use crate::lifecycle::ask;
 use crate::sandbox::{Gateway, Sandbox, skip};
@@ -12,7 +13,7 @@ use crate::weed::Weed;
 const JOURNAL: &str = "s3://decisions/team";
 
 /// A gateway's folder; all of them serve one plain directory.
-fn replica(weed: &Weed, registry: Option<&str>) -> Option<Sandbox> {
+fn replica(port: u16, registry: Option<&str>) -> Option<Sandbox> {
     let sandbox = Sandbox::new()?;
     let registry = registry.map_or_else(|| sandbox.registry().display().to_string(), str::to_owned);
     let sandbox = sandbox
@@ -20,7 +21,7 @@ fn replica(weed: &Weed, registry: Option<&str>) -> Option<Sandbox> {
         .variable("AWS_ACCESS_KEY_ID", "any")
         .variable("AWS_SECRET_ACCESS_KEY", "any")
         .variable("AWS_REGION", "us-east-1")
-        .variable("AWS_ENDPOINT_URL", &format!("http://127.0.0.1:{}", weed.s3()))
+        .variable("AWS_ENDPOINT_URL", &format!("http://127.0.0.1:{port}"))
         .variable("BASCULE_ROLLOUT_JOURNAL", JOURNAL);
     Some(sandbox)
 }
@@ -61,9 +62,9 @@ fn looks(gateway: &Gateway, count: usize) {
 #[test]
 fn replicas_follow_one_journal_and_nothing_moves_while_it_is_away() {
     let Some(mut weed) = Weed::start("decisions") else { return };
-    let Some(one) = replica(&weed, None) else { return };
+    let Some(one) = replica(weed.s3(), None) else { return };
     let registry = one.registry().display().to_string();
-    let Some(other) = replica(&weed, Some(&registry)) else { return };
+    let Some(other) = replica(weed.s3(), Some(&registry)) else { return };
     one.plain("m", 1, &constant(1.0, 2));
     one.plain("m", 2, &constant(2.0, 2));
     let (first, second) = (one.serve().ready(), other.serve().ready());
@@ -132,9 +133,39 @@ fn replicas_follow_one_journal_and_nothing_moves_while_it_is_away() {
 }
 
 #[test]
+fn a_journal_that_hangs_holds_up_nothing_else() {
+    let Some(weed) = Weed::start("decisions") else { return };
+    let proxy = Proxy::before(([127, 0, 0, 1], weed.s3()).into());
+    let Some(sandbox) = replica(proxy.address.port(), None) else { return };
+    sandbox.plain("m", 1, &constant(1.0, 2));
+    sandbox.plain("m", 2, &constant(2.0, 2));
+    let gateway = sandbox.serve().ready();
+    assert_eq!(weigh(&sandbox, &gateway, "1", "100%").0, Some(0));
+    assert_eq!(weigh(&sandbox, &gateway, "2", "25%").0, Some(0));
+    wait_split(&gateway, 2500);
+    gateway.wait_version("m", 2);
+    proxy.set(Fault::Hang);
+    let status = gateway.eventually_admin("/admin/v1/status", |_, status| status["registry"]["journal"]["last_error"].is_string());
+    assert!(status["registry"]["journal"]["last_error"].to_string().contains("no answer within 5 s"), "{status}");
+    assert!(sandbox.publish("other", 1, &constant(9.0, 2)).status.success());
+    gateway.wait_version("other", 1);
+    assert_serves(&gateway, 2500, "it hangs");
+    gateway.kill();
+    let gateway = sandbox.serve().ready();
+    assert_serves(&gateway, 2500, "restarted while it hangs");
+    proxy.set(Fault::None);
+    gateway.eventually_admin("/admin/v1/status", |_, status| {
+        let journal = &status["registry"]["journal"];
+        journal["last_error"].is_null() && journal["last_good_look"].is_string()
+    });
+    assert_eq!(weigh(&sandbox, &gateway, "2", "50%").0, Some(0));
+    wait_split(&gateway, 5000);
+}
+
+#[test]
 fn a_place_that_can_hold_no_journal_is_refused_by_the_start_and_by_check() {
     let Some(weed) = Weed::start("decisions") else { return };
-    let Some(sandbox) = replica(&weed, None) else { return };
+    let Some(sandbox) = replica(weed.s3(), None) else { return };
     sandbox.plain("m", 1, &constant(1.0, 2));
     let (status, log) = sandbox.try_serve(&["--set", "rollout.journal=https://host/journal"]).err().unwrap();
     let expected = "rollout.journal: \"https://host/journal\" can't hold a journal: it lacks put-if-absent";
