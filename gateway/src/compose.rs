@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use bascule_registry::{Cache, LocalJournal, VersionKey};
+use bascule_registry::{Cache, VersionKey};
 use bascule_runtime_api::{Device, Runtime};
 use bascule_runtime_onnx::{OnnxConfig, OnnxRuntime};
 use bascule_runtime_plugin::{PluginConfig, PluginRuntime};
@@ -22,7 +22,8 @@ use crate::gpus::{self, NvidiaGpus};
 use crate::state_dir::StateDir;
 use crate::supervise::{self, Guard, Supervised};
 use crate::trial::Trials;
-use journals::{Held, Journals};
+pub use journals::shared_journal;
+use journals::{Beside, Held, Journals};
 use sources::identity;
 pub use sources::{Source, holds_journals, local_path, open_publish_target, open_registry};
 pub use trust::trust;
@@ -250,20 +251,11 @@ pub fn live_options(config: &Config, gpus: &dyn Gpus) -> LiveOptions {
     }
 }
 
-/// Where rollout decisions go: into the registry that is served, for models in its own layout; for plain models beside it.
+/// Where rollout decisions go: into the registry that is served, for models in its own layout; for others beside it.
 fn journal(config: &Config, source: &Source, own: &Path) -> Result<Arc<dyn JournalStore>> {
-    let beside = match &config.journal {
-        Some(place) => {
-            let dir = local_path(place).context("rollout.journal")?;
-            std::fs::create_dir_all(&dir).with_context(|| format!("rollout.journal: can't make {}", dir.display()))?;
-            dir
-        }
-        None => own.join("journal"),
-    };
-    let beside = LocalJournal::open(&beside)?;
     let places = config.registry.all.iter().map(|spec| Ok((identity(&spec.url)?.into(), spec.url.clone())));
     let held = Held { places: places.collect::<Result<_>>()?, stores: source.stores.clone() };
-    Ok(Arc::new(Journals::new(Arc::clone(&source.registries), held, beside, config.journal.is_some())))
+    Ok(Arc::new(Journals::new(Arc::clone(&source.registries), held, Beside::open(config, own)?)))
 }
 
 #[cfg(test)]

@@ -271,7 +271,7 @@ impl VersionSource for DirectorySource {
                 registry.fetch(generation, dest, progress).await
             }
             Layout::Plain => copying::copy_plain(&self.root, generation, dest, progress).await,
-            other @ (Layout::Mlflow | Layout::Oci) => {
+            other @ (Layout::Web | Layout::Mlflow | Layout::Oci) => {
                 let what = format!("{} of the layout {} in {}", generation.key, other.as_str(), self.describe());
                 Err(FetchError::NotFound { what })
             }

@@ -5,9 +5,11 @@
 //! What a rollout *means* for a request (which version is ready, who gets which) is the engine's and deliberately absent.
 
 mod entries;
+mod floors;
 mod fold;
 mod local;
 mod parts;
+mod shared;
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -20,6 +22,7 @@ pub(crate) use entries::JournalEntries;
 pub use fold::Rollout;
 pub use local::LocalJournal;
 pub use parts::{Part, deciding_entries};
+pub use shared::{SharedJournal, SharedJournalError};
 
 use crate::name::{MAX_VERSION, VersionNumber};
 use crate::source::Cause;
@@ -54,6 +57,8 @@ pub struct Entry {
     /// The highest version that existed then, where the writer knew; absent in entries of older builds. What comes later is told by
     /// it, and not by clocks: those of publishers and copied files say when something was trained, packed or begun.
     pub highest: Option<VersionNumber>,
+    /// Its number in the journal of a registry that is only read here, where it was taken over from there.
+    pub published: Option<u64>,
 }
 
 /// What an entry decides.
@@ -216,6 +221,8 @@ struct StoredEntry {
     evidence: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     highest: Option<VersionNumber>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    published: Option<u64>,
 }
 
 impl TryFrom<StoredEntry> for Entry {
@@ -229,8 +236,8 @@ impl TryFrom<StoredEntry> for Entry {
         } else {
             stored.read_op()?
         };
-        let StoredEntry { schema, seq, id, at, by, reason, rollout, evidence, highest, .. } = stored;
-        Ok(Self { schema, seq, id, at, by, reason, rollout, op, evidence, highest })
+        let StoredEntry { schema, seq, id, at, by, reason, rollout, evidence, highest, published, .. } = stored;
+        Ok(Self { schema, seq, id, at, by, reason, rollout, op, evidence, highest, published })
     }
 }
 
@@ -275,8 +282,8 @@ impl From<Entry> for StoredEntry {
             Op::Alias { name, .. } => Some(name),
             _ => None,
         };
-        let Entry { schema, seq, id, at, by, reason, rollout, evidence, highest, .. } = entry;
-        Self { schema, seq, id, at, by, reason, rollout, op, version, weight_bp, alias, evidence, highest }
+        let Entry { schema, seq, id, at, by, reason, rollout, evidence, highest, published, .. } = entry;
+        Self { schema, seq, id, at, by, reason, rollout, op, version, weight_bp, alias, evidence, highest, published }
     }
 }
 

@@ -40,7 +40,8 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use digest::{Digest, DigestError};
 pub use directory::{DirectoryOptions, DirectorySource, SETTLE_INTERVAL, Watch};
 pub use journal::{
-    Entry, JournalError, JournalPage, LocalJournal, Op, Part, Proposal, Rollout, Weight, WeightError, deciding_entries,
+    Entry, JournalError, JournalPage, LocalJournal, Op, Part, Proposal, Rollout, SharedJournal, SharedJournalError, Weight,
+    WeightError, deciding_entries,
 };
 pub use listing::{Cursor, Generation, Layout, ListedModel, Listing};
 pub use manifest::{FORMAT_UNKNOWN, Lineage, MANIFEST_SCHEMA, MAX_FILES, Manifest, ManifestError, ManifestFile, format_of};

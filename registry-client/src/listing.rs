@@ -20,6 +20,9 @@ use crate::steering::Steering;
 pub enum Layout {
     /// Manifests, blobs and a journal, as [`crate::Registry`] writes them.
     Registry,
+    /// The same behind a web server, from where it is only read. Its journal comes with the listing; one that is kept beside the source goes
+    /// on from it once something is decided here.
+    Web,
     /// `<model>/<n>/model.onnx`: what Triton, TF Serving and OVMS read.
     Plain,
     /// Registered models of an MLflow tracking server.
@@ -34,10 +37,16 @@ impl Layout {
         self == Self::Registry
     }
 
+    /// Whether the listing brings a journal that is only read: one that is kept beside the source goes on from it.
+    pub fn brings_journal(self) -> bool {
+        self == Self::Web
+    }
+
     /// One word, as in status and listings.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Registry => "registry",
+            Self::Web => "web",
             Self::Plain => "plain",
             Self::Mlflow => "mlflow",
             Self::Oci => "oci",

@@ -40,7 +40,7 @@ pub use verify::{Finding, Survey, Verification};
 use crate::clock::{Clock, SystemClock};
 use crate::journal::{Entry, JournalEntries, JournalError, JournalPage, Op, Proposal, Rollout};
 use crate::listing::{Generation, ListedModel};
-use crate::log::{NumberedLog, put_if_absent};
+use crate::log::{NumberedLog, Put, put_if_absent};
 use crate::manifest::{Manifest, ManifestError};
 use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::signing::Trust;
@@ -226,7 +226,7 @@ impl Registry {
     }
 
     /// From 0 to 1, another at each call: replicas that were started together must not look together for ever.
-    fn spread(&self) -> f64 {
+    pub(crate) fn spread(&self) -> f64 {
         // Knuth's linear congruential generator: no more than spreading is needed.
         let next = |chance: u64| Some(chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
         let chance = self.chance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
@@ -282,6 +282,14 @@ impl Registry {
         self.entries(model).page(before, limit).await
     }
 
+    /// The entries of a model's journal after this one.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`].
+    pub async fn journal_after(&self, model: &ModelName, seq: u64) -> Result<Vec<Entry>, JournalError> {
+        self.entries(model).after(seq).await
+    }
+
     /// The fold of a model's journal.
     ///
     /// # Errors
@@ -314,6 +322,26 @@ impl Registry {
         let seq = self.entries(model).append(&proposal, self.clock.now()).await?;
         self.note_change(model, What::Journal, proposal.op.version()).await;
         Ok(seq)
+    }
+
+    /// Tells whoever follows the change log that a model's journal has grown.
+    pub(crate) async fn note_decision(&self, model: &ModelName, version: Option<VersionNumber>) {
+        self.note_change(model, What::Journal, version).await;
+    }
+
+    /// Whether the store really has put-if-absent: a small object of fixed content is put twice, and the second time has to be refused.
+    /// Some servers take no notice of the condition and put it all the same.
+    pub(crate) async fn has_put_if_absent(&self) -> Result<bool, StoreError> {
+        let path = self.prefix.clone().join("_probe").join("put-if-absent.json");
+        for _ in 0..2 {
+            match put_if_absent(self.store.as_ref(), &path, "{}".into()).await {
+                Ok(Put::Taken) => return Ok(true),
+                Ok(Put::Done) => {}
+                Err(error) if crate::log::lacks_put_if_absent(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
     }
 
     /// Yanks a version: it leaves service and is not loaded again. Its files stay. A second time changes nothing.
@@ -390,7 +418,8 @@ impl Registry {
         }
     }
 
-    fn entries(&self, model: &ModelName) -> JournalEntries {
+    /// A model's journal, to be read and written without a look at what else is known of the model.
+    pub(crate) fn entries(&self, model: &ModelName) -> JournalEntries {
         JournalEntries::new(Arc::clone(&self.store), self.model_path(model).join("rollout"))
     }
 

@@ -129,13 +129,23 @@ pub(crate) struct FaultyStore {
     /// Puts to paths that end so wait for one another.
     meet_at: Option<(&'static str, Barrier)>,
     lacks_create: bool,
+    ignores_create: bool,
     /// Nothing whose path ends so can be read.
     refused: Mutex<Option<&'static str>>,
 }
 
 impl FaultyStore {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>, fail_from: usize, failure: Failure) -> Self {
-        Self { inner, calls: Arc::default(), fail_from, failure, meet_at: None, lacks_create: false, refused: Mutex::default() }
+        Self {
+            inner,
+            calls: Arc::default(),
+            fail_from,
+            failure,
+            meet_at: None,
+            lacks_create: false,
+            ignores_create: false,
+            refused: Mutex::default(),
+        }
     }
 
     pub(crate) fn reliable(inner: Arc<dyn ObjectStore>) -> Self {
@@ -149,6 +159,12 @@ impl FaultyStore {
 
     pub(crate) fn without_create(mut self) -> Self {
         self.lacks_create = true;
+        self
+    }
+
+    /// As servers do that take no notice of `If-None-Match`.
+    pub(crate) fn ignoring_create(mut self) -> Self {
+        self.ignores_create = true;
         self
     }
 
@@ -189,6 +205,7 @@ impl ObjectStore for FaultyStore {
         if self.lacks_create && options.mode == PutMode::Create {
             return Err(Error::NotImplemented { operation: "put if absent".into(), implementer: self.to_string() });
         }
+        let options = if self.ignores_create { PutOptions::default() } else { options };
         if let Some((_, barrier)) = self.meet_at.as_ref().filter(|(suffix, _)| location.as_ref().ends_with(suffix)) {
             barrier.wait().await;
         }

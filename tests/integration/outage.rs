@@ -1,75 +1,41 @@
 //! What becomes of what serves while its registry is stopped, cut off, slow or lying: nothing. The registry is a real object store.
 
-use std::path::Path;
-use std::process::Command;
-
 use bascule_onnx_writer::models::constant;
 use serde_json::Value;
 
 use crate::faults::{Fault, Proxy};
 use crate::lifecycle::ask;
 use crate::sandbox::{Gateway, Sandbox};
-use crate::servers::{Server, find_or_skip, free_port, listens};
+use crate::weed::Weed;
 
 const BUCKET: &str = "models";
 
 /// An S3 server that can be stopped and started again, the proxy before it, and a gateway's folder.
 struct World {
-    server: Option<Server>,
-    folder: tempfile::TempDir,
-    program: std::path::PathBuf,
-    ports: [u16; 4],
+    weed: Weed,
     proxy: Proxy,
     sandbox: Sandbox,
 }
 
 impl World {
     fn new() -> Option<World> {
-        let program = find_or_skip("seaweedfs/bin/weed")?;
-        let ports = [(); 4].map(|()| free_port());
-        let [s3, ..] = ports;
-        let proxy = Proxy::before(([127, 0, 0, 1], s3).into());
+        let weed = Weed::start(BUCKET)?;
+        let proxy = Proxy::before(([127, 0, 0, 1], weed.s3()).into());
         let sandbox = Sandbox::new()?
             .at(Some(&format!("s3://{BUCKET}/live")))
             .variable("AWS_ACCESS_KEY_ID", "any")
             .variable("AWS_SECRET_ACCESS_KEY", "any")
             .variable("AWS_REGION", "us-east-1")
             .variable("AWS_ENDPOINT_URL", &format!("http://{}", proxy.address));
-        let mut world = World { server: None, folder: tempfile::tempdir().unwrap(), program, ports, proxy, sandbox };
-        world.start();
-        let created = crate::http::call(([127, 0, 0, 1], s3).into(), "PUT", &format!("/{BUCKET}"), &[], b"");
-        assert!((200..300).contains(&created.status) || created.status == 409, "{} {}", created.status, created.text());
-        Some(world)
+        Some(World { weed, proxy, sandbox })
     }
 
     fn start(&mut self) {
-        let (dir, [s3, master, volume, filer]) = (self.folder.path().to_owned(), self.ports);
-        let program = self.program.clone();
-        let prepare = move |_: &Path| {
-            let mut command = Command::new(program);
-            // Nothing of a test is reported to anybody; and the ports that go with these are not theirs plus 10,000, which may be too high.
-            command.args([
-                "server",
-                "-master.telemetry=false",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-                "-filer",
-                "-s3",
-                "-volume.max=20",
-            ]);
-            command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);
-            for option in ["s3.port.grpc", "master.port.grpc", "volume.port.grpc", "filer.port.grpc"] {
-                command.arg(format!("-{option}={}", free_port()));
-            }
-            command.arg(format!("-dir={}", dir.display())).arg(format!("-s3.port={s3}")).arg(format!("-master.port={master}"));
-            command.arg(format!("-volume.port={volume}")).arg(format!("-filer.port={filer}"));
-            command
-        };
-        self.server = Some(Server::start(prepare, || listens(s3) && listens(volume) && listens(filer)));
+        self.weed.restart();
     }
 
     fn stop(&mut self) {
-        self.server = None;
+        self.weed.stop();
     }
 
     /// Publishes past the proxy: others can reach the registry. All but the first take no traffic by themselves.
@@ -81,7 +47,7 @@ impl World {
         let hold: &[&str] = if version > 1 { &["--hold"] } else { &[] };
         let arguments = [&["publish", model, &file, "--version", &number, "--registry", &place], hold].concat();
         let mut command = self.sandbox.command(&arguments);
-        let output = command.env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.ports[0])).output().unwrap();
+        let output = command.env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.weed.s3())).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 

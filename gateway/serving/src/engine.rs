@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_registry::{
-    Cache, Clock, Generation, ListedModel, ModelName, SystemClock, VersionKey, VersionNumber, VersionSource, WriteBack,
+    Cache, Clock, Generation, ListedModel, Listing, ModelName, SystemClock, VersionKey, VersionNumber, VersionSource, WriteBack,
 };
 use bascule_runtime_api::{Device, Runtime};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -243,16 +244,24 @@ impl Engine {
         let wanted = Arc::default();
         let writer = Writer::new(options.state_dir.clone());
         tokio::spawn(persist::keep(Arc::clone(&writer), written));
+        let restored = restored(&persisted, options.clock.now());
         let reconciler = Reconciler::new(Rules::of(&options), options.source.describe(), persisted, publisher);
         let (shell, snapshots) =
             reconcile::Shell::new(reconciler, &options, stock, runtimes, mailbox.downgrade(), writer, Arc::clone(&wanted));
         shell.start(events).map_err(|source| StartError::Thread { source })?;
-        let seer = reconcile::Seer::new(&options, live_now, Arc::clone(&looks), mailbox.downgrade());
+        let seer = reconcile::Seer::new(&options, live_now, Arc::clone(&looks), mailbox.downgrade(), restored);
         options.background.clone().unwrap_or_else(Handle::current).spawn(seer.run());
         let (stopping, _) = watch::channel(false);
         let (written, journal) = (written_now, options.journal);
         Ok(Serving::new(Shared { router, mailbox, snapshots, written, looks, journal, wanted, live, gpus, trial, stopping }))
     }
+}
+
+/// What was served before the restart, of models whose decisions are kept beside their source.
+fn restored(persisted: &Persisted, now: DateTime<Utc>) -> Listing {
+    let beside = persisted.served.values().filter(|served| !served.layout.holds_journal());
+    let models = beside.map(|served| (served.model.clone(), Arc::new(served.as_listed())));
+    Listing::new(false, models.collect(), now, Vec::new())
 }
 
 /// All that blocks at the start: reads what was kept and opens the runtimes' libraries, on a thread of ordinary priority, which the

@@ -1,9 +1,10 @@
 //! Where rollout decisions are written, and where the decisions on models come from whose source can hold no journal.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bascule_registry::{Entry, JournalError, JournalPage, Layout, LocalJournal, ModelName, Proposal, Rollout};
+use bascule_registry::{Entry, JournalError, JournalPage, Layout, LocalJournal, ModelName, Proposal, Rollout, SourceHealth};
 use serde::{Deserialize, Serialize};
 
 use crate::error::with_causes;
@@ -66,11 +67,18 @@ pub trait JournalStore: Send + Sync {
     /// [`JournalError::Unavailable`] where the store fails.
     async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError>;
 
-    /// Whether the journal of such a model has an entry after this one: other replicas may write it, too. Cheap, since every look asks.
+    /// The models whose journals have entries after those that are folded in here: other replicas may write them, too. Cheap, since every
+    /// look asks.
     ///
     /// # Errors
-    /// [`JournalError::Unavailable`] where the store fails.
-    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError>;
+    /// [`JournalError::Unavailable`] where the store fails: nothing is known of any journal then, and all stays as it is.
+    async fn grown(&self, known: &BTreeMap<ModelName, Rollout>) -> Result<BTreeSet<ModelName>, JournalError>;
+
+    /// Takes over what is new in the journal that a model's source only lets be read, and returns the state after it.
+    ///
+    /// # Errors
+    /// [`JournalError::Frozen`] where an entry there is not known to this build, [`JournalError::Unavailable`] where one of both fails.
+    async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError>;
 
     /// All entries of the journal of such a model.
     ///
@@ -89,6 +97,11 @@ pub trait JournalStore: Send + Sync {
         before: Option<u64>,
         limit: usize,
     ) -> Result<(JournalHome, JournalPage), JournalError>;
+
+    /// How looking at the store goes; nothing where it is this gateway's own.
+    fn health(&self) -> Option<SourceHealth> {
+        None
+    }
 }
 
 impl Serving {
@@ -112,7 +125,7 @@ impl Serving {
     }
 }
 
-/// One directory for the journals of every model, whatever its layout: for one replica.
+/// One directory for the journals of every model, whatever its layout: for one replica. It knows of no source to take over from.
 #[async_trait]
 impl JournalStore for LocalJournal {
     async fn append(&self, model: &ModelName, _layout: Layout, proposal: &Proposal) -> Result<u64, JournalError> {
@@ -123,8 +136,19 @@ impl JournalStore for LocalJournal {
         LocalJournal::rollout(self, model).await
     }
 
-    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
-        LocalJournal::has_grown(self, model, seq).await
+    async fn grown(&self, known: &BTreeMap<ModelName, Rollout>) -> Result<BTreeSet<ModelName>, JournalError> {
+        let mut grown = BTreeSet::new();
+        for (name, rollout) in known {
+            // One that can't be asked for is the trouble of its own model: reading it tells.
+            if self.has_grown(name, rollout.seq).await.unwrap_or(true) {
+                grown.insert(name.clone());
+            }
+        }
+        Ok(grown)
+    }
+
+    async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        LocalJournal::rollout(self, model).await
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {

@@ -29,7 +29,7 @@ pub(crate) use self::bring::{FetchProgress, Stock};
 pub(crate) use self::event::{Drained, Effect, Event, Files, Now, ResidencyId, Snapshot};
 #[cfg(test)]
 pub(crate) use self::event::{Look, Unloading};
-use self::look::SourceView;
+use self::look::{Healths, SourceView};
 pub(crate) use self::looks::{Looks, Seer};
 use self::model::{ModelState, Residency};
 pub(crate) use self::shell::Shell;
@@ -172,7 +172,9 @@ impl Reconciler {
     /// Takes one event in. What follows from it is decided by [`Reconciler::settle`].
     pub(crate) fn handle(&mut self, event: Event, now: Now) {
         match event {
-            Event::Looked { ticket, look, registries } => self.looked(ticket, look, registries, now),
+            Event::Looked { ticket, look, registries, journal } => {
+                self.looked(ticket, look, Healths { registries, journal }, now);
+            }
             Event::Fetched { id, result } => self.fetched(id, result, now),
             Event::Verified { id, result } => self.verified(id, result, now),
             Event::Tried { id, result } => self.tried(id, result, now),

@@ -45,9 +45,12 @@ pub struct RegistryStatus {
     /// The same of each registry, where there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryPart>,
+    /// The same of the place that holds the rollout journals of models whose registry can't, where replicas share one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<RegistryPart>,
 }
 
-/// One of several registries, and how looking at it went.
+/// One of several registries, or what holds rollout journals, and how looking at it went.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RegistryPart {
     /// What the configuration calls it.

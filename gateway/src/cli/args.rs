@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::env::{Environment, GATEWAY_VARIABLE};
-use crate::config::{self, ConfigError, Effective, Given, Place};
+use crate::config::{self, Config, ConfigError, Effective, Given};
 
 use super::failure::Failure;
 
@@ -45,11 +45,10 @@ impl ConfigArgs {
     }
 }
 
-/// The registry that `--registry` names, by its place or its name in the configuration.
-pub(super) fn place(registry: &str, environment: &Environment) -> Result<Place, Failure> {
+/// The configuration with the registry that `--registry` names as its only one.
+pub(super) fn over(registry: &str, environment: &Environment) -> Result<Config, Failure> {
     let given = Given { flags: vec![("registry.url", "--registry", registry.to_owned())], ..Given::default() };
-    let config = config::load(&given, environment)?.config;
-    Ok(config.registry.only().map_err(Failure::new)?.url.clone())
+    Ok(config::load(&given, environment)?.config)
 }
 
 /// The admin API of a gateway that nobody has configured.

@@ -132,6 +132,7 @@ fn shown(entry: &Entry) -> &str {
 pub(super) async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -> Found {
     let reader = compose::settings_reader(&effective.config, runtimes);
     let mut found = Found { settings: effective.entries.clone(), warnings: effective.warnings.clone(), ..Found::default() };
+    found.problems.extend(check_journal(&effective.config).await.err());
     match listing::list(&effective.config).await {
         Ok(listing) => {
             found.take(&listing, &reader);
@@ -143,6 +144,19 @@ pub(super) async fn look(effective: &Effective, runtimes: &[Arc<dyn Runtime>]) -
         Err(failure) => found.problems.push(failure.summary()),
     }
     found
+}
+
+/// Whether what replicas share can hold their journals: it is asked, and written to.
+async fn check_journal(config: &Config) -> Result<(), String> {
+    let opened = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || compose::shared_journal(&config, None)).await
+    };
+    match opened.map_err(anyhow::Error::new).and_then(|opened| opened) {
+        Ok(None) => Ok(()),
+        Ok(Some(journal)) => journal.check().await.map_err(|error| format!("{:#}", anyhow::Error::new(error))),
+        Err(error) => Err(format!("{error:#}")),
+    }
 }
 
 /// Where versions are loaded to check them.

@@ -1,6 +1,6 @@
 //! `bascule rollout`: who gets which version, decided by hand.
 
-mod journal;
+pub(super) mod journal;
 
 use bascule_registry::{ModelName, Op, VersionNumber, Weight, parse_version};
 use clap::{Args, Subcommand};
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::config::Place;
+use crate::config::Config;
 use crate::config::env::Environment;
 
 use super::Outcome;
-use super::args::{GatewayArgs, place};
+use super::args::{GatewayArgs, over};
 use super::failure::Failure;
 use super::gateway::{Gateway, model_path};
 use super::output::{print, print_json};
@@ -20,7 +20,7 @@ use super::output::{print, print_json};
 /// Decide by hand which version gets which share of the traffic.
 ///
 /// Decisions are written to the model's journal: through the gateway, or with --registry directly, where every gateway of that
-/// registry reads them.
+/// registry reads them; for registries that hold no journal, where rollout.journal says.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  bascule rollout weight digits 2 10%\n  bascule rollout weight digits 2 100%\n  \
                         bascule rollout status digits\n  bascule rollout clear digits 2 --registry ./models")]
@@ -47,9 +47,9 @@ struct Target {
 }
 
 impl Target {
-    /// The registry that was named, by its place or its name in the configuration.
-    fn place(&self, environment: &Environment) -> Result<Option<Place>, Failure> {
-        self.registry.as_deref().map(|registry| place(registry, environment)).transpose()
+    /// The configuration with the registry that was named, by its place or its name there.
+    fn config(&self, environment: &Environment) -> Result<Option<Config>, Failure> {
+        self.registry.as_deref().map(|registry| over(registry, environment)).transpose()
     }
 }
 
@@ -155,9 +155,9 @@ impl Rollout {
     pub(super) async fn run(self, environment: &Environment) -> Outcome {
         let (model, op) = (self.verb.model(), self.verb.op());
         let target = &self.target;
-        match (target.place(environment)?, op) {
-            (Some(place), None) => journal::show(&place, model, target.json).await,
-            (Some(place), Some(op)) => journal::write(&place, model, op, &environment.user(), &target.reason, target.json).await,
+        match (target.config(environment)?, op) {
+            (Some(config), None) => journal::show(&config, model, target.json).await,
+            (Some(config), Some(op)) => journal::write(&config, model, op, &environment.user(), &target.reason, target.json).await,
             (None, None) => {
                 let gateway = Gateway::at(&target.gateway.url)?;
                 let shown: RolloutShown = gateway.get(&format!("{}/rollout", model_path(model.as_str())?), &[]).await?;

@@ -81,6 +81,10 @@ fn shown(status: &Status) -> String {
         let look = part.last_good_look.map_or_else(|| "not read yet".to_owned(), |look| format!("looked at {}", ago(look)));
         text += &format!("\nregistry `{}` ({}), {look}", part.name, part.describe);
     }
+    if let Some(journal) = &status.registry.journal {
+        let look = journal.last_good_look.map_or_else(|| "not read yet".to_owned(), |look| format!("looked at {}", ago(look)));
+        text += &format!("\nrollout journal ({}), {look}", journal.describe);
+    }
     for gpu in &status.memory.devices {
         text += &format!("\n{}", device(gpu));
     }
@@ -139,6 +143,8 @@ fn notes(status: &Status) -> Vec<String> {
     let mut notes = Vec::new();
     notes.extend(status.registry.last_error.iter().map(|error| format!("registry: {error}")));
     notes.extend(status.registry.problems.iter().map(|problem| format!("registry: {problem}")));
+    let journal = status.registry.journal.iter().filter_map(|journal| journal.last_error.as_ref());
+    notes.extend(journal.map(|error| format!("rollout journal: {error}; what was decided stays")));
     for model in &status.models {
         let name = &model.name;
         notes.extend(model.held.iter().map(|held| format!("{name}: {held}")));
@@ -172,7 +178,7 @@ fn notes(status: &Status) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use bascule_serving::{MemoryStatus, RegistryStatus};
+    use bascule_serving::{MemoryStatus, RegistryPart, RegistryStatus};
 
     use super::*;
 
@@ -211,5 +217,14 @@ mod tests {
         assert!(text.contains("\nm version 1: NaN in outputs of requests: 3"), "{text}");
         assert!(text.contains("\nm: rejected until `bascule rollout clear m`: version 3"), "{text}");
         assert!(shown(&Status::default()).ends_with("no models"));
+        let mut status = Status::default();
+        let (describe, last_error) = ("s3://journal".to_owned(), Some("rollout.journal s3://journal can't be reached".to_owned()));
+        status.registry.journal = Some(RegistryPart { describe, last_error, ..RegistryPart::default() });
+        let text = shown(&status);
+        assert!(text.contains("\nrollout journal (s3://journal), not read yet\n"), "{text}");
+        assert!(
+            text.ends_with("\nrollout journal: rollout.journal s3://journal can't be reached; what was decided stays"),
+            "{text}"
+        );
     }
 }

@@ -59,7 +59,7 @@ fn is_not_in(name: &ModelName, registry: &str) -> Failure {
 /// All of a model that has manifests.
 pub(super) async fn model(registry: &Registry, name: &ModelName) -> Result<ListedModel, Failure> {
     let model = read(registry, name).await?;
-    if model.layout == Layout::Registry {
+    if matches!(model.layout, Layout::Registry | Layout::Web) {
         return Ok(model);
     }
     let failure =

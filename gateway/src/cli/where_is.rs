@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::config::env::Environment;
 
 use super::Outcome;
-use super::args::place;
+use super::args::over;
 use super::deployed::{GatewaysArgs, answered, deployed, shown};
 use super::failure::Failure;
 use super::journals::{Decision, Journals, RegistryJournals, said};
@@ -109,7 +109,10 @@ fn told(version: VersionNumber, decision: &Decision) -> Value {
 /// The registry whose journals are read beside those that gateways give.
 pub(super) async fn registry(named: Option<&str>, environment: &Environment) -> Result<Option<RegistryJournals>, Failure> {
     match named {
-        Some(registry) => RegistryJournals::open(place(registry, environment)?).await,
+        Some(registry) => {
+            let config = over(registry, environment)?;
+            RegistryJournals::open(config.registry.only().map_err(Failure::new)?.url.clone()).await
+        }
         None => Ok(None),
     }
 }

@@ -1,23 +1,80 @@
 //! Which journal a decision goes to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::{Context as _, Result, bail};
 use async_trait::async_trait;
 use bascule_registry::{
-    Entry, JournalError, JournalPage, Layout, LocalJournal, ModelName, Proposal, Registries, Registry, Rollout,
+    Entry, JournalError, JournalPage, Layout, LocalJournal, ModelName, Proposal, Registries, Registry, Rollout, SharedJournal,
+    SourceHealth,
 };
 use bascule_serving::{JournalHome, JournalKeeper, JournalStore};
 
-use crate::config::Place;
+use super::sources::identity;
+use crate::config::{Config, Place};
+
+/// What users call the place of shared journals.
+const SETTING: &str = "rollout.journal";
+/// In the state directory: how far the shared journals went.
+const KEPT: &str = "shared-journals.json";
 
 /// The registry's own journals for models in its layout, which every replica sees; one beside it for the others.
 pub(super) struct Journals {
     registries: Arc<Registries>,
     held: Held,
-    beside: LocalJournal,
-    /// Other replicas write the one beside it, too.
-    shared: bool,
+    beside: Beside,
+}
+
+/// Where the journals are whose registries can hold none.
+pub(super) enum Beside {
+    /// In the state directory, for this gateway alone.
+    Own(LocalJournal),
+    /// Where other replicas write, too.
+    Shared(Box<SharedJournal>),
+}
+
+impl Beside {
+    /// As the configuration says; `own` is what is kept of the registries. Blocks.
+    pub(super) fn open(config: &Config, own: &Path) -> Result<Beside> {
+        match shared_journal(config, Some(&own.join(KEPT)))? {
+            Some(shared) => Ok(Beside::Shared(Box::new(shared))),
+            None => Ok(Beside::Own(LocalJournal::open(&own.join("journal"))?)),
+        }
+    }
+}
+
+impl Beside {
+    async fn page(&self, model: &ModelName, before: Option<u64>, limit: usize) -> Result<(JournalHome, JournalPage), JournalError> {
+        let (keeper, place, page) = match self {
+            Beside::Own(journal) => (JournalKeeper::StateDirectory, journal.describe(), journal.page(model, before, limit).await?),
+            Beside::Shared(journal) => (JournalKeeper::Shared, journal.describe(), journal.page(model, before, limit).await?),
+        };
+        Ok((JournalHome { keeper, place: place.to_owned() }, page))
+    }
+
+    async fn take_over(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
+        match self {
+            Beside::Own(journal) => journal.take_over(model, published).await,
+            Beside::Shared(journal) => journal.take_over(model, published).await,
+        }
+    }
+}
+
+/// The journals that replicas share, where the configuration has a place for them. `kept` is a file in which what must not be forgotten of
+/// them is kept. Blocks.
+///
+/// # Errors
+/// A place that can hold none, or is written wrong.
+pub fn shared_journal(config: &Config, kept: Option<&Path>) -> Result<Option<SharedJournal>> {
+    let Some(place) = &config.journal else { return Ok(None) };
+    for spec in &config.registry.all {
+        if place.is_url() && identity(&spec.url)? == identity(place).context(SETTING)? {
+            bail!("{SETTING}: {} is a registry's own place: give it a prefix of its own", place.0);
+        }
+    }
+    Ok(Some(SharedJournal::open(SETTING, &place.0, kept).context(SETTING)?))
 }
 
 /// What holds the journals of registries, by what identifies these.
@@ -29,8 +86,19 @@ pub(super) struct Held {
 }
 
 impl Journals {
-    pub(super) fn new(registries: Arc<Registries>, held: Held, beside: LocalJournal, shared: bool) -> Journals {
-        Journals { registries, held, beside, shared }
+    pub(super) fn new(registries: Arc<Registries>, held: Held, beside: Beside) -> Journals {
+        Journals { registries, held, beside }
+    }
+
+    /// Lets the journal here go on from that of a registry which is only read. Once it does, it can without the registry.
+    async fn go_on(&self, model: &ModelName) -> Result<(), JournalError> {
+        match self.take_over(model).await {
+            Err(error @ JournalError::Unavailable { .. }) => match self.rollout(model).await? {
+                own if own.seq > 0 => Ok(()),
+                _ => Err(error),
+            },
+            outcome => outcome.map(drop),
+        }
     }
 
     /// A directory is opened for each decision: it may have been away when the program started, or have become another since.
@@ -57,19 +125,47 @@ impl JournalStore for Journals {
         if layout.holds_journal() {
             return self.registry_of(model).await?.propose(model, proposal).await;
         }
-        self.beside.propose(model, proposal).await
+        if layout.brings_journal() {
+            self.go_on(model).await?;
+        }
+        match &self.beside {
+            Beside::Own(journal) => journal.propose(model, proposal).await,
+            Beside::Shared(journal) => journal.propose(model, proposal).await,
+        }
     }
 
     async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
-        self.beside.rollout(model).await
+        match &self.beside {
+            Beside::Own(journal) => journal.rollout(model).await,
+            Beside::Shared(journal) => journal.rollout(model).await,
+        }
     }
 
-    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
-        if self.shared { self.beside.has_grown(model, seq).await } else { Ok(false) }
+    async fn grown(&self, known: &BTreeMap<ModelName, Rollout>) -> Result<BTreeSet<ModelName>, JournalError> {
+        match &self.beside {
+            Beside::Own(_) => Ok(BTreeSet::new()),
+            Beside::Shared(journal) => journal.grown(known).await,
+        }
+    }
+
+    async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        let own = self.rollout(model).await?;
+        let published = self.registry_of(model).await?.journal_after(model, own.followed).await?;
+        self.beside.take_over(model, &published).await
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
-        self.beside.journal(model).await
+        match &self.beside {
+            Beside::Own(journal) => journal.journal(model).await,
+            Beside::Shared(journal) => journal.journal(model).await,
+        }
+    }
+
+    fn health(&self) -> Option<SourceHealth> {
+        match &self.beside {
+            Beside::Own(_) => None,
+            Beside::Shared(journal) => Some(journal.health()),
+        }
     }
 
     async fn page(
@@ -79,13 +175,15 @@ impl JournalStore for Journals {
         before: Option<u64>,
         limit: usize,
     ) -> Result<(JournalHome, JournalPage), JournalError> {
-        if layout.holds_journal() {
-            let registry = self.registry_of(model).await?;
-            let home = JournalHome { keeper: JournalKeeper::Registry, place: registry.describe().to_owned() };
-            return Ok((home, registry.journal_page(model, before, limit).await?));
+        if !layout.holds_journal() {
+            let (home, page) = self.beside.page(model, before, limit).await?;
+            // Until something is decided here the registry's own journal is the one that counts.
+            if page.seq > 0 || !layout.brings_journal() {
+                return Ok((home, page));
+            }
         }
-        let keeper = if self.shared { JournalKeeper::Shared } else { JournalKeeper::StateDirectory };
-        let home = JournalHome { keeper, place: self.beside.describe().to_owned() };
-        Ok((home, self.beside.page(model, before, limit).await?))
+        let registry = self.registry_of(model).await?;
+        let home = JournalHome { keeper: JournalKeeper::Registry, place: registry.describe().to_owned() };
+        Ok((home, registry.journal_page(model, before, limit).await?))
     }
 }

@@ -94,7 +94,8 @@ const ALLOW_REMOTE: Key<bool> = Key::new(
 const JOURNAL: Key<Option<Place>> = Key::new(
     "rollout.journal",
     || None,
-    "a directory for the rollout journals of plain models, which several replicas share; unset for one of this gateway's own",
+    "where replicas share the rollout journals of models whose registry can't hold them: a directory, s3://, gs:// or az://; unset for \
+     one of this gateway's own",
 );
 const LOAD_MODE: Key<LoadMode> = Key::new("load.mode", || LoadMode::Watch, "what makes models load");
 const LOAD_FORMATS: Key<Vec<ModelFormat>> = Key::new(

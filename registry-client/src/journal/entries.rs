@@ -20,7 +20,7 @@ pub(super) const CHECKPOINT_EVERY: u64 = 100;
 /// A checkpoint remembers this many ids, so that a late retry is still known.
 const REMEMBERED_IDS: usize = 1_000;
 /// Raised whenever [`Rollout::apply`] comes to another result for the same entries.
-const FOLD_VERSION: u32 = 2;
+const FOLD_VERSION: u32 = 3;
 /// How often an append that loses its number tries the next.
 const APPEND_TRIES: u32 = 64;
 const MAX_CHECKPOINT_BYTES: u64 = 8 << 20;
@@ -35,6 +35,8 @@ pub(crate) struct JournalEntries {
     store: Arc<dyn ObjectStore>,
     dir: Path,
     log: NumberedLog,
+    /// It was seen to go on to this entry at the least.
+    least: u64,
 }
 
 /// A fold, and what is needed to go on from it.
@@ -63,12 +65,18 @@ impl Checkpoint {
 impl JournalEntries {
     /// The journal below this directory.
     pub(crate) fn new(store: Arc<dyn ObjectStore>, dir: Path) -> Self {
-        Self { log: NumberedLog::new(Arc::clone(&store), dir.clone()), store, dir }
+        Self { log: NumberedLog::new(Arc::clone(&store), dir.clone()), store, dir, least: 0 }
+    }
+
+    /// The same where it is known that there is an entry of this number: one that ends before it is not believed, and not written to.
+    /// A share that is not mounted and a bucket that was emptied look like that, and what was decided must not be forgotten for it.
+    pub(crate) fn at_least(self, least: u64) -> Self {
+        Self { least, ..self }
     }
 
     /// All entries.
     pub(crate) async fn all(&self) -> Result<Vec<Entry>, JournalError> {
-        let tail = self.log.tail(0).await.map_err(|error| self.unavailable(error))?;
+        let tail = self.end(0).await?;
         self.read(1, tail).await
     }
 
@@ -160,14 +168,64 @@ impl JournalEntries {
         Err(JournalError::Contended(APPEND_TRIES))
     }
 
+    /// The number of the last entry, where that can be believed.
+    async fn end(&self, known: u64) -> Result<u64, JournalError> {
+        let tail = self.tail(known).await?;
+        if tail < self.least {
+            let short = format!("it ends at entry {tail}, but entry {} was there", self.least);
+            return Err(self.unavailable(std::io::Error::other(short)));
+        }
+        Ok(tail)
+    }
+
+    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them. What they decide is not
+    /// judged: the fold takes anything. Of several who take over at once each entry is written by one.
+    pub(crate) async fn take_over(&self, published: &[Entry]) -> Result<Rollout, JournalError> {
+        let mut state = self.folded().await?;
+        let mut lost = 0;
+        while let Some(next) = published.iter().find(|entry| entry.seq > state.rollout.followed) {
+            if let Some(entry) = &state.rollout.frozen {
+                return Err(JournalError::Frozen(entry.clone()));
+            }
+            if let Op::Unknown { op } = &next.op {
+                return Err(JournalError::Frozen(format!("entry {}: {op}", next.seq)));
+            }
+            let entry = Entry { seq: state.rollout.seq + 1, published: Some(next.seq), ..next.clone() };
+            let content = serde_json::to_vec_pretty(&entry).map_err(|error| self.unavailable(error))?;
+            match self.log.put(entry.seq, content).await {
+                Ok(Put::Done) => {
+                    state.apply(&entry);
+                    self.write_checkpoint(&state).await;
+                }
+                Ok(Put::Taken) if lost < APPEND_TRIES => {
+                    lost += 1;
+                    state = self.folded_from(state).await?;
+                }
+                Ok(Put::Taken) => return Err(JournalError::Contended(APPEND_TRIES)),
+                Err(error) if lacks_put_if_absent(&error) => {
+                    return Err(JournalError::NoPutIfAbsent { store: self.store.to_string() });
+                }
+                // It may have been written all the same: the next try finds it.
+                Err(error) => return Err(self.unavailable(error)),
+            }
+        }
+        Ok(state.rollout)
+    }
+
+    /// The entries after this one.
+    pub(crate) async fn after(&self, seq: u64) -> Result<Vec<Entry>, JournalError> {
+        let tail = self.end(seq).await?;
+        self.read(seq + 1, tail).await
+    }
+
     async fn folded(&self) -> Result<Checkpoint, JournalError> {
-        let tail = self.log.tail(0).await.map_err(|error| self.unavailable(error))?;
+        let tail = self.end(0).await?;
         let checkpoint = self.last_checkpoint(tail).await?;
         self.folded_to(checkpoint, tail).await
     }
 
     async fn folded_from(&self, state: Checkpoint) -> Result<Checkpoint, JournalError> {
-        let tail = self.log.tail(state.rollout.seq).await.map_err(|error| self.unavailable(error))?;
+        let tail = self.end(state.rollout.seq).await?;
         self.folded_to(state, tail).await
     }
 
@@ -235,7 +293,7 @@ impl JournalEntries {
 fn entry_after(rollout: &Rollout, proposal: &Proposal, at: DateTime<Utc>) -> Entry {
     let Proposal { op, by, reason, id, evidence, highest } = proposal.clone();
     let name = if rollout.begins(&op) { id.to_string() } else { rollout.id.clone() };
-    Entry { schema: ENTRY_SCHEMA, seq: rollout.seq + 1, id, at, by, reason, rollout: name, op, evidence, highest }
+    Entry { schema: ENTRY_SCHEMA, seq: rollout.seq + 1, id, at, by, reason, rollout: name, op, evidence, highest, published: None }
 }
 
 /// What can't be read freezes the journal, as what is not known does: nobody guesses what was decided.
@@ -251,6 +309,7 @@ fn read_entry(seq: u64, content: Option<&Read>) -> Entry {
         op: Op::Unknown { op: why },
         evidence: None,
         highest: None,
+        published: None,
     };
     match content {
         Some(Read::Whole(content)) => match serde_json::from_slice::<Entry>(content) {

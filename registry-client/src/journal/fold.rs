@@ -53,6 +53,14 @@ pub struct Rollout {
     pub frozen: Option<String>,
     /// When stable, pin, candidate or weight last changed.
     pub since: Option<DateTime<Utc>>,
+    /// The last entry of a registry's own journal that was taken over into this one; 0 where none was.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub followed: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Rollout {
@@ -71,6 +79,7 @@ impl Rollout {
             return;
         }
         self.seq = entry.seq;
+        self.followed = self.followed.max(entry.published.unwrap_or(0));
         if self.frozen.is_some() {
             return;
         }

@@ -57,6 +57,14 @@ impl LocalJournal {
         self.entries(model).append(proposal, self.clock.now()).await
     }
 
+    /// Takes over the entries of a registry's own journal that are not in the model's journal here yet, and returns the state after them.
+    ///
+    /// # Errors
+    /// [`JournalError::Frozen`] where one of them is not known to this build; others where the disk fails.
+    pub async fn take_over(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
+        self.entries(model).take_over(published).await
+    }
+
     /// All entries of a model; none where it has no journal.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ fn entry(seq: u64, op: Op) -> Entry {
     let at = DateTime::from_timestamp(1_000 + i64::try_from(seq).unwrap(), 0).unwrap();
     let id = Uuid::from_u128(u128::from(seq));
     let (by, reason, rollout) = ("me".into(), "because".into(), String::new());
-    Entry { schema: ENTRY_SCHEMA, seq, id, at, by, reason, rollout, op, evidence: None, highest: None }
+    Entry { schema: ENTRY_SCHEMA, seq, id, at, by, reason, rollout, op, evidence: None, highest: None, published: None }
 }
 
 /// One op of each kind, as it is written and as it is stored.

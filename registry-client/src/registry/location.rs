@@ -43,7 +43,7 @@ impl Opened {
 }
 
 /// The directory that `file://…` or a path without a scheme names; `None` for another scheme.
-pub(super) fn local_path(location: &str) -> Result<Option<PathBuf>, RegistryError> {
+pub(crate) fn local_path(location: &str) -> Result<Option<PathBuf>, RegistryError> {
     let Some((scheme, rest)) = location.split_once("://") else {
         if location.is_empty() {
             return Err(RegistryError::Location { location: String::new(), problem: "is empty".into() });
@@ -130,7 +130,7 @@ const SCHEMES: [(&str, &[&str]); 4] = [
 ];
 
 /// A place as it may be shown: without what stands for a password in it.
-fn shown(location: &str) -> String {
+pub(crate) fn shown(location: &str) -> String {
     let shown = match location.split_once("://") {
         // A password may have slashes in it.
         Some((scheme, rest)) => match rest.rsplit_once('@') {

@@ -251,7 +251,13 @@ impl Registry {
         }
         let mut known = Known::default();
         self.refresh(name, tree, &mut known).await?;
-        Ok(known.ours(name))
+        Ok(self.ours(known.ours(name)))
+    }
+
+    /// A model in our layout, as it can be used here.
+    fn ours(&self, model: Option<ListedModel>) -> Option<ListedModel> {
+        let layout = if self.may_list == Lists::Unknown { Layout::Web } else { Layout::Registry };
+        model.map(|model| ListedModel { layout, ..model })
     }
 
     async fn list_model(&self, name: &ModelName) -> Result<ModelTree, RegistryError> {
@@ -309,7 +315,7 @@ impl Registry {
                 true if known.failure.is_some() => {}
                 true => known.listed = Some(Arc::new(self.plain_model(name, known, seen, time, &mut recheck))),
                 // All that could be read of it counts, tombstones before all.
-                false => known.listed = known.ours(name).map(Arc::new),
+                false => known.listed = self.ours(known.ours(name)).map(Arc::new),
             }
             models.extend(known.listed.clone().map(|model| (name.clone(), model)));
         }

@@ -60,7 +60,7 @@ impl From<CommandError> for Refusal {
                 Refusal::new(StatusCode::CONFLICT, text, "`bascule rollout status` shows what the decision has to build on")
             }
             CommandError::Unsupported { .. } => {
-                Refusal::new(StatusCode::NOT_IMPLEMENTED, text, "use a registry on a store that can put if absent")
+                Refusal::new(StatusCode::NOT_IMPLEMENTED, text, "use a store that can put if absent")
             }
             CommandError::Source { .. } => Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,

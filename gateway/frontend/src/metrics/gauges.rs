@@ -30,6 +30,7 @@ fn program(status: &Status, now: DateTime<Utc>) -> Vec<Family> {
             .with(&[], status.memory.reserved_bytes as f64),
     ];
     families.extend(registries(status, now));
+    families.extend(journal(status, now));
     let mut optional = |name, help, value: Option<f64>| {
         families.extend(value.map(|value| Family::gauge(name, help).with(&[], value)));
     };
@@ -70,6 +71,20 @@ fn registries(status: &Status, now: DateTime<Utc>) -> impl Iterator<Item = Famil
 fn quarantined(status: &Status) -> usize {
     let versions = status.models.iter().flat_map(|model| &model.versions);
     versions.filter(|version| version.failed_step.as_deref() == Some("quarantine")).count()
+}
+
+/// How looking at the place of the rollout journals goes, where replicas share one.
+fn journal(status: &Status, now: DateTime<Utc>) -> impl Iterator<Item = Family> {
+    let mut healthy = Family::gauge("bascule_journal_healthy", "1 where the last look at the shared rollout journal succeeded.");
+    let mut age =
+        Family::gauge("bascule_journal_look_age_seconds", "Time since a look at the shared rollout journal last succeeded.");
+    if let Some(journal) = &status.registry.journal {
+        healthy.add(&[], flag(journal.last_error.is_none() && journal.last_good_look.is_some()));
+        if let Some(good) = journal.last_good_look {
+            age.add(&[], (now - good).as_seconds_f64().max(0.0));
+        }
+    }
+    [healthy, age].into_iter().filter(|family| !family.is_empty())
 }
 
 /// Of each GPU that is there or has a limit.

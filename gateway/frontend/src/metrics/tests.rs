@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bascule_serving::{DeviceMemory, ErrorCode, ModelSettings, ModelStatus, Status, VersionStatus};
+use bascule_serving::{DeviceMemory, ErrorCode, ModelSettings, ModelStatus, RegistryPart, Status, VersionStatus};
 use chrono::{DateTime, TimeDelta};
 use metrics::with_local_recorder;
 
@@ -245,6 +245,11 @@ fn status() -> Status {
         ..Status::default()
     };
     status.registry.last_good_look = Some(DateTime::UNIX_EPOCH);
+    status.registry.journal = Some(RegistryPart {
+        last_good_look: Some(DateTime::UNIX_EPOCH),
+        last_error: Some("gone".into()),
+        ..RegistryPart::default()
+    });
     status.memory.budget_bytes = Some(1 << 30);
     status.memory.devices =
         vec![DeviceMemory { device: "cuda:0".to_owned(), reserved_bytes: 10, free_bytes: Some(20), ..DeviceMemory::default() }];
@@ -262,6 +267,8 @@ fn gauges_are_read_from_the_status() {
         "bascule_memory_budget_bytes 1073741824",
         "bascule_registry_look_age_seconds 2.5",
         "bascule_registry_healthy 1",
+        "bascule_journal_look_age_seconds 2.5",
+        "bascule_journal_healthy 0",
         "bascule_device_memory_reserved_bytes{device=\"cuda:0\"} 10",
         "bascule_device_memory_free_bytes{device=\"cuda:0\"} 20",
         "bascule_version_device{model=\"m\",version=\"2\",device=\"cuda:1\"} 1",

@@ -1,3 +1,4 @@
+mod journals;
 mod keeping;
 mod on_demand;
 mod steered;

@@ -173,7 +173,7 @@ impl Bench {
 
     pub(super) fn looked(&mut self, look: Look) {
         self.ticket += 1;
-        self.tell(Event::Looked { ticket: self.ticket, look, registries: Vec::new() });
+        self.tell(Event::Looked { ticket: self.ticket, look, registries: Vec::new(), journal: None });
     }
 
     pub(super) fn load(&mut self, model: &str) -> Result<u64, CommandError> {

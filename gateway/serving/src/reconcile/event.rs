@@ -69,6 +69,8 @@ pub(crate) enum Look {
     Listed(Box<Listing>),
     /// The same as before.
     Unchanged,
+    /// Some of what existed before, with what was decided on it since: the source itself can't be read.
+    Decided(Box<Listing>),
     /// Nothing: why.
     Failed(String),
     /// Nothing yet; the look goes on.
@@ -103,6 +105,8 @@ pub(crate) enum Event {
         look: Look,
         /// How it went at each registry, where the source has several.
         registries: Vec<SourceHealth>,
+        /// The same of what holds the rollout journals, where that is not this gateway's own.
+        journal: Option<SourceHealth>,
     },
     Fetched {
         id: ResidencyId,

@@ -31,6 +31,7 @@ pub(super) struct SourceView {
     problems: Vec<String>,
     /// The same of each registry, where there are several.
     registries: Vec<SourceHealth>,
+    journal: Option<SourceHealth>,
     /// A part of it has neither been read yet nor failed.
     unread: bool,
 }
@@ -48,6 +49,7 @@ impl SourceView {
             last_error: None,
             problems: Vec::new(),
             registries: Vec::new(),
+            journal: None,
             unread: false,
         }
     }
@@ -61,6 +63,7 @@ impl SourceView {
             last_error: self.last_error.clone(),
             problems: self.problems.iter().cloned().chain(missing).collect(),
             registries: self.registries.iter().filter(|_| self.registries.len() > 1).map(RegistryPart::of).collect(),
+            journal: self.journal.as_ref().map(RegistryPart::of),
         }
     }
 
@@ -90,6 +93,12 @@ impl SourceView {
     }
 }
 
+/// How it went at each registry, and at what holds the rollout journals.
+pub(super) struct Healths {
+    pub(super) registries: Vec<SourceHealth>,
+    pub(super) journal: Option<SourceHealth>,
+}
+
 /// When a model becomes what its source says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Follow {
@@ -101,16 +110,17 @@ pub(super) enum Follow {
 
 impl Reconciler {
     /// Takes in what a look brought.
-    pub(super) fn looked(&mut self, ticket: u64, look: Look, registries: Vec<SourceHealth>, now: Now) {
+    pub(super) fn looked(&mut self, ticket: u64, look: Look, healths: Healths, now: Now) {
         if matches!(look, Look::Slow) {
             self.source.failed = true;
             return;
         }
         self.source.looked = self.source.looked.max(ticket);
-        self.source.registries = registries;
+        (self.source.registries, self.source.journal) = (healths.registries, healths.journal);
         match look {
             Look::Listed(listing) => self.listed(&listing, now),
             Look::Unchanged => self.source.last_good = Some(now.utc),
+            Look::Decided(listing) => return self.fold_in_all(&listing, Removal::Nothing, now),
             Look::Failed(error) => {
                 if self.source.last_error.as_ref() != Some(&error) {
                     tracing::warn!(error, "the source can't be read; what serves is not touched");
@@ -140,6 +150,10 @@ impl Reconciler {
             Absent::Unload => Removal::All,
         };
         self.source.nonempty |= !empty;
+        self.fold_in_all(listing, removal, now);
+    }
+
+    fn fold_in_all(&mut self, listing: &Listing, removal: Removal, now: Now) {
         let names: BTreeSet<ModelName> = self.models.keys().chain(listing.models.keys()).cloned().collect();
         for name in names {
             let mut model = self.models.remove(&name).unwrap_or_else(|| ModelState::new(name.clone()));

@@ -86,6 +86,8 @@ pub(crate) struct Seer {
     chance: u64,
     /// The last listing, as the source gave it.
     listing: Option<Listing>,
+    /// What was served before a restart of models whose source holds no journal, for as long as there is no listing.
+    restored: Listing,
     /// The reconciler has not been told of it yet.
     unreported: bool,
     /// Journals of models whose source holds none.
@@ -94,6 +96,8 @@ pub(crate) struct Seer {
     stale: BTreeSet<ModelName>,
     /// Those that could not be read the last time.
     unread: BTreeSet<ModelName>,
+    /// None of them can be read now.
+    journal_away: bool,
     /// Those that could not be written.
     unwritten: BTreeSet<ModelName>,
     /// One more look is needed at once.
@@ -112,6 +116,7 @@ impl Seer {
         live: watch::Receiver<LiveOptions>,
         looks: Arc<Looks>,
         mailbox: mpsc::WeakSender<Event>,
+        restored: Listing,
     ) -> Seer {
         Seer {
             source: Arc::clone(&options.source),
@@ -121,10 +126,12 @@ impl Seer {
             live,
             chance: RandomState::new().build_hasher().finish(),
             listing: None,
+            restored,
             unreported: false,
             rollouts: BTreeMap::new(),
             stale: BTreeSet::new(),
             unread: BTreeSet::new(),
+            journal_away: false,
             unwritten: BTreeSet::new(),
             again: false,
             write_back: options.write_back.clone(),
@@ -160,7 +167,10 @@ impl Seer {
 
     async fn tell(&self, ticket: u64, look: Look) -> bool {
         match self.mailbox.upgrade() {
-            Some(mailbox) => mailbox.send(Event::Looked { ticket, look, registries: self.source.health() }).await.is_ok(),
+            Some(mailbox) => {
+                let (registries, journal) = (self.source.health(), self.journal.health());
+                mailbox.send(Event::Looked { ticket, look, registries, journal }).await.is_ok()
+            }
             None => false,
         }
     }
@@ -184,7 +194,7 @@ impl Seer {
             Err(_) => {
                 if let Some(mailbox) = mailbox.upgrade() {
                     // The engine may have ended: the look's own report will find out.
-                    drop(mailbox.send(Event::Looked { ticket, look: Look::Slow, registries: Vec::new() }).await);
+                    drop(mailbox.send(Event::Looked { ticket, look: Look::Slow, registries: Vec::new(), journal: None }).await);
                 }
                 look.await
             }
@@ -210,12 +220,16 @@ impl Seer {
             }
             Err(error) => {
                 self.failures += 1;
+                if let Some(decided) = self.decided_meanwhile().await {
+                    // Where the engine has ended, whoever tells of the failure finds out.
+                    self.tell(0, Look::Decided(Box::new(decided))).await;
+                }
                 return Look::Failed(error);
             }
         }
         self.failures = 0;
         self.note_grown_journals().await;
-        if !self.unreported && self.stale.is_empty() {
+        if !self.has_news() {
             return Look::Unchanged;
         }
         let Some(listing) = self.with_journals().await else { return Look::Unchanged };

@@ -264,7 +264,19 @@ impl Simulation {
             let (by, reason, rollout) = ("sim".to_owned(), String::new(), String::new());
             let id = Uuid::from_u128(u128::from(self.chance.next()));
             let highest = versions.last().copied();
-            listed.rollout.apply(&Entry { schema: 1, seq, id, at, by, reason, rollout, op, evidence: None, highest });
+            listed.rollout.apply(&Entry {
+                schema: 1,
+                seq,
+                id,
+                at,
+                by,
+                reason,
+                rollout,
+                op,
+                evidence: None,
+                highest,
+                published: None,
+            });
         }
         Step::Harmless
     }

@@ -18,7 +18,7 @@ fn entry(seq: u64, by: &str, op: Op) -> Entry {
     let id = Uuid::from_u128(u128::from(seq));
     let at = minute(seq);
     let (by, reason, rollout) = (by.to_owned(), "because".to_owned(), String::new());
-    Entry { schema: 1, seq, id, at, by, reason, rollout, op, evidence: None, highest: Some(9) }
+    Entry { schema: 1, seq, id, at, by, reason, rollout, op, evidence: None, highest: Some(9), published: None }
 }
 
 fn entries(written: &[(&str, Op)]) -> Vec<Entry> {

@@ -1,48 +1,129 @@
 //! The journal itself, without a gateway.
 
 use anyhow::Context as _;
-use bascule_registry::{ModelName, Op, Registry};
+use bascule_registry::{Entry, JournalError, ModelName, Op, Proposal, Registry, SharedJournal, VersionNumber};
 use serde_json::json;
-use uuid::Uuid;
 
 use crate::compose;
-use crate::config::Place;
+use crate::config::Config;
 
-use super::super::Outcome;
 use super::super::failure::Failure;
 use super::super::output::{print, print_json, rows, table};
+use super::super::{Outcome, listing};
 use super::{refused, said};
 
-async fn open(place: &Place) -> Result<Registry, Failure> {
-    if !compose::holds_journals(place)? {
-        let problem = format!("{} holds no rollout journal: an OCI registry has tags and no more", place.0);
-        return Err(
-            Failure::new(problem).hint("leave out --registry: the gateway that serves it keeps the journal; --gateway names it")
-        );
+/// What holds the journal of a model.
+enum Holder {
+    /// Its registry.
+    Registry(Box<Registry>),
+    /// The place that `rollout.journal` names; and the registry, where that place goes on from a journal which is only read there.
+    Shared(Box<SharedJournal>, Option<Box<Registry>>),
+}
+
+impl Holder {
+    async fn of(config: &Config, model: &ModelName) -> Result<Holder, Failure> {
+        let place = config.registry.only().map_err(Failure::new)?.url.clone();
+        let opened = config.clone();
+        let shared = blocking(move || compose::shared_journal(&opened, None)).await?.map(Box::new);
+        if compose::holds_journals(&place)? {
+            let registry = blocking({
+                let place = place.clone();
+                move || compose::open_registry(&place, false)
+            });
+            let registry = Box::new(registry.await?);
+            let Some(shared) = shared else { return Ok(Holder::Registry(registry)) };
+            let known = registry.model(model).await.map_err(anyhow::Error::new)?;
+            return match known {
+                Some(known) if known.layout.brings_journal() => Ok(Holder::Shared(shared, Some(registry))),
+                Some(known) if !known.layout.holds_journal() => Ok(Holder::Shared(shared, None)),
+                Some(_) | None => Ok(Holder::Registry(registry)),
+            };
+        }
+        shared.map(|shared| Holder::Shared(shared, None)).ok_or_else(|| {
+            let problem = format!("{} holds no rollout journal: an OCI registry has tags and no more", place.0);
+            Failure::new(problem).hint(
+                "leave out --registry: the gateway that serves it keeps the journal, and --gateway names it; or set rollout.journal, here \
+                 and there",
+            )
+        })
     }
-    let place = place.clone();
-    let opened = tokio::task::spawn_blocking(move || compose::open_registry(&place, false)).await;
-    Ok(opened.context("a blocking thread ended early")??)
+
+    fn describe(&self) -> &str {
+        match self {
+            Holder::Registry(registry) => registry.describe(),
+            Holder::Shared(journal, _) => journal.describe(),
+        }
+    }
+
+    async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
+        match self {
+            Holder::Registry(registry) => registry.journal(model).await,
+            Holder::Shared(journal, published) => {
+                let entries = journal.journal(model).await?;
+                match published {
+                    Some(registry) if entries.is_empty() => registry.journal(model).await,
+                    Some(_) | None => Ok(entries),
+                }
+            }
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(open: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> Result<T, Failure> {
+    Ok(tokio::task::spawn_blocking(open).await.context("a blocking thread ended early")??)
 }
 
 /// Writes a decision.
-pub(super) async fn write(place: &Place, model: &ModelName, op: Op, by: &str, reason: &str, as_json: bool) -> Outcome {
-    let registry = open(place).await?;
+pub(super) async fn write(config: &Config, model: &ModelName, op: Op, by: &str, reason: &str, as_json: bool) -> Outcome {
+    let holder = Holder::of(config, model).await?;
     let text = said(&op);
-    let seq = registry.append(model, op, by, reason, Uuid::new_v4()).await.map_err(refused)?;
+    let mut proposal = Proposal::new(op, by, reason);
+    let seq = match &holder {
+        Holder::Registry(registry) => registry.propose(model, &proposal).await,
+        Holder::Shared(journal, published) => {
+            if let Some(registry) = published {
+                let published = registry.journal(model).await.map_err(refused)?;
+                journal.take_over(model, &published).await.map_err(refused)?;
+            }
+            proposal.highest = highest(config, model, &proposal.op).await?;
+            journal.propose(model, &proposal).await
+        }
+    };
+    let seq = seq.map_err(refused)?;
     if as_json {
         return print_json(&json!({ "model": model, "seq": seq }));
     }
     print(&format!(
         "{model}: entry {seq} of the journal says {text}; every gateway of {} follows at its next look",
-        registry.describe()
+        holder.describe()
     ))
 }
 
+/// The highest version of a model, where what is decided on exists: a journal beside the registry can't tell.
+async fn highest(config: &Config, model: &ModelName, op: &Op) -> Result<Option<VersionNumber>, Failure> {
+    let listing = listing::list(config).await?;
+    let wrong = |error| Err(refused(error));
+    let Some(listed) = listing.models.get(model) else {
+        return wrong(JournalError::Model { model: model.to_string(), problem: "is not in this registry" });
+    };
+    let decided = match op {
+        Op::Clear { .. } | Op::Weight { weight_bp: 0, .. } => None,
+        op => op.version(),
+    };
+    let problem = |version| match listed.versions.get(&version) {
+        Some(generation) if generation.tombstoned => Some("is tombstoned"),
+        Some(_) => None,
+        None => Some("does not exist"),
+    };
+    if let Some((version, problem)) = decided.and_then(|version| Some((version, problem(version)?))) {
+        return wrong(JournalError::Version { model: model.to_string(), version, problem });
+    }
+    Ok(listed.versions.keys().chain(&listed.unsettled).max().copied())
+}
+
 /// Prints all decisions.
-pub(super) async fn show(place: &Place, model: &ModelName, as_json: bool) -> Outcome {
-    let registry = open(place).await?;
-    let entries = registry.journal(model).await.map_err(refused)?;
+pub(super) async fn show(config: &Config, model: &ModelName, as_json: bool) -> Outcome {
+    let entries = Holder::of(config, model).await?.entries(model).await.map_err(refused)?;
     if as_json {
         return print_json(&entries);
     }

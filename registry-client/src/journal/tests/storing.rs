@@ -183,3 +183,49 @@ async fn a_local_journal_survives_and_keeps_models_apart() {
     std::fs::write(dir.path().join("file"), b"").unwrap();
     assert!(LocalJournal::open(&dir.path().join("file/below")).is_err());
 }
+
+#[tokio::test]
+async fn another_journal_is_taken_over_once_whoever_does_it() {
+    let (theirs, ours) = (memory(), memory());
+    let publish = async |proposal: &Proposal| journal(&theirs).append(proposal, NOW).await.unwrap();
+    publish(&pin(1)).await;
+    publish(&Proposal { highest: Some(4), ..Proposal::new(Op::Weight { version: 1, weight_bp: 10_000 }, "them", "") }).await;
+    let take_over = async |store: &Arc<dyn ObjectStore>| {
+        let published = journal(&theirs).after(journal(&ours).rollout().await?.followed).await?;
+        journal(store).take_over(&published).await
+    };
+    let (one, other) = tokio::join!(take_over(&ours), take_over(&ours));
+    assert_eq!((one.unwrap(), other.unwrap().seq), (journal(&ours).rollout().await.unwrap(), 2));
+    assert_eq!(journal(&ours).append(&Proposal::new(Op::Unpin, "me", ""), NOW).await.unwrap(), 3);
+    // Nothing is pinned here any more: what makes no sense is taken over all the same.
+    publish(&Proposal::new(Op::Unpin, "them", "")).await;
+    publish(&pin(2)).await;
+    for _ in 0..2 {
+        let rollout = take_over(&ours).await.unwrap();
+        assert_eq!((rollout.seq, rollout.followed, rollout.pinned, rollout.stable_highest), (5, 4, Some(2), Some(4)));
+    }
+    let entries = journal(&ours).all().await.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.published).collect::<Vec<_>>(), [Some(1), Some(2), None, Some(3), Some(4)]);
+    assert_eq!((entries[4].by.as_str(), entries[4].id), ("me", journal(&theirs).all().await.unwrap()[3].id));
+
+    let path = Path::from("m/rollout/00000000000000000005.json");
+    theirs
+        .put(
+            &path,
+            r#"{"schema":9,"seq":5,"id":"00000000-0000-0000-0000-000000000000","at":"2026-01-01T00:00:00Z","op":"x"}"#.into(),
+        )
+        .await
+        .unwrap();
+    let error = take_over(&ours).await.unwrap_err();
+    assert!(matches!(error, JournalError::Frozen(_)), "{error}");
+    // A writer that is killed anywhere leaves what the next one goes on from.
+    for failure in [Failure::Refused, Failure::AnswerLost] {
+        for calls in 0..20 {
+            let inner = memory();
+            let faulty: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(Arc::clone(&inner), calls, failure));
+            let published = &journal(&theirs).all().await.unwrap()[..4];
+            drop(journal(&faulty).take_over(published).await);
+            assert_eq!(journal(&inner).take_over(published).await.unwrap().seq, 4, "{failure:?} at {calls}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Sources with names of their own for stable and candidate.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -151,8 +152,15 @@ impl JournalStore for Shared {
         self.0.rollout(model).await
     }
 
-    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, bascule_registry::JournalError> {
-        self.0.has_grown(model, seq).await
+    async fn grown(
+        &self,
+        known: &BTreeMap<ModelName, bascule_registry::Rollout>,
+    ) -> Result<BTreeSet<ModelName>, bascule_registry::JournalError> {
+        JournalStore::grown(&self.0, known).await
+    }
+
+    async fn take_over(&self, model: &ModelName) -> Result<bascule_registry::Rollout, bascule_registry::JournalError> {
+        self.0.rollout(model).await
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, bascule_registry::JournalError> {

@@ -1,24 +1,48 @@
 //! Models whose source holds no journal: what was decided comes from the one beside it, and where the source has names of its own for
 //! stable and candidate, the journal follows them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bascule_registry::{JournalError, ListedModel, Listing, ModelName, Proposal, Steering};
+use bascule_registry::{JournalError, ListedModel, Listing, ModelName, Proposal, Rollout, Steering};
+use futures::StreamExt as _;
 
 use super::Seer;
 use crate::error::with_causes;
+use crate::journal::JournalStore;
 use crate::steering::{Course, Step, follow, id_after, leaves_stable_open, owed, usable};
 
+/// Journals that are read at a time.
+const READS: usize = 16;
+/// After so many that could not be read, the others wait for the next look: each may take as long.
+const MAX_FAILURES: usize = 8;
+
 impl Seer {
-    /// Models whose journal others have written since it was read.
+    /// Models whose journal others have written since it was read. While it is away nothing new counts, and what was decided stays.
     pub(super) async fn note_grown_journals(&mut self) {
-        for (name, rollout) in &self.rollouts {
-            // One that can't be read now keeps what it said; reading it again tells.
-            if self.journal.has_grown(name, rollout.seq).await.unwrap_or(true) {
-                self.stale.insert(name.clone());
+        let was_away = self.journal_away;
+        match self.journal.grown(&self.rollouts).await {
+            Ok(mut grown) => {
+                self.stale.append(&mut grown);
+                if std::mem::take(&mut self.journal_away) {
+                    tracing::info!("the rollout journal can be read again");
+                }
+            }
+            Err(error) => {
+                if !was_away {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "the rollout journal can't be read; what was decided stays");
+                }
+                self.journal_away = true;
             }
         }
+        self.unreported |= was_away != self.journal_away && self.listing.is_some();
+    }
+
+    /// Whether there is anything to tell of models whose listing has not changed.
+    pub(super) fn has_news(&self) -> bool {
+        self.unreported || (!self.journal_away && !self.stale.is_empty())
     }
 
     /// The listing, with the journals of models whose source holds none.
@@ -30,9 +54,19 @@ impl Seer {
         if let Some(teller) = &self.teller {
             teller.retain(is_there);
         }
+        if self.journal_away {
+            return Some(self.without_journals(listing));
+        }
+        let beside = listing.models.values().filter(|model| !model.layout.holds_journal()).map(|model| model.name.clone());
+        let (fresh, failed) = self.read_journals(beside.collect()).await;
         let mut unread = BTreeSet::new();
+        let mut nothing_known = Vec::new();
         for model in listing.models.values_mut().filter(|model| !model.layout.holds_journal()) {
-            match self.decided(model).await {
+            let decided = match failed.get(&model.name) {
+                Some(error) => Err(error.clone()),
+                None => self.decided(model, fresh.contains(&model.name)).await,
+            };
+            match decided {
                 Ok(decided) => *model = decided,
                 Err(error) => {
                     let error = with_causes(&error);
@@ -41,22 +75,120 @@ impl Seer {
                     }
                     unread.insert(model.name.clone());
                     *model = Arc::new(undecided(model, vec![error.clone()]));
-                    listing.problems.push(error);
+                    if model.unsettled.is_empty() {
+                        nothing_known.push(model.name.clone());
+                    }
+                    if !listing.problems.contains(&error) {
+                        listing.problems.push(error);
+                    }
                 }
             }
         }
+        leave_out(&mut listing, &nothing_known);
         self.stale.clone_from(&unread);
         self.stale.append(&mut self.unwritten);
         self.unread = unread;
         Some(listing)
     }
 
-    /// A model with what its journal says.
-    async fn decided(&mut self, model: &Arc<ListedModel>) -> Result<Arc<ListedModel>, JournalError> {
-        let is_new = self.stale.contains(&model.name) || !self.rollouts.contains_key(&model.name);
-        if is_new {
-            let rollout = self.journal.rollout(&model.name).await?;
-            self.rollouts.insert(model.name.clone(), rollout);
+    /// A listing while the place of the journals is away; that this is so is in [`JournalStore::health`].
+    fn without_journals(&self, mut listing: Listing) -> Listing {
+        let beside = || listing.models.values().filter(|model| !model.layout.holds_journal());
+        let never_read = self.rollouts.is_empty() && beside().next().is_some();
+        // What a gateway that serves nothing yet should load is not known. One that served before it was started is ready without models
+        // that it has never served.
+        listing.unread |= never_read && self.restored.models.is_empty();
+        let unseen = never_read && !listing.unread;
+        let mut left_out = Vec::new();
+        for model in listing.models.values_mut().filter(|model| !model.layout.holds_journal()) {
+            let waits = "it stays as it is until its rollout journal can be read".to_owned();
+            *model = Arc::new(undecided(model, vec![waits]));
+            if unseen || model.unsettled.is_empty() {
+                left_out.push(model.name.clone());
+            }
+        }
+        leave_out(&mut listing, &left_out);
+        listing
+    }
+
+    /// Models that are known, with what was decided on them since, while the source can't be read: decisions do not wait for it. Names of
+    /// the source's own are not followed meanwhile: they may be older than the journal.
+    pub(super) async fn decided_meanwhile(&mut self) -> Option<Listing> {
+        self.note_grown_journals().await;
+        if self.journal_away {
+            return None;
+        }
+        let mut listing = self.listing.as_ref().unwrap_or(&self.restored).clone();
+        let beside = listing.models.values().filter(|model| !model.layout.holds_journal()).map(|model| model.name.clone());
+        let (fresh, failed) = self.read_journals(beside.collect()).await;
+        self.stale.retain(|name| failed.contains_key(name));
+        listing.models.retain(|name, model| {
+            let Some(rollout) = self.rollouts.get(name).filter(|_| fresh.contains(name) && !failed.contains_key(name)) else {
+                return false;
+            };
+            if model.rollout == *rollout || leaves_stable_open(model, rollout) {
+                return false;
+            }
+            let mut decided = ListedModel::clone(model);
+            if model.layout.brings_journal() {
+                if rollout.seq == 0 {
+                    return false;
+                }
+                continue_with(&mut decided, rollout.clone());
+            } else {
+                decided.aliases.extend(rollout.aliases.clone());
+                decided.rollout = rollout.clone();
+            }
+            *model = Arc::new(decided);
+            true
+        });
+        listing.complete = false;
+        (!listing.models.is_empty()).then_some(listing)
+    }
+
+    /// Reads the journals that are not known as they are now; returns which those are, and which of them could not be read.
+    async fn read_journals(&mut self, mut names: BTreeSet<ModelName>) -> (BTreeSet<ModelName>, BTreeMap<ModelName, JournalError>) {
+        names.retain(|name| self.stale.contains(name) || !self.rollouts.contains_key(name));
+        let failures = Arc::new(AtomicUsize::new(0));
+        let reads = names.iter().map(|name| read(Arc::clone(&self.journal), name.clone(), Arc::clone(&failures)));
+        let reads: Vec<_> = reads.collect();
+        let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(READS).collect().await;
+        let mut failed = BTreeMap::new();
+        for (name, outcome) in read {
+            match outcome {
+                Ok(rollout) => drop(self.rollouts.insert(name, rollout)),
+                Err(error) => drop(failed.insert(name, error)),
+            }
+        }
+        (names, failed)
+    }
+
+    /// A model whose source brings a journal that is only read: that counts until something is decided here. From then on the one here does,
+    /// into which goes what is new there.
+    async fn continued(&mut self, model: &Arc<ListedModel>) -> Arc<ListedModel> {
+        let known = |seer: &Seer| seer.rollouts.get(&model.name).filter(|rollout| rollout.seq > 0).cloned();
+        let Some(before) = known(self) else { return Arc::clone(model) };
+        let mut decided = ListedModel::clone(model);
+        if model.rollout.seq > before.followed {
+            match self.journal.take_over(&model.name).await {
+                Ok(rollout) => drop(self.rollouts.insert(model.name.clone(), rollout)),
+                Err(error) => {
+                    decided.problems.push(format!("what its registry decides can't be followed: {}", with_causes(&error)));
+                    // What this build does not know it will not know at the next look either.
+                    if !matches!(error, JournalError::Frozen(_)) {
+                        self.unwritten.insert(model.name.clone());
+                    }
+                }
+            }
+        }
+        continue_with(&mut decided, known(self).unwrap_or(before));
+        Arc::new(decided)
+    }
+
+    /// A model with what its journal says; `is_new` where that was read after the listing.
+    async fn decided(&mut self, model: &Arc<ListedModel>, is_new: bool) -> Result<Arc<ListedModel>, JournalError> {
+        if model.layout.brings_journal() {
+            return Ok(self.continued(model).await);
         }
         let mut problems = Vec::new();
         if let Some(steering) = &model.steering {
@@ -136,6 +268,38 @@ struct Followed {
     problems: Vec<String>,
     /// The journal says what the names do, as far as they can be followed, and is older than what was seen of them.
     is_settled: bool,
+}
+
+type ReadJournal = (ModelName, Result<Rollout, JournalError>);
+
+async fn read(journal: Arc<dyn JournalStore>, name: ModelName, failures: Arc<AtomicUsize>) -> ReadJournal {
+    if failures.load(Ordering::Relaxed) >= MAX_FAILURES {
+        let why = Arc::new(std::io::Error::other("it was not asked for: the place fails too often"));
+        let place = format!("the rollout journal of {name}");
+        return (name, Err(JournalError::Unavailable { place, source: why }));
+    }
+    let rollout = journal.rollout(&name).await;
+    if rollout.is_err() {
+        failures.fetch_add(1, Ordering::Relaxed);
+    }
+    (name, rollout)
+}
+
+/// Has decisions that go on from those of its source count for a model.
+fn continue_with(model: &mut ListedModel, mut rollout: Rollout) {
+    model.aliases.clone_from(&rollout.aliases);
+    let held = |(version, generation): (&u64, &Arc<bascule_registry::Generation>)| {
+        rollout.holds(*version, generation.manifest.hold).then_some(*version)
+    };
+    let held: Vec<_> = model.versions.iter().filter_map(held).collect();
+    rollout.held.extend(held);
+    model.rollout = rollout;
+}
+
+/// Takes out models that have no version and no decisions that anybody knows of: what was before stays, its decisions too.
+fn leave_out(listing: &mut Listing, models: &[ModelName]) {
+    listing.complete &= models.is_empty();
+    listing.models.retain(|name, _| !models.contains(name));
 }
 
 /// A model of which nobody knows what was decided: what exists of it does not count yet, so it is what it was before.

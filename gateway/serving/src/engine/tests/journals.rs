@@ -1,0 +1,250 @@
+//! A journal that replicas share, and that goes away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use bascule_registry::{Entry, JournalError, Proposal, Rollout, SourceHealth};
+
+use super::*;
+
+/// What another machine holds.
+struct Remote {
+    journal: LocalJournal,
+    away: AtomicBool,
+    /// What the registry itself has.
+    published: Mutex<Vec<Entry>>,
+}
+
+impl Remote {
+    fn reach(&self) -> Result<&LocalJournal, JournalError> {
+        if self.away.load(Ordering::SeqCst) {
+            let source = Arc::new(std::io::Error::other("no answer"));
+            return Err(JournalError::Unavailable { place: "the shared journal".to_owned(), source });
+        }
+        Ok(&self.journal)
+    }
+}
+
+#[async_trait]
+impl JournalStore for Remote {
+    async fn append(&self, model: &ModelName, layout: Layout, proposal: &Proposal) -> Result<u64, JournalError> {
+        if layout.brings_journal() {
+            self.take_over(model).await?;
+        }
+        self.reach()?.propose(model, proposal).await
+    }
+
+    async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        self.reach()?.rollout(model).await
+    }
+
+    async fn grown(&self, known: &BTreeMap<ModelName, Rollout>) -> Result<BTreeSet<ModelName>, JournalError> {
+        JournalStore::grown(self.reach()?, known).await
+    }
+
+    async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
+        let published = self.published.lock().unwrap().clone();
+        self.reach()?.take_over(model, &published).await
+    }
+
+    async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
+        self.reach()?.journal(model).await
+    }
+
+    async fn page(
+        &self,
+        model: &ModelName,
+        layout: Layout,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<(crate::JournalHome, bascule_registry::JournalPage), JournalError> {
+        JournalStore::page(self.reach()?, model, layout, before, limit).await
+    }
+
+    fn health(&self) -> Option<SourceHealth> {
+        let error = self.reach().err().map(|error| with_causes(&error));
+        Some(SourceHealth { name: None, describe: "shared".to_owned(), last_good: None, error, problems: Vec::new() })
+    }
+}
+
+/// Two versions of a model whose source holds no journal.
+fn world() -> (World, Arc<Remote>) {
+    let world = World::new();
+    world.source.publish("m", 1, &constant(1.0));
+    world.source.publish("m", 2, &constant(2.0));
+    world.source.change("m", |model| model.layout = Layout::Plain);
+    let journal = LocalJournal::open(&world.dir.path().join("shared")).unwrap();
+    (world, Arc::new(Remote { journal, away: AtomicBool::new(false), published: Mutex::default() }))
+}
+
+async fn start(world: &World, remote: &Arc<Remote>) -> Serving {
+    let journal = Arc::<Remote>::clone(remote) as _;
+    Engine::start(EngineOptions { journal, ..world.options() }).await.unwrap()
+}
+
+fn is_away(serving: &Serving) -> bool {
+    serving.status().registry.journal.as_ref().is_some_and(|journal| journal.last_error.is_some())
+}
+
+#[tokio::test]
+async fn while_the_journal_is_away_nothing_moves_and_then_all_is_followed() {
+    let (world, remote) = world();
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    serving.apply("m", Op::Weight { version: 1, weight_bp: 10_000 }, "me", "", None).await.unwrap();
+    serving.apply("m", Op::Weight { version: 2, weight_bp: 2_500 }, "me", "", None).await.unwrap();
+    let split = |serving: &Serving| {
+        let status = serving.status();
+        let model = status.model("m").unwrap();
+        (model.stable, model.candidate.as_ref().map(|candidate| (candidate.version, candidate.weight_bp)))
+    };
+    until(&serving, "the split", |serving| split(serving) == (Some(1), Some((2, 2_500)))).await;
+
+    remote.away.store(true, Ordering::SeqCst);
+    let Err(CommandError::Source { message }) = serving.apply("m", Op::Pin { version: 2 }, "me", "", None).await else { panic!() };
+    assert_eq!(message, "the shared journal can't be reached: no answer");
+    // It would take over at once.
+    world.source.publish("m", 3, &constant(3.0));
+    // One whose decisions nobody knows.
+    world.source.publish("n", 1, &constant(1.0));
+    world.source.change("n", |model| model.layout = Layout::Plain);
+    serving.kick();
+    until(&serving, "a look", is_away).await;
+    assert_eq!((split(&serving), stable(&serving, "n")), ((Some(1), Some((2, 2_500))), None));
+    assert!(serving.readiness().is_ready());
+    world.source.change("m", |model| model.versions.clear());
+    let looked = serving.status().registry.last_good_look;
+    serving.kick();
+    until(&serving, "another look", |serving| serving.status().registry.last_good_look != looked).await;
+    assert_eq!(split(&serving), (Some(1), Some((2, 2_500))), "nothing that exists and no decisions");
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+
+    keeping::let_go(&world).await;
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    until(&serving, "a look", is_away).await;
+    assert_eq!(split(&serving), (Some(1), Some((2, 2_500))), "a restart");
+
+    // Another replica reaches it.
+    remote.journal.append(&name("m"), Op::Pin { version: 2 }, "another", "", Uuid::new_v4()).await.unwrap();
+    remote.away.store(false, Ordering::SeqCst);
+    serving.kick();
+    until(&serving, "the pin", |serving| stable(serving, "m") == Some(2)).await;
+    until(&serving, "the new model", |serving| stable(serving, "n") == Some(1)).await;
+    assert!(!is_away(&serving));
+}
+
+#[tokio::test]
+async fn a_fresh_gateway_is_not_ready_before_it_knows_what_was_decided() {
+    let (world, remote) = world();
+    remote.away.store(true, Ordering::SeqCst);
+    let serving = start(&world, &remote).await;
+    until(&serving, "a look", is_away).await;
+    assert!(!serving.readiness().is_ready() && stable(&serving, "m").is_none());
+    remote.journal.append(&name("m"), Op::Pin { version: 1 }, "another", "", Uuid::new_v4()).await.unwrap();
+    remote.away.store(false, Ordering::SeqCst);
+    serving.kick();
+    serving.wait_ready().await;
+    assert_eq!(stable(&serving, "m"), Some(1));
+}
+
+#[tokio::test]
+async fn a_decision_does_not_wait_for_a_source_that_is_away() {
+    let (world, remote) = world();
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    serving.apply("m", Op::Weight { version: 1, weight_bp: 10_000 }, "me", "", None).await.unwrap();
+    until(&serving, "the first", |serving| stable(serving, "m") == Some(1)).await;
+    world.source.down.store(true, Ordering::SeqCst);
+    assert_eq!(serving.apply("m", Op::Weight { version: 2, weight_bp: 10_000 }, "me", "", None).await, Ok(2));
+    until(&serving, "the decision", |serving| stable(serving, "m") == Some(2)).await;
+    let registry = serving.status().registry.clone();
+    assert!(registry.last_error.is_some(), "{registry:?}");
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+
+    keeping::let_go(&world).await;
+    remote.journal.append(&name("m"), Op::Pin { version: 1 }, "another", "", Uuid::new_v4()).await.unwrap();
+    let serving = start(&world, &remote).await;
+    until(&serving, "a decision of another's", |serving| stable(serving, "m") == Some(1)).await;
+    assert!(serving.status().registry.last_error.is_some() && serving.status().registry.last_good_look.is_none());
+    world.source.down.store(false, Ordering::SeqCst);
+    world.source.publish("m", 3, &constant(3.0));
+    serving.kick();
+    until(&serving, "the source", |serving| serving.status().registry.last_error.is_none()).await;
+    assert_eq!(stable(&serving, "m"), Some(1), "the pin");
+}
+
+/// The owner of the registry decides.
+fn publish_decision(world: &World, remote: &Remote, op: Op) {
+    let mut published = remote.published.lock().unwrap();
+    let (seq, id) = (published.len() as u64 + 1, Uuid::new_v4());
+    published.push(Entry {
+        schema: 1,
+        seq,
+        id,
+        at: DateTime::UNIX_EPOCH,
+        by: "the owner".to_owned(),
+        reason: String::new(),
+        rollout: id.to_string(),
+        op,
+        evidence: None,
+        highest: Some(2),
+        published: None,
+    });
+    let rollout = Rollout::fold(&*published);
+    world.source.change("m", |model| {
+        (model.layout, model.aliases, model.rollout) = (Layout::Web, rollout.aliases.clone(), rollout);
+    });
+}
+
+#[tokio::test]
+async fn a_journal_that_is_only_read_is_followed_and_decisions_here_go_on_from_it() {
+    let (world, remote) = world();
+    publish_decision(&world, &remote, Op::Weight { version: 1, weight_bp: 10_000 });
+    publish_decision(&world, &remote, Op::Alias { name: "prod".to_owned(), version: Some(1) });
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    assert_eq!(stable(&serving, "m"), Some(1), "what its owner decides");
+    assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), 0, "nothing is written for that");
+    let shown = |serving: &Serving| {
+        let model = serving.status().model("m").cloned().unwrap();
+        (model.stable, model.candidate.map(|candidate| (candidate.version, candidate.weight_bp)), model.pinned)
+    };
+
+    assert_eq!(
+        serving.apply("m", Op::Weight { version: 2, weight_bp: 2_500 }, "me", "", None).await,
+        Ok(3),
+        "after what was there"
+    );
+    until(&serving, "the split", |serving| shown(serving) == (Some(1), Some((2, 2_500)), None)).await;
+    assert_eq!(serving.apply("m", Op::Alias { name: "prod".to_owned(), version: None }, "me", "", None).await, Ok(4));
+    until(&serving, "the alias", |serving| serving.status().model("m").unwrap().aliases.is_empty()).await;
+    publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 5_000 });
+    serving.kick();
+    until(&serving, "what the owner decides next", |serving| shown(serving) == (Some(1), Some((2, 5_000)), None)).await;
+    serving.apply("m", Op::Pin { version: 1 }, "me", "", None).await.unwrap();
+    publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 10_000 });
+    serving.kick();
+    until(&serving, "both", |serving| shown(serving) == (Some(1), None, Some(1))).await;
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+
+    keeping::let_go(&world).await;
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    serving.apply("m", Op::Unpin, "me", "", None).await.unwrap();
+    until(&serving, "the owner's, unpinned", |serving| shown(serving) == (Some(2), None, None)).await;
+    let ops: Vec<_> = remote.journal.journal(&name("m")).await.unwrap().iter().map(|entry| entry.published).collect();
+    assert_eq!(ops, [Some(1), Some(2), None, None, Some(3), None, Some(4), None]);
+
+    publish_decision(&world, &remote, Op::Unknown { op: "dance".to_owned() });
+    serving.kick();
+    until(&serving, "what can't be followed", |serving| {
+        serving.status().model("m").unwrap().problems.iter().any(|problem| problem.contains("dance"))
+    })
+    .await;
+    assert_eq!(shown(&serving), (Some(2), None, None));
+}
