@@ -1,7 +1,6 @@
 //! What becomes of what serves while its registry is stopped, cut off, slow or lying: nothing. The registry is a real object store.
 
 use std::path::Path;
-use std::process::Command;
 
 use bascule_onnx_writer::models::constant;
 use serde_json::Value;
@@ -9,7 +8,7 @@ use serde_json::Value;
 use crate::faults::{Fault, Proxy};
 use crate::lifecycle::ask;
 use crate::sandbox::{Gateway, Sandbox};
-use crate::servers::{Server, find_or_skip, free_port, listens};
+use crate::servers::{Server, find_or_skip, free_port, listens, seaweedfs};
 
 const BUCKET: &str = "models";
 
@@ -43,28 +42,10 @@ impl World {
     }
 
     fn start(&mut self) {
-        let (dir, [s3, master, volume, filer]) = (self.folder.path().to_owned(), self.ports);
-        let program = self.program.clone();
-        let prepare = move |_: &Path| {
-            let mut command = Command::new(program);
-            // Nothing of a test is reported to anybody; and the ports that go with these are not theirs plus 10,000, which may be too high.
-            command.args([
-                "server",
-                "-master.telemetry=false",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-                "-filer",
-                "-s3",
-                "-volume.max=20",
-            ]);
-            command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);
-            for option in ["s3.port.grpc", "master.port.grpc", "volume.port.grpc", "filer.port.grpc"] {
-                command.arg(format!("-{option}={}", free_port()));
-            }
-            command.arg(format!("-dir={}", dir.display())).arg(format!("-s3.port={s3}")).arg(format!("-master.port={master}"));
-            command.arg(format!("-volume.port={volume}")).arg(format!("-filer.port={filer}"));
-            command
-        };
+        let [s3, master, volume, filer] = self.ports;
+        // The same at each start: what it keeps names them.
+        let ports = [("s3.port", s3), ("master.port", master), ("volume.port", volume), ("filer.port", filer)];
+        let prepare = |_: &Path| seaweedfs(&self.program, self.folder.path(), &ports);
         self.server = Some(Server::start(prepare, || listens(s3) && listens(volume) && listens(filer)));
     }
 

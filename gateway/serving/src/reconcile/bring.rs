@@ -9,6 +9,7 @@ use bascule_registry::{Cache, Digest, FetchError, Generation, Lease, Progress, V
 use futures::FutureExt as _;
 
 use super::event::Files;
+use crate::engine::Admit;
 use crate::error::{panicked, with_causes};
 
 /// How far a fetch is.
@@ -38,6 +39,8 @@ pub(crate) struct Stock {
     source: Arc<dyn VersionSource>,
     cache: Cache,
     max_bytes: u64,
+    /// Whether a version may be loaded, as things stand now.
+    admit: Admit,
     /// Trees that were fetched by this process, or read again by it and found whole.
     verified: Mutex<HashSet<Digest>>,
     /// Trees of what served before the restart, each until it is brought or the start is over: nothing else makes room at their cost.
@@ -46,9 +49,15 @@ pub(crate) struct Stock {
 
 impl Stock {
     /// Keeps the trees of what served. Blocks.
-    pub(crate) fn new(source: Arc<dyn VersionSource>, cache: Cache, max_bytes: u64, served: impl Iterator<Item = Digest>) -> Stock {
+    pub(crate) fn new(
+        source: Arc<dyn VersionSource>,
+        cache: Cache,
+        max_bytes: u64,
+        served: impl Iterator<Item = Digest>,
+        admit: Admit,
+    ) -> Stock {
         let kept = served.filter_map(|digest| Some((digest, cache.find(&digest)?))).collect();
-        Stock { source, cache, max_bytes, verified: Mutex::default(), kept: Mutex::new(kept) }
+        Stock { source, cache, max_bytes, admit, verified: Mutex::default(), kept: Mutex::new(kept) }
     }
 
     /// What the start loads is loaded, or has failed: from now on what nobody uses makes room, whatever it was before.
@@ -62,6 +71,8 @@ impl Stock {
     /// Why they can't be had, for people.
     pub(crate) async fn bring(self: Arc<Self>, generation: &Generation, progress: &FetchProgress) -> Result<Files, String> {
         let digest = generation.digest;
+        // What lies on local disk was judged when it came, and that may be long ago.
+        admitted(&self.admit, generation)?;
         let (stock, wanted) = (Arc::clone(&self), generation.clone());
         // A cancelled runtime is the only way to fail: then nobody waits for the answer.
         drop(tokio::task::spawn_blocking(move || stock.prepare(&wanted)).await);
@@ -101,6 +112,12 @@ impl Stock {
             lies.is_some_and(|lies| lies.bytes == file.bytes && file.sha256.is_none_or(|expected| expected == lies.sha256))
         })
     }
+}
+
+/// # Errors
+/// Why a version may not be loaded, for people.
+pub(crate) fn admitted(admit: &Admit, generation: &Generation) -> Result<(), String> {
+    admit(generation).map_err(|why| format!("refused: {why}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
