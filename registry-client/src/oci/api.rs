@@ -100,7 +100,7 @@ impl Client {
             list.names.extend(page);
             list.pages += 1;
             if let Some(problem) = excess(list.names.len(), list.pages, began.elapsed()) {
-                return Err(OciError::protocol(what, problem));
+                return Err(OciError::TooLong { what: what.to_owned(), problem });
             }
             // What nobody may see can leave a page empty. One that repeats what came before ends the list, whatever it links to.
             let goes_on = is_empty || list.names.len() > before;

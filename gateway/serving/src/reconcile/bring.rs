@@ -34,6 +34,15 @@ impl Progress for FetchProgress {
     }
 }
 
+/// Why the files of a version can't be had, for people.
+#[derive(Debug)]
+pub(crate) enum NotBrought {
+    /// It may not be loaded as things stand now.
+    Refused(String),
+    /// They are not to be had.
+    Failed(String),
+}
+
 /// The cache and what it is filled from.
 pub(crate) struct Stock {
     source: Arc<dyn VersionSource>,
@@ -68,17 +77,17 @@ impl Stock {
     /// The files of a version.
     ///
     /// # Errors
-    /// Why they can't be had, for people.
-    pub(crate) async fn bring(self: Arc<Self>, generation: &Generation, progress: &FetchProgress) -> Result<Files, String> {
+    /// Why they can't be had.
+    pub(crate) async fn bring(self: Arc<Self>, generation: &Generation, progress: &FetchProgress) -> Result<Files, NotBrought> {
         let digest = generation.digest;
         // What lies on local disk was judged when it came, and that may be long ago.
-        admitted(&self.admit, generation)?;
+        admitted(&self.admit, generation).map_err(NotBrought::Refused)?;
         let (stock, wanted) = (Arc::clone(&self), generation.clone());
         // A cancelled runtime is the only way to fail: then nobody waits for the answer.
         drop(tokio::task::spawn_blocking(move || stock.prepare(&wanted)).await);
         let fetched = AssertUnwindSafe(self.cache.ensure(self.source.as_ref(), generation, progress)).catch_unwind().await;
-        let lease =
-            fetched.map_err(|panic| format!("the source {}", panicked(panic.as_ref())))?.map_err(|error| with_causes(&error))?;
+        let fetched = fetched.map_err(|panic| NotBrought::Failed(format!("the source {}", panicked(panic.as_ref()))))?;
+        let lease = fetched.map_err(|error| NotBrought::Failed(with_causes(&error)))?;
         lock(&self.verified).insert(digest);
         lock(&self.kept).remove(&digest);
         Ok(Files::leased(lease))

@@ -156,7 +156,7 @@ async fn a_catalog_without_an_end_is_named_with_its_bound() {
     });
     let (registry, _) = open(&fake.place("models"));
     let listing = list(&registry).await;
-    assert!(!listing.complete && listing.models.contains_key("models"));
+    assert!(listing.models.contains_key("models"), "it is known without the list");
     let problem = &listing.problems[0];
     assert!(problem.contains("the list of repositories") && problem.contains("more than 100000 names"), "{problem}");
 }
