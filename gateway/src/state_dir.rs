@@ -146,11 +146,12 @@ mod tests {
             let note = OpenOptions::new().write(true).open(dir.join(NOTE)).unwrap();
             note.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
         };
-        (used(&a, 1), used(&b, 1));
+        used(&a, 1);
+        used(&b, 1);
         assert_eq!(of(&["/srv/a", "/srv/b"]), a);
         assert_eq!(of(&["/srv/new", "/srv/b"]), b, "one that joins before it takes nothing away");
         assert_eq!(of(&["/srv/other", "/srv/another"]), of(&["/srv/other"]));
-        (used(&a, 1), used(&b, 2));
+        used(&b, 2);
         assert_eq!(of(&["/srv/a", "/srv/b"]), b, "what was served last is served on, whatever the order");
     }
 

@@ -146,7 +146,7 @@ async fn a_bucket_that_was_restored_is_followed_on() {
 
     // A folder is listed in pages of a thousand.
     let blobs = (0..2_500).map(|nth| Path::from(format!("m/blobs/{nth:064x}")));
-    let puts = futures::stream::iter(blobs).map(|path| async { store.put(&path, "x".into()).await });
+    let puts = futures::stream::iter(blobs).map(async |path| store.put(&path, "x".into()).await);
     puts.buffer_unordered(16).try_collect::<Vec<_>>().await.unwrap();
     let found = writer.collect_garbage(GC_GRACE, false).await.unwrap();
     assert_eq!((found.len(), found[0].young.len()), (1, 2_500));

@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "each test program that includes this uses what it needs")]
 #![allow(clippy::disallowed_methods, reason = "the environment tells tests where things are")]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -36,9 +38,15 @@ pub fn skip(reason: &str) {
     }
 }
 
-/// A port that nobody has now.
+/// A port that nobody has now, and that no other test of this program was given.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
 }
 
 /// SeaweedFS over a folder, with an S3 and a server of files. Ports are those that are given by the name of their option, else free ones.
