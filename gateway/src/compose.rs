@@ -26,7 +26,7 @@ pub use journals::shared_journal;
 use journals::{Beside, Held, Journals};
 use sources::identity;
 pub use sources::{Source, holds_journals, local_path, open_publish_target, open_registry};
-pub use trust::trust;
+pub use trust::{Retrust, retrust, trust};
 
 /// The folders, relative to that of the program, in which ONNX Runtime is looked for: beside an installed program, and where
 /// `make deps` puts it for one that was built in this repository.
@@ -188,7 +188,7 @@ pub fn engine_options(
             Some(trials.context("can't start the thread that tries versions")?)
         }
     };
-    let admit: Admit = match trust(config)? {
+    let admit: Admit = match source.trust() {
         Some(trust) => Arc::new(move |generation| trust.judge(generation).map_err(|why| why.to_string())),
         None => defaults.admit.clone(),
     };

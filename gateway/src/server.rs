@@ -10,6 +10,7 @@ use bascule_frontend::grpc::GrpcSettings;
 use bascule_frontend::http::HttpSettings;
 use bascule_frontend::metrics::Metrics;
 use bascule_frontend::{admin, grpc, http};
+use bascule_registry::Trust;
 use bascule_runtime_api::Runtime;
 use bascule_serving::{Engine, EngineOptions, Gpus, LoadMode, Serving};
 use serde_json::json;
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::compose::{self, Source};
+use crate::compose::{self, Retrust, Source};
 use crate::config::{Effective, ServerConfig};
 use crate::state_dir::StateDir;
 use crate::supervise::Supervised;
@@ -47,6 +48,7 @@ pub struct Server {
     drain_timeout: Duration,
     shown: watch::Sender<Arc<serde_json::Value>>,
     gpus: Arc<dyn Gpus>,
+    trust: Option<Arc<Trust>>,
     _background: Background,
     _state: StateDir,
 }
@@ -109,7 +111,7 @@ impl Server {
         let metrics = install_metrics();
         let retired = metrics.clone();
         let source = Source::open(&config)?;
-        let watched = source.clone();
+        let (watched, trust) = (source.clone(), source.trust());
         let prepared = tokio::task::spawn_blocking(move || {
             let state = StateDir::open(&config.state_dir)?;
             let on_retired = move |key: &bascule_registry::VersionKey| retired.retire(key.model.as_str(), key.version);
@@ -151,6 +153,7 @@ impl Server {
             drain_timeout,
             shown,
             gpus,
+            trust,
             _background: background,
             _state: state,
         })
@@ -167,6 +170,16 @@ impl Server {
         self.serving.change(live).await?;
         self.shown.send_replace(Arc::new(shown(effective, self.addresses)));
         Ok(())
+    }
+
+    /// Reads the trusted keys again and goes by them. What was signed by none of them is not loaded any more; the next look names it, so
+    /// ask for one ([`Server::change`] does).
+    ///
+    /// # Errors
+    /// The asynchronous runtime is on its way out.
+    pub async fn retrust(&self, effective: &Effective) -> Result<Retrust> {
+        let (config, trust) = (effective.config.clone(), self.trust.clone());
+        Ok(tokio::task::spawn_blocking(move || compose::retrust(trust.as_deref(), &config)).await?)
     }
 
     /// Says that it is not ready, waits so that this is seen, stops accepting, finishes what is in flight, drains the engine, and ends

@@ -1,8 +1,14 @@
 //! The state directory: what must survive a restart, and the cache. One process has it at a time.
 
+mod parts;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// Says which registry a part belongs to.
+const NOTE: &str = "registry.txt";
 
 /// Why a directory can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +82,7 @@ impl StateDir {
         let write = || {
             std::fs::create_dir_all(&dir)?;
             // For people who look into the directory.
-            std::fs::write(dir.join("registry.txt"), format!("{identity}\n"))
+            std::fs::write(dir.join(NOTE), format!("{identity}\n"))
         };
         match write() {
             Ok(()) => Ok(dir),
@@ -84,14 +90,21 @@ impl StateDir {
         }
     }
 
-    /// The same for several registries, which have one such place together: that of the first of them that has one already, so that
-    /// nothing is forgotten where others join, whatever their order.
+    /// The same for several registries, which have one such place together: the one that was used last, so that nothing is forgotten where
+    /// others join, whatever their order. What the others have of models that are unknown there is copied to it, once: each may have been
+    /// served alone before.
     ///
     /// # Errors
-    /// It can't be made.
+    /// It can't be made, read or written.
     pub fn of_registries(&self, identities: &[String]) -> Result<PathBuf, StateDirError> {
-        let known = identities.iter().find(|identity| self.registry_dir(identity).is_dir());
-        self.of_registry(known.or(identities.first()).map_or("", String::as_str))
+        let mut known: Vec<_> = identities.iter().filter(|identity| self.registry_dir(identity).is_dir()).collect();
+        // Of those that were used at the same time the first counts.
+        known.sort_by_key(|identity| std::cmp::Reverse(last_use(&self.registry_dir(identity))));
+        let chosen = known.first().copied().or(identities.first()).map_or("", String::as_str);
+        let dir = self.registry_dir(chosen);
+        let joined = parts::join(&dir, chosen, known.iter().skip(1).map(|other| (other.as_str(), self.registry_dir(other))));
+        joined.map_err(|source| StateDirError::Unusable { path: dir, source })?;
+        self.of_registry(chosen)
     }
 
     fn registry_dir(&self, identity: &str) -> PathBuf {
@@ -110,6 +123,11 @@ impl StateDir {
     }
 }
 
+/// When a part was last opened: its note is written each time.
+fn last_use(dir: &Path) -> Option<SystemTime> {
+    std::fs::metadata(dir.join(NOTE)).and_then(|note| note.modified()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,9 +142,57 @@ mod tests {
         assert_eq!(std::fs::read_to_string(b.join("registry.txt")).unwrap(), "/srv/b\n");
         let of =
             |identities: &[&str]| state.of_registries(&identities.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()).unwrap();
+        let used = |dir: &Path, seconds| {
+            let note = OpenOptions::new().write(true).open(dir.join(NOTE)).unwrap();
+            note.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
+        };
+        used(&a, 1);
+        used(&b, 1);
         assert_eq!(of(&["/srv/a", "/srv/b"]), a);
         assert_eq!(of(&["/srv/new", "/srv/b"]), b, "one that joins before it takes nothing away");
         assert_eq!(of(&["/srv/other", "/srv/another"]), of(&["/srv/other"]));
+        used(&b, 2);
+        assert_eq!(of(&["/srv/a", "/srv/b"]), b, "what was served last is served on, whatever the order");
+    }
+
+    /// A directory that served one registry, then another, and now both.
+    #[test]
+    fn registries_that_were_served_one_after_the_other_forget_nothing_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        let write = |dir: &Path, file: &str, text: &str| {
+            std::fs::create_dir_all(dir.join(file).parent().unwrap()).unwrap();
+            std::fs::write(dir.join(file), text).unwrap();
+        };
+        let read = |dir: &Path, file: &str| std::fs::read_to_string(dir.join(file)).ok();
+        let both = ["/srv/a".to_owned(), "/srv/b".to_owned()];
+        let a = state.of_registry(&both[0]).unwrap();
+        for (file, text) in [("operator/of_a.json", "off"), ("served/of_a.json", "1"), ("served/both.json", "by a")] {
+            write(&a, file, text);
+        }
+        write(&a, "journal/of_a/rollout/00000000000000000001.json", "pin");
+        write(&a, "journal/both/rollout/00000000000000000002.json", "unpin");
+        let note = OpenOptions::new().write(true).open(a.join(NOTE)).unwrap();
+        note.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let b = state.of_registry(&both[1]).unwrap();
+        write(&b, "served/of_b.json", "2");
+        write(&b, "journal/both/rollout/00000000000000000001.json", "by b");
+
+        assert_eq!(state.of_registries(&both).unwrap(), b);
+        let check = |file: &str, expected: Option<&str>| assert_eq!(read(&b, file).as_deref(), expected, "{file}");
+        check("served/of_b.json", Some("2"));
+        check("operator/of_a.json", Some("off"));
+        check("served/of_a.json", Some("1"));
+        check("journal/of_a/rollout/00000000000000000001.json", Some("pin"));
+        check("served/both.json", None);
+        check("journal/both/rollout/00000000000000000001.json", Some("by b"));
+        check("journal/both/rollout/00000000000000000002.json", None);
+        assert_eq!(read(&a, "operator/of_a.json").as_deref(), Some("off"), "it stays where it was, too");
+
+        // What is decided together from now on is not undone by what was.
+        std::fs::remove_file(b.join("operator/of_a.json")).unwrap();
+        assert_eq!(state.of_registries(&both).unwrap(), b);
+        check("operator/of_a.json", None);
     }
 
     #[test]

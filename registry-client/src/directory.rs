@@ -78,6 +78,10 @@ struct State {
     changes: u64,
     /// When manifests and journals were last read whatever had changed.
     full_at: Option<Duration>,
+    /// By which keys signatures were read then.
+    edition: u64,
+    /// What is told of a change log that ended before where it was read to.
+    restored: Option<String>,
     ours: BTreeMap<ModelName, Ours>,
     settler: Settler<VersionKey, Generation>,
     settings: Settler<ModelName, Settings>,
@@ -108,6 +112,8 @@ impl DirectorySource {
             registry: None,
             changes: 0,
             full_at: None,
+            edition: 0,
+            restored: None,
             ours: BTreeMap::new(),
             settler: Settler::new(options.settle_interval),
             settings: Settler::new(options.settle_interval),
@@ -145,14 +151,15 @@ impl DirectorySource {
             None => registry,
         });
         state.registry = Some((real_root.to_owned(), Arc::clone(&registry)));
-        state.full_at = None;
+        (state.full_at, state.changes) = (None, 0);
         Ok(registry)
     }
 
     /// What the change log names since the last look; all models where it is time to repair.
     async fn changes(&self, state: &State, registry: &Registry, now: Duration) -> Result<Changes, StoreError> {
         let recent = state.full_at.is_some_and(|full_at| now.saturating_sub(full_at) < self.options.repair_interval);
-        if recent {
+        // By other keys, other signatures count.
+        if recent && state.edition == registry.edition() {
             return registry.changes_after(state.changes).await;
         }
         // The log comes first: what is committed during the look is then seen again, never missed.
@@ -282,6 +289,7 @@ impl VersionSource for DirectorySource {
 impl DirectorySource {
     async fn add_up(&self, state: &mut State, seen: Look, time: &LookTime) -> Result<Outcome, SourceError> {
         let registry = self.registry(state, &seen.root).map_err(|error| SourceError::unavailable(self.describe(), error))?;
+        let edition = registry.edition();
         let changes = self.changes(state, &registry, time.began).await;
         let changes = changes.map_err(|error| SourceError::unavailable(self.describe(), error))?;
         let mut outcome = Outcome { complete: true, models: BTreeMap::new(), problems: seen.problems, recheck: Recheck::default() };
@@ -309,8 +317,10 @@ impl DirectorySource {
         state.ours.retain(|name, _| ours.contains(name));
         // Only now: whoever is cancelled before has not followed the log.
         if changes.models.is_none() {
-            state.full_at = Some(time.began);
+            (state.full_at, state.edition) = (Some(time.began), edition);
+            state.restored = registry.restored(state.changes, changes.last);
         }
+        outcome.problems.extend(state.restored.clone());
         state.changes = changes.last;
         Ok(outcome)
     }

@@ -18,7 +18,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub(crate) use entries::JournalEntries;
+pub(crate) use entries::{Folded, JournalEntries};
 pub use fold::Rollout;
 pub use local::LocalJournal;
 pub use parts::{Part, deciding_entries};

@@ -34,6 +34,13 @@ impl World {
         self.weed.restart();
     }
 
+    /// Whether what is kept for a restart says so.
+    fn keeps(&self, text: &str) -> bool {
+        let parts = std::fs::read_dir(self.sandbox.state()).unwrap().map(|entry| entry.unwrap().path());
+        let kept = parts.filter_map(|part| std::fs::read_to_string(part.join("served/m.json")).ok());
+        kept.map(|kept| kept.split_whitespace().collect::<String>()).any(|kept| kept.contains(text))
+    }
+
     fn stop(&mut self) {
         self.weed.stop();
     }
@@ -160,6 +167,8 @@ fn a_restart_without_the_registry_serves_what_was_served_and_recovers() {
     let Some(mut world) = World::new() else { return };
     let gateway = world.serve_two_versions();
     let before = crate::http::get(gateway.http, "/v2/models/m/versions/2").json_or_null();
+    // What is decided shows a moment before it is on disk.
+    gateway.eventually_admin("/admin/v1/status", |_, _| world.keeps("\"candidate\":[2,2500]"));
     gateway.kill();
     world.stop();
     let gateway = world.sandbox.serve().ready();

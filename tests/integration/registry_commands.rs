@@ -69,6 +69,53 @@ fn a_signed_version_is_served_and_an_unsigned_one_is_refused_by_name() {
     assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 2.0), "verified from local disk alone");
 }
 
+/// A key that is taken out of a file, from SIGHUP to what is served, refused and said.
+#[test]
+fn a_hangup_reads_trusted_keys_again_and_names_what_needs_a_restart() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox.at(None).set("trial.mode=off");
+    let keygen = |name: &str| json(&sandbox.succeed(&["keygen", name, "--json"]))["public_key"].as_str().unwrap().to_owned();
+    let (old, new) = (keygen("old.key"), keygen("new.key"));
+    let registry = sandbox.registry().display().to_string();
+    let configure = |settle_interval: &str| {
+        let entry = format!("name = \"one\"\nurl = \"{registry}\"\nsettle_interval = \"{settle_interval}\"");
+        std::fs::write(sandbox.path("bascule.toml"), format!("[[registry]]\n{entry}\ntrust = [\"file:trusted.pub\"]\n")).unwrap();
+    };
+    configure("1s");
+    std::fs::write(sandbox.path("trusted.pub"), format!("{old}\n{new}\n")).unwrap();
+    for (value, key) in [(1.0, "old.key"), (2.0, "new.key")] {
+        std::fs::write(sandbox.path("m.onnx"), &constant(value, 2).bytes).unwrap();
+        sandbox.succeed(&["publish", "m", "m.onnx", "--registry", &registry, "--sign", key]);
+    }
+    let gateway = sandbox.serve().ready();
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["models"][0]["stable"] == 2);
+
+    configure("2s");
+    std::fs::write(sandbox.path("trusted.pub"), &old).unwrap();
+    gateway.signal("HUP");
+    let refused = format!("version 2 is refused: it is signed by {new} only, which `registry.trust` does not name");
+    gateway.eventually_admin("/admin/v1/models/m", |_, model| model["problems"][0] == refused.as_str());
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 2.0), "what serves is not taken away");
+    let log = gateway.log();
+    let settle = log.lines().find(|line| line.contains("registry.settle_interval")).unwrap_or_default();
+    assert!(settle.contains("needs a restart") && settle.contains("one=2s"), "{log}");
+
+    std::fs::remove_file(sandbox.path("trusted.pub")).unwrap();
+    gateway.signal("HUP");
+    gateway.eventually_admin("/admin/v1/status", |_, status| {
+        let problem = status["registry"]["problems"][0].as_str().unwrap_or_default();
+        problem.contains("trusted.pub") && problem.contains("the keys that were trusted before still count")
+    });
+    assert!(gateway.log().contains("can't be read again"), "{}", gateway.log());
+
+    // A restart loads anew.
+    std::fs::write(sandbox.path("trusted.pub"), &old).unwrap();
+    gateway.kill();
+    let gateway = sandbox.serve().ready();
+    gateway.eventually_admin("/admin/v1/status", |_, status| status["models"][0]["stable"] == 1);
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0));
+}
+
 #[test]
 fn versions_are_listed_compared_and_yanked() {
     let Some(sandbox) = Sandbox::new() else { return };

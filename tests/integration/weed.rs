@@ -1,9 +1,8 @@
 //! A real S3 server (SeaweedFS) that can be stopped and started again, with what it keeps.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::servers::{Server, find_or_skip, free_port, listens};
+use crate::servers::{Server, find_or_skip, free_port, listens, seaweedfs};
 
 /// The server, and its folder.
 pub struct Weed {
@@ -33,28 +32,10 @@ impl Weed {
 
     /// Starts it again, with what it kept.
     pub fn restart(&mut self) {
-        let (dir, [s3, master, volume, filer]) = (self.folder.path().to_owned(), self.ports);
-        let program = self.program.clone();
-        let prepare = move |_: &Path| {
-            let mut command = Command::new(program);
-            // Nothing of a test is reported to anybody; and the ports that go with these are not theirs plus 10,000, which may be too high.
-            command.args([
-                "server",
-                "-master.telemetry=false",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-                "-filer",
-                "-s3",
-                "-volume.max=20",
-            ]);
-            command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);
-            for option in ["s3.port.grpc", "master.port.grpc", "volume.port.grpc", "filer.port.grpc"] {
-                command.arg(format!("-{option}={}", free_port()));
-            }
-            command.arg(format!("-dir={}", dir.display())).arg(format!("-s3.port={s3}")).arg(format!("-master.port={master}"));
-            command.arg(format!("-volume.port={volume}")).arg(format!("-filer.port={filer}"));
-            command
-        };
+        let [s3, master, volume, filer] = self.ports;
+        // The same at each start: what it keeps names them.
+        let ports = [("s3.port", s3), ("master.port", master), ("volume.port", volume), ("filer.port", filer)];
+        let prepare = |_: &Path| seaweedfs(&self.program, self.folder.path(), &ports);
         self.server = Some(Server::start(prepare, || listens(s3) && listens(volume) && listens(filer)));
     }
 

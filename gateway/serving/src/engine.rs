@@ -38,7 +38,7 @@ pub struct SettingsError {
 /// content of the files: it must not block.
 pub type SettingsReader = Arc<dyn Fn(&ListedModel, Option<VersionNumber>) -> Result<ModelSettings, SettingsError> + Send + Sync>;
 
-/// Judges a version that was served before a restart: why it may not be served again, where that is so, as a clause with `it`.
+/// Judges a version that is to be loaded, now or again: why it may not be, where that is so, as a clause with `it`.
 pub type Admit = Arc<dyn Fn(&Generation) -> Result<(), String> + Send + Sync>;
 
 /// What happens to a version that serves and whose directory is gone.
@@ -161,7 +161,8 @@ pub struct EngineOptions {
     pub gpus: Arc<dyn Gpus>,
     /// Where sessions mark that they run.
     pub marks: Option<Arc<dyn Marks>>,
-    /// Judges what was served before the restart. What the source lists is the source's to judge.
+    /// Judges what was served before the restart, and each version right before it is fetched and before it is loaded: its judgement may
+    /// change. What is listed is the source's to judge.
     pub admit: Admit,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
@@ -281,7 +282,7 @@ async fn prepare(options: &EngineOptions) -> Result<(Persisted, Arc<Stock>, Arc<
         });
         persisted.admit(admit.as_ref());
         let served = persisted.served.values().flat_map(|served| &served.versions).map(|generation| generation.digest);
-        let stock = Stock::new(source, cache, max_bytes, served);
+        let stock = Stock::new(source, cache, max_bytes, served, admit);
         let runtimes = Runtimes::open(runtimes);
         for (format, error) in runtimes.unavailable() {
             tracing::warn!(format, error = with_causes(error), "a runtime can't be used");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use bascule_registry::{
     DirectoryOptions, DirectorySource, MlflowOptions, MlflowSource, NamedSource, OciOptions, OciRegistry, PublishTarget,
-    Registries, Registry, Trusted, VersionSource, WriteBack,
+    Registries, Registry, Trust, Trusted, VersionSource, WriteBack,
 };
 
 use super::told::Told;
@@ -28,6 +28,8 @@ pub struct Source {
     pub(super) stores: BTreeMap<Arc<str>, Arc<Registry>>,
     /// Those that can be told of decisions.
     servers: BTreeMap<Arc<str>, Arc<dyn WriteBack>>,
+    /// Who has to have signed what is loaded.
+    trust: Option<Arc<Trust>>,
 }
 
 impl Source {
@@ -72,7 +74,12 @@ impl Source {
             };
             members.push(NamedSource { name: spec.name.clone(), place, source });
         }
-        Ok(Source { registries: Arc::new(Registries::new(members)), directories, stores, servers })
+        Ok(Source { registries: Arc::new(Registries::new(members)), directories, stores, servers, trust })
+    }
+
+    /// The keys that are trusted, now and after a reload; nothing where nobody has to sign.
+    pub fn trust(&self) -> Option<Arc<Trust>> {
+        self.trust.clone()
     }
 
     /// As the engine takes it.

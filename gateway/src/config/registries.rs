@@ -31,7 +31,8 @@ pub(super) const TRUST: Key<Vec<TrustedKey>> = Key::new(
     "registry.trust",
     Vec::new,
     "public keys that versions have to be signed by, or files with some (\"file:keys.pub\"); empty for versions that nobody signs",
-);
+)
+.live();
 
 /// What exists, and how it is looked for.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +53,12 @@ impl RegistryConfig {
         let origin = layers.origin_of(&URL);
         let (written, place) = written.unwrap_or((Vec::new(), Origin::Default));
         let all = choose(&written, &url, &origin, settle_interval);
+        if all.iter().any(|spec| spec.settle_interval != settle_interval) {
+            // Shown with their names, so that a change of one is seen.
+            let shown = all.iter().map(|spec| (spec.name.as_deref().unwrap_or_default(), spec.settle_interval.show()));
+            let shown = shown.map(|(name, interval)| format!("{name}={interval}")).collect::<Vec<_>>().join(",");
+            layers.show_as(&SETTLE_INTERVAL, shown, place.clone());
+        }
         if all.iter().any(|spec| spec.name.is_some()) {
             let shown = all.iter().map(|spec| format!("{}={}", spec.name.as_deref().unwrap_or_default(), spec.url.0));
             let shown = shown.collect::<Vec<_>>().join(",");

@@ -22,6 +22,15 @@ pub struct Change {
     pub new: String,
 }
 
+impl Changes {
+    /// A setting of those that apply at once does not, as it turned out.
+    pub fn refuse(&mut self, name: &str) {
+        let (refused, live) = std::mem::take(&mut self.live).into_iter().partition(|change| change.name == name);
+        self.live = live;
+        self.refused.extend::<Vec<_>>(refused);
+    }
+}
+
 /// Compares what applies with what was read now.
 pub fn changes(old: &[Entry], new: &[Entry]) -> Changes {
     let mut changes = Changes::default();

@@ -48,6 +48,15 @@ struct Checkpoint {
     ids: VecDeque<(Uuid, u64)>,
 }
 
+/// A fold, and the id of the last entry in it, by which the journal is known again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Folded {
+    pub(crate) rollout: Rollout,
+    pub(crate) last: Option<Uuid>,
+    /// The journal was not the one that had been folded before, as after its registry was restored from a backup: it was begun anew.
+    pub(crate) is_another: bool,
+}
+
 impl Checkpoint {
     fn apply(&mut self, entry: &Entry) {
         self.rollout.apply(entry);
@@ -108,18 +117,32 @@ impl JournalEntries {
         Ok(self.folded().await?.rollout)
     }
 
-    /// The state after the entry `tail`, read from where `known` stands.
-    pub(crate) async fn rollout_to(&self, known: Rollout, tail: u64) -> Result<Rollout, JournalError> {
+    /// The state after the entry `tail`, read from where `known` stands, or from the beginning where that is in no part of this journal.
+    pub(crate) async fn rollout_to(&self, known: Folded, tail: u64) -> Result<Folded, JournalError> {
+        let seq = known.rollout.seq;
         // Far behind, a checkpoint saves most of the reading; and what froze may have been mended.
-        if known.frozen.is_some() || known.seq > tail || tail - known.seq > CHECKPOINT_EVERY {
-            let checkpoint = self.last_checkpoint(tail).await?;
-            return Ok(self.folded_to(checkpoint, tail).await?.rollout);
+        if known.rollout.frozen.is_some() || seq > tail || tail - seq > CHECKPOINT_EVERY {
+            return self.folded_anew(tail, seq > tail).await;
         }
-        let mut rollout = known;
-        for entry in self.read(rollout.seq + 1, tail).await? {
-            rollout.apply(&entry);
+        // The last entry is read once more: another one there means another journal. One that can't be read tells nothing.
+        let first = if known.last.is_some() { seq.max(1) } else { seq + 1 };
+        let entries = self.read(first, tail).await?;
+        let is_another = |entry: &Entry| entry.seq == seq && !entry.id.is_nil() && Some(entry.id) != known.last;
+        if known.last.is_some() && entries.first().is_some_and(is_another) {
+            return self.folded_anew(tail, true).await;
         }
-        Ok(rollout)
+        let mut folded = Folded { is_another: false, ..known };
+        for entry in entries.iter().filter(|entry| entry.seq > seq) {
+            folded.rollout.apply(entry);
+            folded.last = Some(entry.id);
+        }
+        Ok(folded)
+    }
+
+    async fn folded_anew(&self, tail: u64, is_another: bool) -> Result<Folded, JournalError> {
+        let checkpoint = self.last_checkpoint(tail).await?;
+        let state = self.folded_to(checkpoint, tail).await?;
+        Ok(Folded { last: state.ids.back().map(|(id, _)| *id), rollout: state.rollout, is_another })
     }
 
     /// The number of the last entry. `known` is where to start looking.

@@ -1,10 +1,12 @@
 //! The requests of the distribution specification that are needed: lists, manifests, and the heads of blobs.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, LINK};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::error::OciError;
 use super::http::{Ask, Client, Scope, read_bounded, unwanted};
@@ -17,9 +19,12 @@ pub(super) const MAX_IMAGE_MANIFEST_BYTES: u64 = 4 << 20;
 /// A page of a list asks for so many names.
 const PAGE: &str = "1000";
 const MAX_PAGE_BYTES: u64 = 4 << 20;
-/// What a list is read to: more tags or repositories than this are an error, and no endless list is followed.
+/// What a list is read to: more tags or repositories than this are an error, and no endless list is followed. Registries choose the
+/// size of their pages themselves, a single name included.
 const MAX_NAMES: usize = 100_000;
-const MAX_PAGES: usize = 1_000;
+const MAX_PAGES: usize = 20_000;
+/// How long all pages of a list may take together.
+const LIST_LIMIT: Duration = Duration::from_secs(600);
 /// The longest tag.
 const MAX_TAG_BYTES: usize = 128;
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -70,6 +75,7 @@ impl Client {
         Ok(list)
     }
 
+    /// All pages of a list.
     async fn list(
         &self,
         what: &str,
@@ -80,7 +86,9 @@ impl Client {
         let mut url = self.url(path);
         url.set_query(Some(&format!("n={PAGE}")));
         let mut list = Names { names: BTreeSet::new(), pages: 0 };
+        let (began, mut asked) = (Instant::now(), BTreeSet::new());
         loop {
+            asked.insert(Digest::of(url.as_str().as_bytes()));
             let response = self.send(&self.get(what, url.clone(), scope.clone())).await?;
             if response.status() != StatusCode::OK {
                 return Err(unwanted(what, response).await);
@@ -88,16 +96,17 @@ impl Client {
             let next = next_page(response.headers()).map(|next| self.resolve(what, &url, &next)).transpose()?;
             let body = read_bounded(what, response, MAX_PAGE_BYTES).await?;
             let page = read(&body).map_err(|error| OciError::protocol(what, format!("a page is not valid: {error}")))?;
-            let before = list.names.len();
+            let (before, is_empty) = (list.names.len(), page.is_empty());
             list.names.extend(page);
             list.pages += 1;
-            if list.names.len() > MAX_NAMES || list.pages > MAX_PAGES {
-                return Err(OciError::protocol(what, format!("it has more than {MAX_NAMES} names or {MAX_PAGES} pages")));
+            if let Some(problem) = excess(list.names.len(), list.pages, began.elapsed()) {
+                return Err(OciError::TooLong { what: what.to_owned(), problem });
             }
-            match next {
-                Some(next) if list.names.len() > before => url = next,
-                // A page that brings nothing new ends the list, whatever it links to.
-                _ => return Ok(list),
+            // What nobody may see can leave a page empty. One that repeats what came before ends the list, whatever it links to.
+            let goes_on = is_empty || list.names.len() > before;
+            match next.filter(|next| goes_on && !asked.contains(&Digest::of(next.as_str().as_bytes()))) {
+                Some(next) => url = next,
+                None => return Ok(list),
             }
         }
     }
@@ -164,6 +173,18 @@ impl Client {
     }
 }
 
+/// Why a list is not followed any further, where that is so.
+fn excess(names: usize, pages: usize, took: Duration) -> Option<String> {
+    if names > MAX_NAMES {
+        return Some(format!("it has more than {MAX_NAMES} names"));
+    }
+    if pages > MAX_PAGES {
+        return Some(format!("it has more than {MAX_PAGES} pages: {names} names came so far"));
+    }
+    let limit = LIST_LIMIT.as_secs();
+    (took > LIST_LIMIT).then(|| format!("its pages take longer than {limit} s: {pages} of them with {names} names came so far"))
+}
+
 /// The digest that an answer names; others than sha256 tell nothing here.
 pub(super) fn content_digest(response: &Response) -> Option<Digest> {
     response.headers().get(CONTENT_DIGEST)?.to_str().ok()?.strip_prefix("sha256:")?.parse().ok()
@@ -205,6 +226,18 @@ mod tests {
         check(r#"<a>; rel="prev", <b>; title="t"; rel="next""#, Some("b"));
         check(r#"<a>; rel="prev""#, None);
         check("nonsense; rel=next", None);
+    }
+
+    #[test]
+    fn lists_that_are_too_long_say_what_is_too_much() {
+        assert_eq!(excess(MAX_NAMES, MAX_PAGES, LIST_LIMIT), None);
+        let check = |names, pages, took, part: &str| {
+            let problem = excess(names, pages, took).unwrap();
+            assert!(problem.contains(part), "{problem}");
+        };
+        check(MAX_NAMES + 1, 2, Duration::ZERO, "more than 100000 names");
+        check(7, MAX_PAGES + 1, Duration::ZERO, "more than 20000 pages: 7 names came so far");
+        check(7, 3, LIST_LIMIT + Duration::from_secs(1), "longer than 600 s: 3 of them with 7 names");
     }
 
     #[test]

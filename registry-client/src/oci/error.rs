@@ -27,6 +27,8 @@ pub(super) enum OciError {
     Busy { what: String, status: StatusCode, wait: Duration },
     #[error("{what} was answered with more than {limit} bytes")]
     TooLarge { what: String, limit: u64 },
+    #[error("{what} is not followed to its end: {problem}")]
+    TooLong { what: String, problem: String },
     #[error("{what} was answered with bytes whose sha256 is {actual}, not {expected}")]
     Digest { what: String, expected: Digest, actual: Digest },
     #[error("{what} was answered as no OCI registry does: {problem}")]
@@ -53,7 +55,7 @@ impl OciError {
     pub(super) fn is_not_offered(&self) -> bool {
         const OTHERS: [StatusCode; 4] =
             [StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED, StatusCode::BAD_REQUEST];
-        matches!(self, Self::Refused { .. } | Self::Protocol { .. } | Self::TooLarge { .. })
+        matches!(self, Self::Refused { .. } | Self::Protocol { .. } | Self::TooLarge { .. } | Self::TooLong { .. })
             || matches!(self, Self::Status { status, .. } if OTHERS.contains(status))
     }
 

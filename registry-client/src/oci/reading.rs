@@ -56,6 +56,8 @@ struct Below {
     pages: usize,
     /// Why there is no list; it is asked for again at the repair interval.
     not_offered: Option<String>,
+    /// There is one, which is longer than it is read.
+    too_long: bool,
     failed: Option<String>,
 }
 
@@ -185,7 +187,8 @@ impl OciRegistry {
             },
             // Many registries have no such list, or not for everybody. What was found once is not forgotten for that.
             Err(error) if error.is_not_offered() && before.repositories.is_empty() => {
-                Below { not_offered: Some(with_causes(&error)), ..Below::default() }
+                let too_long = matches!(error, OciError::TooLong { .. });
+                Below { not_offered: Some(with_causes(&error)), too_long, ..Below::default() }
             }
             Err(error) => Below { failed: Some(with_causes(&error)), ..before.clone() },
         }
@@ -242,6 +245,10 @@ impl Seen {
         if let Some(failed) = &self.below.failed {
             self.complete = false;
             self.problems.push(format!("which repositories there are below {own} is not known: {failed}"));
+        }
+        if let Some(reason) = self.below.not_offered.as_ref().filter(|_| self.below.too_long) {
+            self.problems.push(format!("which repositories there are below {own} is not known: {reason}"));
+            return;
         }
         if let Some(reason) = self.below.not_offered.as_ref().filter(|_| self.repositories.is_empty()) {
             self.problems.push(format!("{own} has no tags, and the registry does not list what lies below it: {reason}"));

@@ -4,6 +4,7 @@
 //! [`AccessError`]. What the registry itself acts on (not found, already there, precondition) passes unchanged. Bodies of errors may
 //! quote tokens and signatures: no more than their code and message are shown.
 
+mod levels;
 mod uploads;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use object_store::client::HttpError;
+use object_store::list::PaginatedListStore;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
@@ -248,15 +250,16 @@ pub(crate) fn access_error(error: &StoreError) -> Option<&AccessError> {
 }
 
 /// A store of another machine.
-#[derive(Debug)]
 pub(crate) struct Reached {
     inner: Arc<dyn ObjectStore>,
+    /// The same, where it lists folders in pages.
+    levels: Option<Arc<dyn PaginatedListStore>>,
     access: Arc<Access>,
 }
 
 impl Reached {
-    pub(super) fn new(inner: Arc<dyn ObjectStore>, access: Arc<Access>) -> Self {
-        Self { inner, access }
+    pub(super) fn new(inner: Arc<dyn ObjectStore>, levels: Option<Arc<dyn PaginatedListStore>>, access: Arc<Access>) -> Self {
+        Self { inner, levels, access }
     }
 
     /// Pieces of an answer, each in time, and all of them in a time that grows with what they are `worth`.
@@ -285,6 +288,12 @@ impl Reached {
             }
         };
         futures::stream::unfold((access, Some(pieces), PATIENCE), next).boxed()
+    }
+}
+
+impl fmt::Debug for Reached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reached").field("inner", &self.inner).field("access", &self.access).finish_non_exhaustive()
     }
 }
 
@@ -338,13 +347,20 @@ impl ObjectStore for Reached {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.access.in_time(self.inner.list_with_delimiter(prefix)).await
+        self.level(prefix).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.access.refuse_writing()?;
         self.inner.copy_opts(from, to, options).await.map_err(|error| self.access.explain(error))
     }
+}
+
+/// What a server says that can't do what was asked.
+#[cfg(test)]
+pub(crate) fn lacking() -> StoreError {
+    let access = Access::new("http://test".to_owned(), "nothing".to_owned(), "the place".to_owned());
+    Arc::new(access).error(Trouble::Odd("it can't list".to_owned()))
 }
 
 #[cfg(test)]
@@ -369,7 +385,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_registry_acts_on_passes_and_reading_does_not_write() {
         let access = Access::new("http://host/models".to_owned(), "nothing".to_owned(), "the place".to_owned()).read_only();
-        let store = Reached::new(Arc::new(object_store::memory::InMemory::new()), Arc::new(access));
+        let store = Reached::new(Arc::new(object_store::memory::InMemory::new()), None, Arc::new(access));
         use object_store::ObjectStoreExt as _;
         let gone = store.get(&Path::from("x")).await.unwrap_err();
         assert!(matches!(gone, StoreError::NotFound { .. }), "{gone}");
@@ -380,7 +396,7 @@ mod tests {
 
     fn reached() -> Reached {
         let access = Access::new("s3://models".to_owned(), "nothing".to_owned(), "the place".to_owned());
-        Reached::new(Arc::new(object_store::memory::InMemory::new()), Arc::new(access))
+        Reached::new(Arc::new(object_store::memory::InMemory::new()), None, Arc::new(access))
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures::StreamExt as _;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectMeta, ObjectStoreExt as _};
 use tokio::sync::OnceCell;
@@ -33,6 +34,10 @@ use crate::name::{ModelName, VersionKey, VersionNumber, parse_version, quoted};
 
 /// How old something has to be that nobody names before it is removed. A shorter time is safe only while nobody publishes.
 pub const GC_GRACE: Duration = Duration::from_secs(24 * 3_600);
+
+/// How many models are looked at a time, and objects of one.
+const MODELS: usize = 4;
+const READS: usize = 16;
 
 /// A listing and a look at one object may tell its time with other precision.
 const SAME_TIME: Duration = Duration::from_secs(2);
@@ -79,12 +84,16 @@ impl Registry {
     pub async fn collect_garbage(&self, grace: Duration, remove: bool) -> Result<Vec<Garbage>, RegistryError> {
         let now = if remove { self.store_time().await? } else { self.clock.now() };
         let (mut found, log) = (Vec::new(), OnceCell::new());
-        for model in self.models().await? {
+        let models = futures::stream::iter(self.models().await?).map(async |model| {
             let garbage = self.garbage_of(&model, now, grace, &log).await?;
-            let garbage = match remove {
-                true => self.remove(garbage).await?,
-                false => garbage,
-            };
+            match remove {
+                true => self.remove(garbage).await,
+                false => Ok(garbage),
+            }
+        });
+        let mut models = models.buffered(MODELS);
+        while let Some(garbage) = models.next().await {
+            let garbage = garbage?;
             if !garbage.old.is_empty() || !garbage.young.is_empty() || garbage.left_alone.is_some() {
                 found.push(garbage);
             }
@@ -107,9 +116,11 @@ impl Registry {
         let mut garbage = Garbage { model: model.clone(), old: Vec::new(), young: Vec::new(), left_alone: None };
         let blobs = self.level(&self.model_path(model).join("blobs")).await?.objects;
         let signed = self.level(&self.model_path(model).join("signatures")).await?.common_prefixes;
-        let mut signatures = Vec::new();
-        for (digest, dir) in signed.iter().filter_map(|dir| Some((digest_of(dir)?, dir))) {
-            signatures.extend(self.level(dir).await?.objects.into_iter().map(|object| (digest, object)));
+        let signed: Vec<_> = signed.into_iter().filter_map(|dir| Some((digest_of(&dir)?, dir))).collect();
+        let lists = futures::stream::iter(signed).map(async |(digest, dir)| (digest, self.level(&dir).await));
+        let (mut lists, mut signatures) = (lists.buffered(READS), Vec::new());
+        while let Some((digest, level)) = lists.next().await {
+            signatures.extend(level?.objects.into_iter().map(|object| (digest, object)));
         }
         if blobs.is_empty() && signatures.is_empty() {
             return Ok(garbage);
@@ -181,12 +192,19 @@ impl Registry {
             return Ok(Err("it is in the plain layout".into()));
         }
         let folders = folder_names(&self.level(&self.model_path(model).join("versions")).await?);
-        let mut needed = Needed { folders: folders.clone(), ..Needed::default() };
+        let mut versions = Vec::with_capacity(folders.len());
         for name in &folders {
             let Ok(version) = parse_version(name) else {
                 return Ok(Err(format!("{} lies between its versions and is none", quoted(name))));
             };
-            let bytes = match self.manifest_bytes(&VersionKey::new(model.clone(), version)).await? {
+            versions.push(version);
+        }
+        let mut needed = Needed { folders, ..Needed::default() };
+        let reads = futures::stream::iter(versions)
+            .map(async |version| (version, self.manifest_bytes(&VersionKey::new(model.clone(), version)).await));
+        let mut reads = reads.buffered(READS);
+        while let Some((version, bytes)) = reads.next().await {
+            let bytes = match bytes? {
                 // A directory without a manifest is no version.
                 None => continue,
                 Some(Read::Whole(bytes)) => bytes,

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use uuid::Uuid;
 
 use super::tree::{MANIFEST, ModelTree, Stamp, Stamps, TOMBSTONE, object_below};
 use super::versions::{
@@ -15,11 +16,12 @@ use super::versions::{
 };
 use super::{Registry, RegistryError};
 use crate::digest::{Digest, DigestBuilder};
-use crate::journal::Rollout;
+use crate::journal::{Folded, Rollout};
 use crate::listing::{Generation, ListedModel};
 use crate::log::{Read, read_small};
 use crate::name::{ModelName, VersionKey, VersionNumber};
 use crate::plain::Settings;
+use crate::signing::MAX_SIGNATURES;
 
 /// How many objects of one model are read at a time.
 const READS: usize = 16;
@@ -39,6 +41,10 @@ pub(super) struct Known {
     unread: BTreeSet<VersionNumber>,
     /// The fold of its journal.
     rollout: Rollout,
+    /// The id of the last entry that is folded in.
+    last_id: Option<Uuid>,
+    /// What is told of a journal that was begun anew, until the next repair.
+    restored: Option<String>,
     settings: BTreeMap<String, (Stamp, Arc<[u8]>)>,
     settings_problems: Vec<String>,
     /// Its journal and its settings have been read, once at the least: before that an empty one says nothing.
@@ -56,6 +62,8 @@ struct ReadVersion {
     stamps: Stamps,
     /// Those of the signatures that were listed then.
     signed: Option<Stamps>,
+    /// By which keys signatures were chosen, where there were too many.
+    edition: u64,
     /// What it is, or what is wrong with it.
     outcome: Result<Arc<Generation>, String>,
 }
@@ -70,11 +78,21 @@ pub(super) struct Failure {
 
 impl Known {
     /// Whether the model is to be read now that the listing shows this.
-    pub(super) fn is_stale(&self, tree: &ModelTree, now: Duration, whatever: bool) -> bool {
+    pub(super) fn is_stale(&self, tree: &ModelTree, now: Duration, repairs: bool, edition: u64) -> bool {
         match &self.failure {
-            Some(failure) => whatever || failure.retry_at <= now,
-            None => self.partial || self.tree != *tree,
+            Some(failure) => repairs || failure.retry_at <= now,
+            None => self.partial || self.tree != *tree || (repairs && self.restored.is_some()) || self.has_unread(edition),
         }
+    }
+
+    /// Whether signatures of a version were left out that count by the keys of now.
+    fn has_unread(&self, edition: u64) -> bool {
+        self.versions.values().any(|read| read.edition != edition && has_many(read.signed.as_ref()))
+    }
+
+    /// What was last seen of an object in the folder of a version.
+    pub(super) fn shows(&self, number: VersionNumber, file: &str) -> Option<&Stamp> {
+        self.tree.versions.get(&number)?.get(file)
     }
 
     /// Takes note that it can't be read. `spread` is from 0 to 1.
@@ -91,7 +109,7 @@ impl Known {
     }
 
     pub(super) fn is_tombstoned(&self, number: VersionNumber) -> bool {
-        self.tree.versions.get(&number).is_some_and(|files| files.contains_key(TOMBSTONE))
+        self.shows(number, TOMBSTONE).is_some()
     }
 
     /// The last entry of its journal that has been read.
@@ -134,7 +152,7 @@ impl Known {
 
     /// What is wrong with it beside its versions.
     pub(super) fn problems(&self) -> Vec<String> {
-        self.tree.problems.iter().chain(&self.settings_problems).cloned().collect()
+        self.tree.problems.iter().chain(&self.settings_problems).chain(&self.restored).cloned().collect()
     }
 
     pub(super) fn settings(&self) -> Settings {
@@ -159,13 +177,19 @@ impl Known {
 
 impl Registry {
     /// Reads what is new of a model. What can't be read stays as it was, and hinders nothing else: an error is the first of those that
-    /// there were. What could be read is not read again.
-    pub(super) async fn refresh(&self, name: &ModelName, tree: ModelTree, known: &mut Known) -> Result<(), RegistryError> {
+    /// there were. What could be read is not read again. With `repairs`, a journal that is another one than was read is begun anew.
+    pub(super) async fn refresh(
+        &self,
+        name: &ModelName,
+        tree: ModelTree,
+        known: &mut Known,
+        repairs: bool,
+    ) -> Result<(), RegistryError> {
         known.partial = false;
         let (mut versions, mut rollout) = (Ok(()), Ok(()));
         if tree.ours {
             versions = self.refresh_versions(name, &tree, known).await;
-            rollout = self.refresh_rollout(name, &tree, known).await;
+            rollout = self.refresh_rollout(name, &tree, known, repairs).await;
         }
         let settings = self.refresh_settings(name, &tree, known).await;
         if !tree.ours {
@@ -196,6 +220,7 @@ impl Registry {
         new.sort_by_key(|(number, _)| known.unread.contains(number));
         known.unread.clear();
         let (mut failure, failures) = (Ok(()), AtomicUsize::new(0));
+        let edition = self.edition();
         let reads = futures::stream::iter(new).map(async |(number, stamps)| {
             if failures.load(Ordering::Relaxed) >= MAX_UNREAD {
                 return (number, stamps, None);
@@ -205,9 +230,13 @@ impl Registry {
         });
         let mut reads = reads.buffer_unordered(READS);
         while let Some((number, stamps, outcome)) = reads.next().await {
+            let mut probed = None;
             let outcome = match outcome {
                 None => continue,
-                Some(Ok(generation)) => Ok(Arc::new(generation)),
+                Some(Ok((generation, found))) => {
+                    probed = found;
+                    Ok(Arc::new(generation))
+                }
                 Some(Err(RegistryError::Manifest { source, .. })) => Err(with_causes(&source)),
                 Some(Err(RegistryError::NotFound { .. })) => {
                     known.partial = true;
@@ -220,33 +249,64 @@ impl Registry {
                     continue;
                 }
             };
-            let signed = outcome.as_ref().ok().and_then(|generation| tree.signatures.get(&generation.digest.to_string()).cloned());
-            known.versions.insert(number, ReadVersion { stamps, signed, outcome });
+            let listed = outcome.as_ref().ok().and_then(|generation| tree.signatures.get(&generation.digest.to_string()).cloned());
+            // What the next look will show, where only whoever knows the manifest can ask for them.
+            let signed = listed.or(probed.filter(|probed: &Stamps| !probed.is_empty()));
+            known.versions.insert(number, ReadVersion { stamps, signed, edition, outcome });
         }
         failure
     }
 
-    /// Whether somebody has signed a version since it was read.
+    /// Whether somebody has signed a version since it was read, or may have under a key that did not count then.
     fn is_signed_anew(&self, read: &ReadVersion, now: &ModelTree) -> bool {
         let Ok(generation) = &read.outcome else { return false };
-        self.signatures_of.is_some() && read.signed.as_ref() != now.signatures.get(&generation.digest.to_string())
+        let now = now.signatures.get(&generation.digest.to_string());
+        self.signatures_of.is_some() && (read.signed.as_ref() != now || (read.edition != self.edition() && has_many(now)))
     }
 
-    async fn refresh_rollout(&self, name: &ModelName, tree: &ModelTree, known: &mut Known) -> Result<(), RegistryError> {
+    /// Which keys count, as far as signatures are read.
+    pub(crate) fn edition(&self) -> u64 {
+        self.signatures_of.as_ref().map_or(0, |keys| keys.edition())
+    }
+
+    async fn refresh_rollout(
+        &self,
+        name: &ModelName,
+        tree: &ModelTree,
+        known: &mut Known,
+        repairs: bool,
+    ) -> Result<(), RegistryError> {
         let unreadable = |error| RegistryError::unavailable(format!("journal of {name}"), error);
-        let journal = self.entries(name);
+        let (journal, seq) = (self.entries(name), known.rollout.seq);
         // Names that nobody gave to entries must not make us read numbers that are not there.
-        let tail = match tree.last_entry {
+        let mut tail = match tree.last_entry {
             last if last == tree.entries => last,
-            _ => journal.tail(known.rollout.seq).await.map_err(unreadable)?,
+            _ => journal.tail(seq).await.map_err(unreadable)?,
         };
-        if tail < known.rollout.seq {
-            // Entries do not go: what was decided must not be taken back because a listing is short.
-            let short = format!("it ends at entry {tail}, but entry {} was there", known.rollout.seq);
+        if tail < seq && repairs {
+            // A listing may be short. Where the entry itself is gone too, the registry is from before it.
+            tail = journal.tail(seq).await.map_err(unreadable)?;
+        } else if tail < seq {
+            // What was decided must not be taken back because a listing is short.
+            let short = format!("it ends at entry {tail}, but entry {seq} was there");
             return Err(RegistryError::unavailable(format!("journal of {name}"), std::io::Error::other(short)));
         }
-        if tail != known.rollout.seq || known.rollout.frozen.is_some() {
-            known.rollout = journal.rollout_to(known.rollout.clone(), tail).await.map_err(unreadable)?;
+        let written_anew = tail == seq && tree.last_written != known.tree.last_written;
+        if tail != seq || known.rollout.frozen.is_some() || (written_anew && known.last_id.is_some()) {
+            let before = Folded { rollout: known.rollout.clone(), last: known.last_id, is_another: false };
+            let folded = journal.rollout_to(before, tail).await.map_err(unreadable)?;
+            if repairs {
+                known.restored = None;
+            }
+            if folded.is_another {
+                let what = "its journal is not the one that was read";
+                let text = format!("{what}, which had {seq} entries: decisions count again as it has them, up to entry {tail}");
+                tracing::warn!(model = %name, registry = self.description, "{text}");
+                known.restored = Some(text);
+            }
+            (known.rollout, known.last_id) = (folded.rollout, folded.last);
+        } else if repairs {
+            known.restored = None;
         }
         Ok(())
     }
@@ -295,4 +355,9 @@ impl Registry {
         }
         Ok(())
     }
+}
+
+/// Whether these are more signatures than are read.
+fn has_many(signatures: Option<&Stamps>) -> bool {
+    signatures.is_some_and(|signatures| signatures.len() > MAX_SIGNATURES)
 }

@@ -107,10 +107,10 @@ pub(crate) fn open(location: &str, environment: &StoreEnvironment) -> Result<Ope
             _ => stores::s3(authority, place, environment),
         }
     };
-    let stores::Store { objects, multipart, access } = opened.map_err(|problem| wrong(problem.into()))?;
+    let stores::Store { objects, levels, multipart, access } = opened.map_err(|problem| wrong(problem.into()))?;
     let access = Arc::new(access);
     let multipart = multipart.map(|uploads| Arc::new(ReachedUploads::new(uploads, Arc::clone(&access))) as _);
-    let reached = Reached::new(objects, access);
+    let reached = Reached::new(objects, levels, access);
     let description = reached.to_string();
     Ok(Opened {
         store: Arc::new(reached),

@@ -16,19 +16,25 @@ use super::reading::MAX_FAILURES;
 use super::tree::{MANIFEST, ModelTree, Stamp, TOMBSTONE, Tree, object_below};
 use super::versions::{MAX_SETTINGS_BYTES, MAX_SETTINGS_FILES, SETTINGS_FILES, WARMUP_FOLDER, named_in, with_causes};
 use super::{Registry, RegistryError};
+use crate::digest::Digest;
 use crate::log::{Read, read_small};
 use crate::name::{ModelName, VersionKey, VersionNumber, check_file_path};
-use crate::signing::Trust;
 
 /// How many models are asked for at a time, and objects of one.
 const MODELS: usize = 4;
 const READS: usize = 16;
+/// Versions whose signatures are asked for at a time, those of several keys each.
+const VERSIONS: usize = 4;
 
 /// What the change log has named so far.
 #[derive(Debug, Default)]
 pub(super) struct Logged {
     models: BTreeMap<ModelName, BTreeSet<VersionNumber>>,
     read_to: u64,
+    /// What the entry at `read_to` says: with another one there it is another log.
+    last: Option<Digest>,
+    /// How often it was begun anew. What was read by an earlier one may lie there with another content.
+    begun: u64,
     /// Entries that can't be read: what they name can't be found.
     unreadable: BTreeSet<u64>,
 }
@@ -37,6 +43,11 @@ impl Logged {
     /// The versions of a model that it names.
     pub(super) fn versions(&self, model: &ModelName) -> impl Iterator<Item = VersionNumber> {
         self.models.get(model).into_iter().flatten().copied()
+    }
+
+    /// What tells that a manifest has to be read again: nothing but that the log was begun anew.
+    fn stamp(&self) -> Stamp {
+        Stamp { bytes: self.begun, ..Stamp::default() }
     }
 
     /// What is missing, if anything is.
@@ -50,6 +61,18 @@ impl Logged {
 }
 
 impl Registry {
+    /// Begins anew where this is not the log that was read: it ends earlier, or has another entry where that ended, as after a registry
+    /// was restored from a backup.
+    pub(super) async fn begin_restored_log(&self, logged: &mut Logged, last: u64) -> Result<(), StoreError> {
+        let read_to = logged.read_to;
+        if read_to == 0 || (last >= read_to && digest_of(self.changes.get(read_to).await?.as_ref()) == logged.last) {
+            return Ok(());
+        }
+        tracing::warn!(registry = self.description, "its change log is another one than was read, and is read from its beginning");
+        *logged = Logged { begun: logged.begun + 1, ..Logged::default() };
+        Ok(())
+    }
+
     /// Reads the log up to this number.
     pub(super) async fn follow_log(&self, logged: &mut Logged, last: u64) -> Result<(), StoreError> {
         const BATCH: u64 = 256;
@@ -61,7 +84,7 @@ impl Registry {
                     Some(Ok(change)) => logged.models.entry(change.model).or_default().extend(change.version),
                     Some(Err(_)) | None => drop(logged.unreadable.insert(seq)),
                 }
-                logged.read_to = seq;
+                (logged.read_to, logged.last) = (seq, digest_of(content.as_ref()));
             }
         }
         Ok(())
@@ -106,15 +129,16 @@ impl Registry {
         let mut tree = ModelTree::default();
         let numbers = logged.models.get(name).cloned().unwrap_or_default();
         tree.ours = !numbers.is_empty();
+        let stamp = logged.stamp();
         let probes = futures::stream::iter(numbers).map(async |number| {
-            let gone = known.is_some_and(|known| known.is_tombstoned(number));
+            let gone = known.is_some_and(|known| known.is_tombstoned(number) && known.shows(number, MANIFEST) == Some(&stamp));
             let tombstoned = if gone { Ok(true) } else { self.is_tombstoned(&VersionKey::new(name.clone(), number)).await };
             (number, tombstoned)
         });
         let mut probes = probes.buffer_unordered(READS);
         while let Some((number, tombstoned)) = probes.next().await {
             let files = tree.versions.entry(number).or_default();
-            files.insert(MANIFEST.to_owned(), Stamp::default());
+            files.insert(MANIFEST.to_owned(), stamp.clone());
             if tombstoned? {
                 files.insert(TOMBSTONE.to_owned(), Stamp::default());
             }
@@ -124,35 +148,29 @@ impl Registry {
         (tree.last_entry, tree.entries) = (tail, tail);
         self.probe_settings(name, &mut tree).await?;
         if let (Some(keys), Some(known)) = (&self.signatures_of, known) {
-            self.probe_signatures(name, keys, known, &mut tree).await?;
+            self.probe_signed(name, &keys.ids(), known, &mut tree).await?;
         }
         Ok(tree)
     }
 
-    /// Asks for the signatures of these keys on the manifests that are known: more may have been added.
-    async fn probe_signatures(
+    /// Asks for the signatures of the keys with these ids on the manifests that are known: more may have been added.
+    async fn probe_signed(
         &self,
         name: &ModelName,
-        keys: &Trust,
+        ids: &[String],
         known: &Known,
         tree: &mut ModelTree,
     ) -> Result<(), RegistryError> {
-        let wanted: Vec<_> =
-            known.manifests().flat_map(|manifest| keys.ids().map(move |id| (manifest, format!("{id}.json")))).collect();
-        let probes = futures::stream::iter(wanted).map(async |(manifest, file)| {
-            let place = self.signatures_path(name, &manifest).join(file.as_str());
-            let found = self.store.head(&place).await;
-            (manifest, file, found.map_err(|error| (place, error)))
+        let manifests: Vec<_> = known.manifests().collect();
+        let probes = futures::stream::iter(manifests).map(async |manifest| {
+            let dir = self.signatures_path(name, &manifest);
+            (manifest, self.probe_signatures(&dir, ids).await)
         });
-        let mut probes = probes.buffer_unordered(READS);
-        while let Some((manifest, file, found)) = probes.next().await {
-            match found {
-                Ok(object) => {
-                    let files = tree.signatures.entry(manifest.to_string()).or_default();
-                    files.insert(file, Stamp::of(&object));
-                }
-                Err((_, StoreError::NotFound { .. })) => {}
-                Err((place, error)) => return Err(RegistryError::unavailable(place.to_string(), error)),
+        let mut probes = probes.buffer_unordered(VERSIONS);
+        while let Some((manifest, found)) = probes.next().await {
+            let found = found?;
+            if !found.is_empty() {
+                tree.signatures.insert(manifest.to_string(), found);
             }
         }
         Ok(())
@@ -191,5 +209,13 @@ impl Registry {
             Err(error) => return Err(RegistryError::unavailable(place.to_string(), error)),
         }
         Ok(())
+    }
+}
+
+/// Names what an entry says.
+fn digest_of(content: Option<&Read>) -> Option<Digest> {
+    match content? {
+        Read::Whole(content) => Some(Digest::of(content)),
+        Read::TooLarge(_) => None,
     }
 }

@@ -54,6 +54,10 @@ pub(super) struct Seen {
     pub(super) versions: Settler<VersionKey, Generation>,
     pub(super) settings: Settler<ModelName, Settings>,
     listing: Option<Listing>,
+    /// By which keys signatures were read.
+    edition: u64,
+    /// What is told of a change log that ends before where it was read to, until the next repair.
+    restored: Option<String>,
 }
 
 impl Seen {
@@ -68,6 +72,8 @@ impl Seen {
             versions: Settler::new(settle_interval),
             settings: Settler::new(settle_interval),
             listing: None,
+            edition: 0,
+            restored: None,
         }
     }
 
@@ -109,13 +115,15 @@ impl VersionSource for Registry {
 impl Registry {
     /// Looks at what has changed, and lists anew where something has. Whoever is cancelled here has lost nothing.
     async fn look(&self, seen: &mut Seen) -> Result<(), StoreError> {
-        let began = self.clock.elapsed();
-        // The log comes first: what is committed during the look is then seen again, never missed.
-        let changes = match seen.due {
-            Some(_) => self.changes_after(seen.changes).await?,
-            None => Changes { last: self.last_change().await?, models: None },
+        let (began, edition) = (self.clock.elapsed(), self.edition());
+        // By other keys, other signatures count.
+        let is_due = seen.due.is_none_or(|due| due <= began) || seen.edition != edition;
+        // The log comes first: what is committed during the look is then seen again, never missed. Its end is looked for from time to time,
+        // wherever it was before: a registry may be restored from a backup.
+        let changes = match is_due {
+            false => self.changes_after(seen.changes).await?,
+            true => Changes { last: self.last_change().await?, models: None },
         };
-        let is_due = seen.due.is_none_or(|due| due <= began);
         let trees = match changes.models {
             Some(changed) if !is_due && !seen.needs_listing() => {
                 seen.stale.extend(changed);
@@ -127,10 +135,12 @@ impl Registry {
             }
             _ => {
                 let tree = self.list_all(seen, changes.last).await?;
-                seen.changes = changes.last;
                 if is_due {
                     seen.due = Some(began + self.repair_interval.mul_f64(1.0 - self.spread() / 10.0));
+                    seen.restored = self.restored(seen.changes, changes.last);
+                    seen.edition = edition;
                 }
+                seen.changes = changes.last;
                 seen.problems = tree.problems;
                 seen.models.retain(|name, _| tree.models.contains_key(name));
                 seen.stale.clear();
@@ -146,6 +156,18 @@ impl Registry {
         self.refresh_models(seen, trees, began, is_due).await;
         self.sum_up(seen, &time);
         Ok(())
+    }
+
+    /// What there is to tell of a change log that ends earlier than it did.
+    pub(crate) fn restored(&self, before: u64, last: u64) -> Option<String> {
+        (last < before).then(|| {
+            let text = format!(
+                "its change log ends at entry {last}, and had {before}: it was restored from an older backup, as it seems, and is followed \
+                 from there"
+            );
+            tracing::warn!(registry = self.description, "{text}");
+            text
+        })
     }
 
     /// All that the store holds of this registry.
@@ -175,6 +197,7 @@ impl Registry {
             }
             _ => {
                 let logged = seen.logged.get_or_insert_default();
+                self.begin_restored_log(logged, last).await?;
                 self.follow_log(logged, last).await?;
                 Ok(self.logged_tree(logged, &seen.models).await)
             }
@@ -250,7 +273,7 @@ impl Registry {
             return Ok(Some(Known::plain_shown(name)));
         }
         let mut known = Known::default();
-        self.refresh(name, tree, &mut known).await?;
+        self.refresh(name, tree, &mut known, false).await?;
         Ok(self.ours(known.ours(name)))
     }
 
@@ -271,9 +294,11 @@ impl Registry {
     }
 
     /// Reads what is new of these models. What can't be read stays as it was.
-    async fn refresh_models(&self, seen: &mut Seen, trees: Vec<(ModelName, ModelTree)>, now: Duration, whatever: bool) {
-        let is_stale =
-            |name: &ModelName, tree: &ModelTree| seen.models.get(name).is_none_or(|known| known.is_stale(tree, now, whatever));
+    async fn refresh_models(&self, seen: &mut Seen, trees: Vec<(ModelName, ModelTree)>, now: Duration, repairs: bool) {
+        let edition = self.edition();
+        let is_stale = |name: &ModelName, tree: &ModelTree| {
+            seen.models.get(name).is_none_or(|known| known.is_stale(tree, now, repairs, edition))
+        };
         let stale: Vec<_> = trees.into_iter().filter(|(name, tree)| is_stale(name, tree)).collect();
         // Until they have been read: whoever is cancelled meanwhile has them to read still.
         seen.stale.extend(stale.iter().map(|(name, _)| name.clone()));
@@ -283,7 +308,7 @@ impl Registry {
                 return (name, None);
             }
             let mut known = seen.models.get(&name).cloned().unwrap_or_default();
-            let outcome = self.refresh(&name, tree, &mut known).await;
+            let outcome = self.refresh(&name, tree, &mut known, repairs).await;
             if outcome.is_err() {
                 failures.fetch_add(1, Ordering::Relaxed);
             }
@@ -307,6 +332,7 @@ impl Registry {
     /// Makes the listing of what is known.
     fn sum_up(&self, seen: &mut Seen, time: &LookTime) {
         let (mut models, mut problems, mut recheck) = (BTreeMap::new(), seen.problems.clone(), Recheck::default());
+        problems.extend(seen.restored.clone());
         let mut known = std::mem::take(&mut seen.models);
         for (name, known) in &mut known {
             problems.extend(known.failure.as_ref().map(|failure| format!("model {name}: {}", failure.why)));

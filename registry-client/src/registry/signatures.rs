@@ -5,19 +5,26 @@
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{PutMode, PutOptions};
+use object_store::{Error as StoreError, ObjectStoreExt as _, PutMode, PutOptions};
 
 use super::changes::What;
 use super::reading::is_lacking;
-use super::tree::{Stamps, object_below};
+use super::tree::{Stamp, Stamps, object_below};
 use super::{Registry, RegistryError};
 use crate::digest::Digest;
-use crate::log::{Put, Read, exists, put_if_absent, read_small};
+use crate::log::{Put, Read, put_if_absent, read_small};
 use crate::name::{ModelName, VersionKey};
 use crate::signing::{MAX_SIGNATURE_BYTES, MAX_SIGNATURES, ManifestSignature, SecretKey, StoredSignature, Trust};
 
 /// How many are read at a time.
 const READS: usize = 8;
+
+/// The signatures of one version.
+pub(super) struct FoundSignatures {
+    pub(super) signatures: Vec<ManifestSignature>,
+    /// The objects, where they were asked for one by one because no listing shows them.
+    pub(super) probed: Option<Stamps>,
+}
 
 impl Registry {
     /// Adds a key's signature to a version that exists. A second time changes nothing.
@@ -57,30 +64,43 @@ impl Registry {
         manifest: &Digest,
         first: &Trust,
         listed: Option<&Stamps>,
-    ) -> Result<Vec<ManifestSignature>, RegistryError> {
-        let dir = self.signatures_path(model, manifest);
+    ) -> Result<FoundSignatures, RegistryError> {
+        let (dir, first, mut probed) = (self.signatures_path(model, manifest), first.ids(), None);
         let mut paths: Vec<Path> = match listed {
             Some(files) if !files.is_empty() => files.keys().map(|file| object_below(&dir, file)).collect(),
             _ => match self.store.list_with_delimiter(Some(&dir)).await {
                 Ok(level) => level.objects.into_iter().map(|object| object.location).collect(),
                 // A server that can't list can still be asked for those that count.
-                Err(error) if is_lacking(&error) => self.signatures_by(&dir, first).await?,
+                Err(error) if is_lacking(&error) => {
+                    let stamps = self.probe_signatures(&dir, &first).await?;
+                    let paths = stamps.keys().map(|file| object_below(&dir, file)).collect();
+                    probed = Some(stamps);
+                    paths
+                }
                 Err(error) => return Err(RegistryError::unavailable(dir.to_string(), error)),
             },
         };
-        paths.sort_unstable_by_key(|path| (!first.names(stem(path)), path.clone()));
+        let is_first = |path: &Path| first.iter().any(|id| id == stem(path));
+        paths.sort_unstable_by_key(|path| (!is_first(path), path.clone()));
         paths.truncate(MAX_SIGNATURES);
-        futures::stream::iter(paths).map(|path| self.read_signature(path)).buffered(READS).try_collect().await
+        let reads = futures::stream::iter(paths).map(|path| self.read_signature(path));
+        Ok(FoundSignatures { signatures: reads.buffered(READS).try_collect().await?, probed })
     }
 
-    /// The signatures of these keys that are there.
-    async fn signatures_by(&self, dir: &Path, keys: &Trust) -> Result<Vec<Path>, RegistryError> {
-        let mut found = Vec::new();
-        for id in keys.ids() {
-            let path = dir.clone().join(format!("{id}.json"));
-            let there = exists(self.store.as_ref(), &path).await;
-            if there.map_err(|error| RegistryError::unavailable(path.to_string(), error))? {
-                found.push(path);
+    /// The signatures of the keys with these ids that are there, in a folder that can't be listed.
+    pub(super) async fn probe_signatures(&self, dir: &Path, ids: &[String]) -> Result<Stamps, RegistryError> {
+        let files: Vec<_> = ids.iter().map(|id| format!("{id}.json")).collect();
+        let probes = futures::stream::iter(files).map(async |file| {
+            let place = dir.clone().join(file.as_str());
+            (file, self.store.head(&place).await.map_err(|error| (place, error)))
+        });
+        let mut probes = probes.buffer_unordered(READS);
+        let mut found = Stamps::new();
+        while let Some((file, probed)) = probes.next().await {
+            match probed {
+                Ok(object) => drop(found.insert(file, Stamp::of(&object))),
+                Err((_, StoreError::NotFound { .. })) => {}
+                Err((place, error)) => return Err(RegistryError::unavailable(place.to_string(), error)),
             }
         }
         Ok(found)

@@ -1,10 +1,12 @@
 //! Publishing and reading, over a store in memory and over a directory.
 
 mod hostile;
+mod listless;
 mod plain;
 mod polling;
 mod publishing;
 mod reading;
+mod restored;
 mod resuming;
 mod signing;
 mod upkeep;

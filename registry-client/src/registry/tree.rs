@@ -62,6 +62,8 @@ pub(super) struct ModelTree {
     /// The highest number in its journal, and how many entries that has: as many, where nobody meddled with it.
     pub(super) last_entry: u64,
     pub(super) entries: u64,
+    /// When that entry was written, where a listing shows it.
+    pub(super) last_written: Option<Stamp>,
     /// The signatures on each manifest, by the manifest's digest as their folder has it.
     pub(super) signatures: BTreeMap<String, Stamps>,
     /// What lies at its root, and in the folders there that are none of ours and no versions.
@@ -106,7 +108,9 @@ impl ModelTree {
             ["versions", ..] => self.ours = true,
             ["rollout", entry] => {
                 if let Some(number) = entry_number(entry) {
-                    self.last_entry = self.last_entry.max(number);
+                    if number >= self.last_entry {
+                        (self.last_entry, self.last_written) = (number, Some(stamp));
+                    }
                     self.entries += 1;
                 }
             }

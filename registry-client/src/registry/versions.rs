@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 
 use super::location::Listing as Lists;
-use super::tree::ModelTree;
+use super::tree::{ModelTree, Stamps};
 use super::{Registry, RegistryError};
 use crate::journal::Rollout;
 use crate::listing::{Generation, Layout, ListedModel};
@@ -145,11 +145,16 @@ impl Registry {
 
     /// A version by its manifest alone, which never changes. Whether it is tombstoned is not looked at.
     pub(super) async fn read_manifest(&self, key: &VersionKey) -> Result<Generation, RegistryError> {
-        self.read_listed(key, &ModelTree::default()).await
+        Ok(self.read_listed(key, &ModelTree::default()).await?.0)
     }
 
-    /// The same; signatures that were listed are not listed again.
-    pub(super) async fn read_listed(&self, key: &VersionKey, tree: &ModelTree) -> Result<Generation, RegistryError> {
+    /// The same; signatures that were listed are not listed again. Those that had to be asked for one by one come with what a listing
+    /// would have shown of them.
+    pub(super) async fn read_listed(
+        &self,
+        key: &VersionKey,
+        tree: &ModelTree,
+    ) -> Result<(Generation, Option<Stamps>), RegistryError> {
         let stored = self.manifest_bytes(key).await?.ok_or_else(|| RegistryError::NotFound { key: key.clone() })?;
         let wrong = |source| RegistryError::Manifest { key: key.clone(), source };
         let bytes = match stored {
@@ -161,15 +166,16 @@ impl Registry {
             let problem = format!("name {}, but it lies under {key}", manifest.key());
             return Err(wrong(ManifestError::Field { field: "model and version", problem }));
         }
-        let (signatures, stored) = match &self.signatures_of {
+        let (signatures, stored, probed) = match &self.signatures_of {
             Some(first) => {
                 let listed = tree.signatures.get(&digest.to_string());
-                (self.signatures(&key.model, &digest, first, listed).await?, Some(as_text(&bytes)))
+                let found = self.signatures(&key.model, &digest, first, listed).await?;
+                (found.signatures, Some(as_text(&bytes)), found.probed)
             }
-            None => (Vec::new(), None),
+            None => (Vec::new(), None, None),
         };
         let bytes = manifest.bytes();
-        Ok(Generation {
+        let generation = Generation {
             key: key.clone(),
             digest,
             bytes,
@@ -178,7 +184,8 @@ impl Registry {
             tombstoned: false,
             signatures,
             stored,
-        })
+        };
+        Ok((generation, probed))
     }
 
     pub(super) async fn manifest_bytes(&self, key: &VersionKey) -> Result<Option<Read>, RegistryError> {

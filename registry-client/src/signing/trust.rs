@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
 
@@ -12,10 +12,19 @@ use crate::manifest::Manifest;
 use crate::name::{ModelName, VersionNumber, quoted};
 use crate::source::{FetchError, Fetched, Progress, SourceError, VersionSource};
 
-/// The keys that are believed. With none, nothing is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The keys that are believed. With none, nothing is. They can be replaced while they are in use: what asks next goes by the new ones.
+#[derive(Debug, Default)]
 pub struct Trust {
-    keys: Vec<PublicKey>,
+    believed: RwLock<Believed>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Believed {
+    keys: Arc<[PublicKey]>,
+    /// Why these are not the newest, where that is so.
+    trouble: Option<Arc<str>>,
+    /// Rises with each change of the above.
+    edition: u64,
 }
 
 /// Why a version is not believed.
@@ -48,17 +57,43 @@ impl Untrusted {
 impl Trust {
     /// Believes these keys.
     pub fn new(keys: impl IntoIterator<Item = PublicKey>) -> Self {
-        Self { keys: keys.into_iter().collect() }
+        let believed = Believed { keys: keys.into_iter().collect(), ..Believed::default() };
+        Self { believed: RwLock::new(believed) }
+    }
+
+    /// Believes these keys from now on, and no others; the ids of those that are believed no longer, and of those that are now.
+    pub fn replace(&self, keys: impl IntoIterator<Item = PublicKey>) -> (Vec<String>, Vec<String>) {
+        let keys: Arc<[PublicKey]> = keys.into_iter().collect();
+        let mut believed = self.believed.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut believed.keys, Arc::clone(&keys));
+        let lacking = |these: &[PublicKey], those: &[PublicKey]| -> Vec<String> {
+            these.iter().filter(|key| !those.contains(key)).map(PublicKey::id).collect()
+        };
+        let (gone, new) = (lacking(&before, &keys), lacking(&keys, &before));
+        let trouble = believed.trouble.take();
+        believed.edition += u64::from(trouble.is_some() || !gone.is_empty() || !new.is_empty());
+        (gone, new)
+    }
+
+    /// Says in each listing why the keys are not the newest, until they are replaced.
+    pub fn note_trouble(&self, why: &str) {
+        let mut believed = self.believed.write().unwrap_or_else(PoisonError::into_inner);
+        believed.edition += u64::from(believed.trouble.as_deref() != Some(why));
+        believed.trouble = Some(why.into());
+    }
+
+    fn believed(&self) -> Believed {
+        self.believed.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another number after each change.
+    pub(crate) fn edition(&self) -> u64 {
+        self.believed().edition
     }
 
     /// The ids of the keys.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = String> {
-        self.keys.iter().map(PublicKey::id)
-    }
-
-    /// Whether somebody is believed.
-    pub fn names(&self, id: &str) -> bool {
-        self.keys.iter().any(|key| key.id() == id)
+    pub(crate) fn ids(&self) -> Vec<String> {
+        self.believed().keys.iter().map(PublicKey::id).collect()
     }
 
     /// Whether a trusted key has signed the manifest that this version is loaded by: its bytes are those that were signed, and say
@@ -84,8 +119,9 @@ impl Trust {
 
     fn judge_signatures(&self, generation: &Generation) -> Result<(), Untrusted> {
         let (signed, mut altered, mut strangers) = (generation.signed_digest(), None, Vec::new());
+        let keys = self.believed().keys;
         for signature in &generation.signatures {
-            match self.keys.iter().find(|key| key.to_string() == signature.key) {
+            match keys.iter().find(|key| key.to_string() == signature.key) {
                 Some(key) if key.verifies(&signed, &signature.signature) => return Ok(()),
                 Some(key) => altered = Some(key.to_string()),
                 None => strangers.push(stranger(&signature.key)),
@@ -123,12 +159,18 @@ fn stranger(key: &str) -> String {
 pub struct Trusted {
     source: Arc<dyn VersionSource>,
     trust: Arc<Trust>,
-    /// The models as they were last listed: what has not changed is not judged again.
-    judged: Mutex<BTreeMap<ModelName, Judged>>,
+    judged: Mutex<Judged>,
+}
+
+/// The models as they were last listed: what has not changed is not judged again, unless other keys are trusted.
+#[derive(Default)]
+struct Judged {
+    edition: u64,
+    models: BTreeMap<ModelName, JudgedModel>,
 }
 
 /// A model with all of its versions, and with those that are believed.
-struct Judged {
+struct JudgedModel {
     listed: Arc<ListedModel>,
     admitted: Arc<ListedModel>,
 }
@@ -136,21 +178,33 @@ struct Judged {
 impl Trusted {
     /// Puts trust between a source and whoever asks it. The source has to read signatures, or all of it is refused.
     pub fn new(source: Arc<dyn VersionSource>, trust: Arc<Trust>) -> Self {
-        Self { source, trust, judged: Mutex::default() }
+        let judged = Judged { edition: trust.edition(), ..Judged::default() };
+        Self { source, trust, judged: Mutex::new(judged) }
+    }
+
+    fn judged(&self) -> MutexGuard<'_, Judged> {
+        self.judged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn admit(&self, listing: &mut Listing) {
-        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::take(&mut *judged);
+        // The keys may be replaced meanwhile: then this is of the edition before, and judged again by the next look.
+        let (edition, trouble) = (self.trust.edition(), self.trust.believed().trouble);
+        let mut judged = self.judged();
+        let mut before = std::mem::take(&mut judged.models);
+        if judged.edition != edition {
+            before.clear();
+        }
+        judged.edition = edition;
         for (name, model) in &mut listing.models {
             let known = before.get(name).filter(|known| Arc::ptr_eq(&known.listed, model) || known.listed == *model);
             let admitted = match known {
                 Some(known) => Arc::clone(&known.admitted),
                 None => self.trust.admit(model).map_or_else(|| Arc::clone(model), Arc::new),
             };
-            judged.insert(name.clone(), Judged { listed: Arc::clone(model), admitted: Arc::clone(&admitted) });
+            judged.models.insert(name.clone(), JudgedModel { listed: Arc::clone(model), admitted: Arc::clone(&admitted) });
             *model = admitted;
         }
+        listing.problems.extend(trouble.as_deref().map(str::to_owned));
     }
 }
 
@@ -161,6 +215,8 @@ impl VersionSource for Trusted {
     }
 
     async fn list(&self, since: Option<&Cursor>) -> Result<Option<Listing>, SourceError> {
+        // By other keys the same listing says something else.
+        let since = since.filter(|_| self.judged().edition == self.trust.edition());
         let mut listing = self.source.list(since).await?;
         if let Some(listing) = &mut listing {
             self.admit(listing);

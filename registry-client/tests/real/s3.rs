@@ -1,12 +1,17 @@
 //! Registries at `s3://`, against SeaweedFS and, as a second opinion, moto.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_registry::conformance::check;
-use bascule_registry::{NoProgress, PublishError, Registry, StoreEnvironment, VersionSource as _};
+use bascule_registry::{
+    GC_GRACE, ManualClock, NoProgress, Op, PublishError, REPAIR_INTERVAL, Registry, StoreEnvironment, VersionSource as _,
+};
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::aws::AmazonS3Builder;
+use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
 use crate::layouts::{Ours, Place, Plain, key, request};
@@ -89,6 +94,62 @@ async fn of_two_publishers_of_a_version_one_wins() {
     let source = Registry::open_in("s3://models", &weed.environment()).unwrap();
     let listing = source.list(None).await.unwrap().unwrap();
     assert_eq!(listing.generation(&key("m", 1)).unwrap().digest, won.unwrap().digest);
+}
+
+/// A bucket that is put back to an older state while somebody follows it; and a folder with more pages than one.
+#[tokio::test]
+async fn a_bucket_that_was_restored_is_followed_on() {
+    let Some((_server, weed)) = SeaweedFs::start().await else { return };
+    weed.make_bucket("models").await;
+    let (files, clock, store) = (tempfile::tempdir().unwrap(), Arc::new(ManualClock::default()), weed.store("models"));
+    let writer = Registry::open_in("s3://models", &weed.environment()).unwrap();
+    let reader = Registry::open_in("s3://models", &weed.environment()).unwrap();
+    let reader = reader.with_clock(Arc::<ManualClock>::clone(&clock));
+    let publish = async |version: u64, content: &str| {
+        let wanted = request(&files.path().join(content), &key("m", version), &[("model.onnx", content.as_bytes())]);
+        writer.publish(wanted, &NoProgress).await.unwrap().digest
+    };
+    let pin = async |version| {
+        let op = Op::Pin { version };
+        writer.append(&key("m", 1).model, op, "me", "", uuid::Uuid::new_v4()).await.unwrap();
+    };
+    publish(1, "one").await;
+    pin(1).await;
+    let all = async || -> BTreeMap<Path, bytes::Bytes> {
+        let mut objects = BTreeMap::new();
+        for object in store.list(None).try_collect::<Vec<_>>().await.unwrap() {
+            let content = store.get(&object.location).await.unwrap().bytes().await.unwrap();
+            objects.insert(object.location, content);
+        }
+        objects
+    };
+    let backup = all().await;
+    let lost = publish(2, "two").await;
+    pin(2).await;
+    let before = reader.list(None).await.unwrap().unwrap();
+    assert_eq!((before.models["m"].versions.len(), before.models["m"].rollout.pinned), (2, Some(2)));
+    for path in all().await.into_keys() {
+        store.delete(&path).await.unwrap();
+    }
+    for (path, content) in backup {
+        store.put(&path, content.into()).await.unwrap();
+    }
+    clock.advance(REPAIR_INTERVAL);
+    let repaired = reader.list(None).await.unwrap().unwrap();
+    assert!(repaired.complete && repaired.problems[0].contains("restored from an older backup"), "{:?}", repaired.problems);
+    assert_eq!((repaired.models["m"].versions.len(), repaired.models["m"].rollout.pinned), (1, Some(1)));
+    let published = publish(2, "another two").await;
+    pin(2).await;
+    let after = reader.list(None).await.unwrap().unwrap();
+    assert_eq!((after.generation(&key("m", 2)).unwrap().digest, after.models["m"].rollout.pinned), (published, Some(2)));
+    assert_ne!(published, lost);
+
+    // A folder is listed in pages of a thousand.
+    let blobs = (0..2_500).map(|nth| Path::from(format!("m/blobs/{nth:064x}")));
+    let puts = futures::stream::iter(blobs).map(async |path| store.put(&path, "x".into()).await);
+    puts.buffer_unordered(16).try_collect::<Vec<_>>().await.unwrap();
+    let found = writer.collect_garbage(GC_GRACE, false).await.unwrap();
+    assert_eq!((found.len(), found[0].young.len()), (1, 2_500));
 }
 
 /// Moto takes any credentials.

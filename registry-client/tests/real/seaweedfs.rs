@@ -1,11 +1,9 @@
 //! SeaweedFS: one program that is an S3, a WebDAV server, and a web server that only hands out files.
 
-use std::process::Command;
-
 use bascule_registry::StoreEnvironment;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 
-use crate::servers::{Server, find_or_skip, free_port, listens};
+use crate::servers::{Server, find_or_skip, free_port, listens, seaweedfs};
 
 /// The key that it accepts.
 pub const ACCESS_KEY: &str = "AKIATESTER00EXAMPLE7Q";
@@ -33,19 +31,9 @@ impl SeaweedFs {
                 "actions": ["Admin", "Read", "Write", "List", "Tagging"],
             }] });
             std::fs::write(folder.join("s3.json"), identity.to_string()).unwrap();
-            let mut command = Command::new(program);
-            command.current_dir(folder).arg("server");
-            // Nothing of a test is reported to anybody.
-            command.args(["-master.telemetry=false", "-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]);
-            command.args(["-volume.max=100", "-master.volumeSizeLimitMB=64", "-webdav.cacheDir=.", "-filer", "-webdav", "-s3"]);
-            command.args(["-s3.config=s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
-            for (option, port) in [("s3.port", ports.s3), ("webdav.port", ports.webdav), ("filer.port", ports.files)] {
-                command.arg(format!("-{option}={port}"));
-            }
-            for option in ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port.grpc", "s3.port.grpc"]
-            {
-                command.arg(format!("-{option}={}", free_port()));
-            }
+            let mut command = seaweedfs(&program, folder, &[("s3.port", ports.s3), ("filer.port", ports.files)]);
+            command.args(["-s3.config=s3.json", "-webdav", "-webdav.cacheDir=."]);
+            command.arg(format!("-webdav.port={}", ports.webdav));
             command
         };
         let server = Server::start(prepare, || [ports.s3, ports.webdav, ports.files].into_iter().all(listens));

@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "each test program that includes this uses what it needs")]
 #![allow(clippy::disallowed_methods, reason = "the environment tells tests where things are")]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -36,9 +38,32 @@ pub fn skip(reason: &str) {
     }
 }
 
-/// A port that nobody has now.
+/// A port that nobody has now, and that no other test of this program was given.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
+}
+
+/// SeaweedFS over a folder, with an S3 and a server of files. Ports are those that are given by the name of their option, else free ones.
+pub fn seaweedfs(program: &Path, folder: &Path, ports: &[(&str, u16)]) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(folder).arg("server");
+    // Nothing of a test is reported to anybody.
+    command.args(["-master.telemetry=false", "-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]);
+    command.args(["-volume.max=100", "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
+    // Where they are not told, those that go with others are these plus 10,000, which may be too high.
+    for option in ["s3.port", "filer.port", "master.port", "volume.port"] {
+        for option in [option.to_owned(), format!("{option}.grpc")] {
+            let given = ports.iter().find(|(name, _)| *name == option).map(|(_, port)| *port);
+            command.arg(format!("-{option}={}", given.unwrap_or_else(free_port)));
+        }
+    }
+    command
 }
 
 /// A server that ends with its test, and a folder for what it keeps.

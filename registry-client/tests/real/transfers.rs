@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use object_store::{ClientOptions, ObjectStoreExt as _, RetryConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::servers::{Server, find_or_skip, free_port, listens};
+use crate::servers::{Server, find_or_skip, free_port, listens, seaweedfs};
 
 const BUCKET: &str = "models";
 
@@ -22,28 +21,7 @@ const BUCKET: &str = "models";
 async fn start() -> Option<(Server, u16)> {
     let program = find_or_skip("seaweedfs/bin/weed")?;
     let (port, filer) = (free_port(), free_port());
-    let prepare = |folder: &Path| {
-        let mut command = Command::new(&program);
-        command.current_dir(folder).arg("server").args([
-            "-master.telemetry=false",
-            "-dir=.",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-        ]);
-        command.args([
-            "-volume.max=100",
-            "-master.volumeSizeLimitMB=64",
-            "-filer",
-            "-s3",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-        ]);
-        command.arg(format!("-s3.port={port}")).arg(format!("-filer.port={filer}"));
-        for option in ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port.grpc", "s3.port.grpc"] {
-            command.arg(format!("-{option}={}", free_port()));
-        }
-        command
-    };
+    let prepare = |folder: &Path| seaweedfs(&program, folder, &[("s3.port", port), ("filer.port", filer)]);
     let server = Server::start(prepare, || listens(port) && listens(filer));
     let bucket = format!("http://127.0.0.1:{filer}/buckets/{BUCKET}/");
     // Listening is not serving yet: volumes come a moment later.

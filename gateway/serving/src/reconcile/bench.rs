@@ -12,6 +12,7 @@ use chrono::DateTime;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
+use super::bring::NotBrought;
 use super::*;
 use crate::drain::drain;
 use crate::engine::SettingsError;
@@ -231,7 +232,7 @@ impl Bench {
     }
 
     pub(super) fn fail_fetch(&mut self, id: ResidencyId) {
-        self.tell(Event::Fetched { id, result: Err("the source is gone".to_owned()) });
+        self.tell(Event::Fetched { id, result: Err(NotBrought::Failed("the source is gone".to_owned())) });
     }
 
     /// Does all there is to do, until nobody has anything to do.

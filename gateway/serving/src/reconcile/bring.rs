@@ -9,6 +9,7 @@ use bascule_registry::{Cache, Digest, FetchError, Generation, Lease, Progress, V
 use futures::FutureExt as _;
 
 use super::event::Files;
+use crate::engine::Admit;
 use crate::error::{panicked, with_causes};
 
 /// How far a fetch is.
@@ -33,11 +34,22 @@ impl Progress for FetchProgress {
     }
 }
 
+/// Why the files of a version can't be had, for people.
+#[derive(Debug)]
+pub(crate) enum NotBrought {
+    /// It may not be loaded as things stand now.
+    Refused(String),
+    /// They are not to be had.
+    Failed(String),
+}
+
 /// The cache and what it is filled from.
 pub(crate) struct Stock {
     source: Arc<dyn VersionSource>,
     cache: Cache,
     max_bytes: u64,
+    /// Whether a version may be loaded, as things stand now.
+    admit: Admit,
     /// Trees that were fetched by this process, or read again by it and found whole.
     verified: Mutex<HashSet<Digest>>,
     /// Trees of what served before the restart, each until it is brought or the start is over: nothing else makes room at their cost.
@@ -46,9 +58,15 @@ pub(crate) struct Stock {
 
 impl Stock {
     /// Keeps the trees of what served. Blocks.
-    pub(crate) fn new(source: Arc<dyn VersionSource>, cache: Cache, max_bytes: u64, served: impl Iterator<Item = Digest>) -> Stock {
+    pub(crate) fn new(
+        source: Arc<dyn VersionSource>,
+        cache: Cache,
+        max_bytes: u64,
+        served: impl Iterator<Item = Digest>,
+        admit: Admit,
+    ) -> Stock {
         let kept = served.filter_map(|digest| Some((digest, cache.find(&digest)?))).collect();
-        Stock { source, cache, max_bytes, verified: Mutex::default(), kept: Mutex::new(kept) }
+        Stock { source, cache, max_bytes, admit, verified: Mutex::default(), kept: Mutex::new(kept) }
     }
 
     /// What the start loads is loaded, or has failed: from now on what nobody uses makes room, whatever it was before.
@@ -59,15 +77,17 @@ impl Stock {
     /// The files of a version.
     ///
     /// # Errors
-    /// Why they can't be had, for people.
-    pub(crate) async fn bring(self: Arc<Self>, generation: &Generation, progress: &FetchProgress) -> Result<Files, String> {
+    /// Why they can't be had.
+    pub(crate) async fn bring(self: Arc<Self>, generation: &Generation, progress: &FetchProgress) -> Result<Files, NotBrought> {
         let digest = generation.digest;
+        // What lies on local disk was judged when it came, and that may be long ago.
+        admitted(&self.admit, generation).map_err(NotBrought::Refused)?;
         let (stock, wanted) = (Arc::clone(&self), generation.clone());
         // A cancelled runtime is the only way to fail: then nobody waits for the answer.
         drop(tokio::task::spawn_blocking(move || stock.prepare(&wanted)).await);
         let fetched = AssertUnwindSafe(self.cache.ensure(self.source.as_ref(), generation, progress)).catch_unwind().await;
-        let lease =
-            fetched.map_err(|panic| format!("the source {}", panicked(panic.as_ref())))?.map_err(|error| with_causes(&error))?;
+        let fetched = fetched.map_err(|panic| NotBrought::Failed(format!("the source {}", panicked(panic.as_ref()))))?;
+        let lease = fetched.map_err(|error| NotBrought::Failed(with_causes(&error)))?;
         lock(&self.verified).insert(digest);
         lock(&self.kept).remove(&digest);
         Ok(Files::leased(lease))
@@ -101,6 +121,12 @@ impl Stock {
             lies.is_some_and(|lies| lies.bytes == file.bytes && file.sha256.is_none_or(|expected| expected == lies.sha256))
         })
     }
+}
+
+/// # Errors
+/// Why a version may not be loaded, for people.
+pub(crate) fn admitted(admit: &Admit, generation: &Generation) -> Result<(), String> {
+    admit(generation).map_err(|why| format!("refused: {why}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

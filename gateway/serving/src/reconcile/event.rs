@@ -9,7 +9,7 @@ use bascule_registry::{Generation, Lease, ListedModel, Listing, ModelName, Sourc
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
-use super::bring::FetchProgress;
+use super::bring::{FetchProgress, NotBrought};
 use crate::engine::LiveOptions;
 use crate::loader::{LoadFailure, LoadJob, Loaded, Verified, VerifyJob};
 use crate::memory::Trim;
@@ -110,7 +110,7 @@ pub(crate) enum Event {
     },
     Fetched {
         id: ResidencyId,
-        result: Result<Files, String>,
+        result: Result<Files, NotBrought>,
     },
     Verified {
         id: ResidencyId,

@@ -8,7 +8,7 @@ use bascule_registry::VersionNumber;
 use bascule_runtime_api::Device;
 
 use super::Reconciler;
-use super::bring::FetchProgress;
+use super::bring::{FetchProgress, NotBrought};
 use super::event::{Drained, Effect, Files, Now, ResidencyId};
 use super::model::{ModelState, Residency};
 use crate::budget::{Budget, DeviceBytes};
@@ -98,7 +98,7 @@ impl Reconciler {
         self.effects.push(Effect::Fetch { id, generation: Arc::clone(&residency.generation), progress });
     }
 
-    pub(super) fn fetched(&mut self, id: ResidencyId, result: Result<Files, String>, now: Now) {
+    pub(super) fn fetched(&mut self, id: ResidencyId, result: Result<Files, NotBrought>, now: Now) {
         self.with(id, |this, model| {
             let Some(residency) = model.residencies.get_mut(&id).filter(|residency| residency.stage() == Stage::Fetching) else {
                 return;
@@ -110,7 +110,12 @@ impl Reconciler {
                     residency.go(VersionState::Verifying);
                     this.verifications.push_back(id);
                 }
-                Err(cause) => this.fail(model, id, LoadFailure::new(FailedStep::Fetching, cause), now),
+                Err(NotBrought::Failed(cause)) => this.fail(model, id, LoadFailure::new(FailedStep::Fetching, cause), now),
+                Err(NotBrought::Refused(cause)) => {
+                    let generation = Arc::clone(&residency.generation);
+                    this.fail(model, id, LoadFailure::new(FailedStep::Fetching, cause), now);
+                    model.forget_refused(&generation);
+                }
             }
         });
     }

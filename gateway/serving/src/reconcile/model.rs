@@ -216,6 +216,19 @@ impl ModelState {
             || self.residencies.values().any(|residency| is_it(residency) && residency.holds_content())
     }
 
+    /// A version that may not be loaded any more, and is not, is as good as gone: others take its place. A listing may bring it back.
+    pub(super) fn forget_refused(&mut self, refused: &Generation) {
+        if self.is_resident(refused) {
+            return;
+        }
+        let version = refused.key.version;
+        for known in [&mut self.exists, &mut self.listed].into_iter().flatten() {
+            if known.versions.get(&version).is_some_and(|generation| generation.digest == refused.digest) {
+                Arc::make_mut(known).versions.remove(&version);
+            }
+        }
+    }
+
     /// The residencies as the plan sees them.
     pub(super) fn views(&self) -> Vec<ResidencyView> {
         let view = |residency: &Residency| ResidencyView {

@@ -10,11 +10,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::Reconciler;
-use super::bring::{FetchProgress, Stock};
+use super::bring::{FetchProgress, Stock, admitted};
 use super::event::{Effect, Event, Now, ResidencyId, Snapshot};
 use crate::devices::Placements;
 use crate::drain::drain;
-use crate::engine::EngineOptions;
+use crate::engine::{Admit, EngineOptions};
 use crate::loader::{self, LoadFailure, Runtimes, Surroundings};
 use crate::memory;
 use crate::persist::Writer;
@@ -49,6 +49,8 @@ pub(crate) struct Shell {
 
 /// What decides where versions run and are tried.
 struct Around {
+    /// Whether a version may be loaded, as things stand now.
+    admit: Admit,
     trial: Option<Arc<dyn Trial>>,
     crowded: CrowdedTrial,
     gpus: Arc<dyn Gpus>,
@@ -88,6 +90,7 @@ impl Shell {
             on_retired: Arc::clone(&options.on_retired),
             on_trim: Arc::clone(&options.on_trim),
             around: Arc::new(Around {
+                admit: Arc::clone(&options.admit),
                 trial: options.trial.clone(),
                 crowded: options.crowded_trial,
                 gpus: Arc::clone(&options.gpus),
@@ -192,11 +195,15 @@ impl Shell {
                 self.on_thread("loader", work, |failure| Event::Tried { id, result: Err(failure) });
             }
             Effect::Load { id, job } => {
-                let (clock, marks) = (Arc::clone(&self.clock), self.marks.clone());
+                let (clock, marks, around) = (Arc::clone(&self.clock), self.marks.clone(), Arc::clone(&self.around));
                 let work = move |mailbox: &mpsc::WeakSender<Event>| {
                     let warming = mailbox.clone();
                     let on_warming = move || tell(&warming, Event::Warming { id });
-                    Event::Loaded { id, result: loader::load(*job, marks, on_warming, || clock.now()) }
+                    // Its trial may have taken long.
+                    let admitted = admitted(&around.admit, &job.generation);
+                    let admitted = admitted.map_err(|why| LoadFailure::new(FailedStep::Loading, why));
+                    let result = admitted.and_then(|()| loader::load(*job, marks, on_warming, || clock.now()));
+                    Event::Loaded { id, result }
                 };
                 self.on_thread("loader", work, |failure| Event::Loaded { id, result: Err(failure) });
             }

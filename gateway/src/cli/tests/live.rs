@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::config::{self, Given};
+use crate::compose::Retrust;
+use crate::config::{self, Effective, Given};
 use crate::npy;
 use crate::server::Server;
 use crate::supervise::Supervised;
@@ -56,6 +57,21 @@ impl Live {
     }
 
     fn serve(&self, sets: &[&str]) -> anyhow::Result<Server> {
+        let effective = self.effective(sets);
+        self.runtime.block_on(Server::start(&effective, vec![Arc::new(FakeRuntime::new())], Supervised::No))
+    }
+
+    /// Reads the trusted keys again, as a reload with these settings does.
+    pub(super) fn retrust(&self, sets: &[&str]) -> Retrust {
+        let effective = self.effective(sets);
+        self.runtime.block_on(async {
+            let retrust = self.server().retrust(&effective).await.unwrap();
+            self.server().change(&effective).await.unwrap();
+            retrust
+        })
+    }
+
+    fn effective(&self, sets: &[&str]) -> Effective {
         let any = || "127.0.0.1:0".to_owned();
         let flags = vec![
             ("server.http", "--http", any()),
@@ -66,8 +82,7 @@ impl Live {
         ];
         let sets = ["registry.poll_interval=100ms", NO_TRIAL].iter().chain(sets).map(|set| (*set).to_owned()).collect();
         let given = Given { flags, sets, ..Given::default() };
-        let effective = config::load(&given, &Environment::default()).unwrap();
-        self.runtime.block_on(Server::start(&effective, vec![Arc::new(FakeRuntime::new())], Supervised::No))
+        config::load(&given, &Environment::default()).unwrap()
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use bascule_registry::{ModelName, Registry, VersionKey};
 
+use crate::compose::Retrust;
+
 use super::live::{DONE, Live, constant};
 use super::*;
 
@@ -81,6 +83,50 @@ fn a_gateway_with_trust_serves_what_is_signed_and_names_what_is_not() {
     // What `check` and `verify` say: version 1 would be refused.
     assert_eq!(code(&["verify", "m", "--registry", &registry]), DONE, "nothing is damaged");
     assert_eq!(code(&["verify", "m", "--registry", &registry, "--set", &trust]), ExitCode::from(REFUSED));
+}
+
+#[test]
+fn a_reload_adds_and_withdraws_keys_without_a_restart() {
+    let mut live = Live::start();
+    let ((old, old_public), (new, new_public)) = (keygen(&live, "old.key"), keygen(&live, "new.key"));
+    let trusted = live.path("trusted.pub");
+    let trust = format!("registry.trust=file:{}", trusted.display());
+    std::fs::write(&trusted, &old_public).unwrap();
+    live.restart(|_| {}, &[&trust]);
+    assert_eq!(publish(&live, 1.0, &["--sign", &old]), DONE);
+    live.until(|model| model.stable == Some(1));
+    assert_eq!(publish(&live, 2.0, &["--sign", &new]), DONE);
+    until_said(&live, "version 2 is refused: it is signed by ed25519:");
+
+    std::fs::write(&trusted, format!("{old_public}\n{new_public}\n")).unwrap();
+    let Retrust::Replaced { gone, new: added } = live.retrust(&[&trust]) else { panic!("the keys can be read") };
+    assert_eq!((gone.len(), added.len()), (0, 1));
+    live.until(|model| model.stable == Some(2) && model.problems.is_empty());
+
+    std::fs::write(&trusted, &old_public).unwrap();
+    assert_eq!(live.retrust(&[&trust]), Retrust::Replaced { gone: added, new: Vec::new() });
+    until_said(&live, "version 2 is refused: it is signed by ed25519:");
+    assert_eq!(live.model().stable, Some(2), "what serves is not taken away");
+
+    // A file that can't be read changes nothing, and is named until one can be.
+    std::fs::write(&trusted, "nonsense").unwrap();
+    let Retrust::Kept(why) = live.retrust(&[&trust]) else { panic!("nobody is trusted for that") };
+    assert!(why.contains("trusted.pub") && why.contains("not a public key"), "{why}");
+    let told = |live: &Live| live.server().serving.status().registry.problems.concat();
+    live.until(|_| told(&live).contains("trusted.pub"));
+    assert!(told(&live).contains("the keys that were trusted before still count"), "{}", told(&live));
+    std::fs::write(&trusted, &old_public).unwrap();
+    assert_eq!(live.retrust(&[&trust]), Retrust::Replaced { gone: Vec::new(), new: Vec::new() });
+    live.until(|_| told(&live).is_empty());
+    assert_eq!(live.retrust(&[]), Retrust::NeedsRestart, "whether anybody has to sign is no matter of a reload");
+
+    // What is loaded anew is judged anew.
+    assert_eq!(live.run(&["unload", "m", "--wait"]), DONE);
+    assert_eq!(live.run(&["load", "m"]), DONE);
+    live.until(|model| model.stable == Some(1));
+    assert!(live.model().version(2).is_none());
+    assert_eq!(publish(&live, 3.0, &["--sign", &old]), DONE);
+    live.until(|model| model.stable == Some(3));
 }
 
 #[test]

@@ -118,6 +118,49 @@ async fn lists_are_followed_from_page_to_page_and_not_for_ever() {
     assert_eq!(fake.asked().iter().filter(|request| request.path().ends_with("/tags/list")).count(), 4);
 }
 
+/// Registries choose how long their pages are: one name each, none where nobody may see what would be there.
+#[tokio::test]
+async fn a_catalog_with_a_page_for_every_name_is_followed() {
+    const REPOSITORIES: usize = 1_200;
+    let fake = Fake::start().await;
+    let last = format!("models/m{:04}", REPOSITORIES - 1);
+    fake.push(&last, "1", MODEL);
+    fake.bend(|request| {
+        let query = request.target.strip_prefix("/v2/_catalog?")?;
+        let nth = query.strip_prefix("last=").map_or(0, |nth| nth.parse::<usize>().unwrap());
+        // One page in a hundred is empty. Other repositories belong to others.
+        let name = match nth {
+            _ if nth % 100 == 50 => None,
+            _ if nth + 1 == REPOSITORIES => Some(format!("models/m{nth:04}")),
+            _ => Some(format!("others/m{nth:04}")),
+        };
+        let page = Answer::of(200, serde_json::json!({ "repositories": name.as_slice() }).to_string());
+        let more = nth + 1 < REPOSITORIES;
+        Some(if more { page.with("link", format!("</v2/_catalog?last={}>; rel=\"next\"", nth + 1)) } else { page })
+    });
+    let (registry, _) = open(&fake.place("models"));
+    let listing = list(&registry).await;
+    assert!(listing.complete && listing.problems.is_empty(), "{:?}", listing.problems);
+    assert!(listing.models.keys().eq([&name("m1199")]), "{:?}", listing.models.keys());
+    assert_eq!(fake.asked().iter().filter(|request| request.path() == "/v2/_catalog").count(), REPOSITORIES);
+}
+
+#[tokio::test]
+async fn a_catalog_without_an_end_is_named_with_its_bound() {
+    let fake = Fake::start().await;
+    fake.push("models", "1", MODEL);
+    fake.bend(|request| {
+        request.target.strip_prefix("/v2/_catalog?")?;
+        let names: Vec<_> = (0..=100_000).map(|nth| format!("others/m{nth}")).collect();
+        Some(Answer::of(200, serde_json::json!({ "repositories": names }).to_string()))
+    });
+    let (registry, _) = open(&fake.place("models"));
+    let listing = list(&registry).await;
+    assert!(listing.models.contains_key("models"), "it is known without the list");
+    let problem = &listing.problems[0];
+    assert!(problem.contains("the list of repositories") && problem.contains("more than 100000 names"), "{problem}");
+}
+
 #[tokio::test]
 async fn a_repository_that_can_not_be_read_stays_as_it_was() {
     let fake = Fake::start().await;

@@ -7,6 +7,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
+use object_store::list::PaginatedListStore;
 use object_store::multipart::MultipartStore;
 use object_store::{BackoffConfig, ClientOptions, HeaderValue, ObjectStore, RetryConfig};
 
@@ -26,15 +27,17 @@ const MAX_CREDENTIALS_BYTES: u64 = 1 << 20;
 /// A store, and how it was opened.
 pub(super) struct Store {
     pub(super) objects: Arc<dyn ObjectStore>,
+    /// The same, where it lists folders in pages.
+    pub(super) levels: Option<Arc<dyn PaginatedListStore>>,
     /// The same, where uploads in parts can be continued.
     pub(super) multipart: Option<Arc<dyn MultipartStore>>,
     pub(super) access: Access,
 }
 
 impl Store {
-    fn new(store: impl ObjectStore + MultipartStore, access: Access) -> Self {
+    fn new(store: impl ObjectStore + MultipartStore + PaginatedListStore, access: Access) -> Self {
         let store = Arc::new(store);
-        Self { objects: Arc::clone(&store) as _, multipart: Some(store), access }
+        Self { objects: Arc::clone(&store) as _, levels: Some(Arc::clone(&store) as _), multipart: Some(store), access }
     }
 }
 
@@ -258,7 +261,7 @@ pub(super) fn http(origin: &str, place: String) -> Outcome {
     let store = HttpBuilder::new().with_url(origin).with_client_options(options).with_retry(retry()).build();
     let store = store.map_err(|error| format!("can't be opened: {error}"))?;
     let access = Access::new(place, format!("no credentials, endpoint {origin}"), "the place".to_owned());
-    Ok(Store { objects: Arc::new(store), multipart: None, access: access.read_only() })
+    Ok(Store { objects: Arc::new(store), levels: None, multipart: None, access: access.read_only() })
 }
 
 #[cfg(test)]

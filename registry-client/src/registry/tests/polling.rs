@@ -80,7 +80,7 @@ async fn a_poll_of_a_thousand_models_is_one_get_and_a_repair_reads_no_manifest_a
     assert_eq!(watched.poll(&cursor).await, (1, false), "one GET of the next number in the change log");
     assert_eq!(watched.poll(&cursor).await, (1, false));
     watched.clock.advance(REPAIR_INTERVAL);
-    assert_eq!(watched.poll(&cursor).await, (2, false), "the log and one listing");
+    assert_eq!(watched.poll(&cursor).await, (3, false), "the end of the log, which is looked for on both sides, and one listing");
     assert_eq!(watched.poll(&cursor).await, (1, false), "the repair is rare");
     watched.publish("m7").await;
     assert_eq!(watched.poll(&cursor).await, (4, true), "the log twice, one listing of the model, one manifest");
@@ -103,7 +103,7 @@ async fn of_a_journal_only_what_is_new_is_read() {
     let first = watched.look().await;
     assert_eq!(first.models["m"].rollout.seq, 150);
     decide("").await;
-    assert_eq!(watched.poll(&first.cursor).await, (4, true), "the log twice, one listing, one entry");
+    assert_eq!(watched.poll(&first.cursor).await, (5, true), "the log twice, one listing, one entry and the one before it");
     assert_eq!(watched.look().await.models["m"].rollout.seq, 151);
     // Names that nobody gave to entries are not believed.
     let forged = Path::from("m/rollout/09999999999999999999.json");
@@ -198,7 +198,7 @@ async fn a_listing_with_less_of_a_journal_takes_no_decision_back() {
     let last = Path::from("m/rollout/00000000000000000002.json");
     let entry = watched.objects.get(&last).await.unwrap().bytes().await.unwrap();
     watched.objects.delete(&last).await.unwrap();
-    watched.clock.advance(REPAIR_INTERVAL);
+    watched.publish("m").await;
     let short = watched.look().await;
     assert!(!short.complete && short.problems[0].contains("it ends at entry 1, but entry 2 was there"), "{:?}", short.problems);
     assert_eq!(short.models["m"].rollout.pinned, Some(2));

@@ -6,9 +6,11 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
 use super::Stores;
+use super::listless::Listless;
+use crate::clock::ManualClock;
 use crate::listing::{Generation, Layout, Listing};
 use crate::name::VersionKey;
-use crate::registry::{PublishRequest, Registry};
+use crate::registry::{PublishRequest, REPAIR_INTERVAL, Registry};
 use crate::signing::{SecretKey, Trust, Trusted, Untrusted};
 use crate::source::{FetchError, NoProgress, VersionSource};
 use crate::testing::{FaultyStore, model, registry_over, request};
@@ -228,4 +230,77 @@ async fn a_flood_of_signatures_hides_none_that_counts() {
     }
     store.put(&format!("m/signatures/{digest}/large.json").into(), vec![b' '; 1 << 20].into()).await.unwrap();
     assert_eq!(versions(&listed(&trusted(&store, &[&mine])).await), (vec![1], Vec::new()));
+}
+
+#[tokio::test]
+async fn keys_that_are_replaced_count_at_the_next_look() {
+    let stores = Stores::new();
+    for store in stores.each() {
+        let [mine, other, late] = keys();
+        publish(&store, &[&mine]).await;
+        publish(&store, &[&other]).await;
+        let strangers = keys::<70>();
+        let signers: Vec<_> = strangers.iter().chain([&mine, &late]).collect();
+        publish(&store, &signers).await;
+        let trust = trust(&[&mine]);
+        let registry = registry_over(&store).reading_signatures(Arc::clone(&trust));
+        let source = Trusted::new(Arc::new(registry), Arc::clone(&trust));
+        let first = listed(&source).await;
+        assert_eq!(versions(&first).0, [1, 3]);
+        assert!(source.list(Some(&first.cursor)).await.unwrap().is_none());
+
+        assert_eq!(trust.replace([mine.public(), other.public()]), (vec![], vec![other.public().id()]));
+        let added = source.list(Some(&first.cursor)).await.unwrap().expect("other keys are trusted");
+        assert_eq!(versions(&added), (vec![1, 2, 3], vec![]));
+        assert_eq!(trust.replace([other.public()]), (vec![mine.public().id()], vec![]));
+        let withdrawn = source.list(Some(&added.cursor)).await.unwrap().expect("other keys are trusted");
+        let (left, problems) = versions(&withdrawn);
+        assert_eq!((left, problems.len()), (vec![2], 2));
+        assert!(problems[0].starts_with("version 1 is refused: it is signed by"), "{problems:?}");
+        let dest = tempfile::tempdir().unwrap();
+        let refused = source.fetch(added.generation(&VersionKey::new(model("m"), 1)).unwrap(), dest.path(), &NoProgress).await;
+        assert!(matches!(refused, Err(FetchError::Refused { .. })));
+
+        // One whose signature was among too many to be read.
+        trust.replace([late.public()]);
+        let late = source.list(Some(&withdrawn.cursor)).await.unwrap().expect("other keys are trusted");
+        assert_eq!(versions(&late).0, [3]);
+        trust.note_trouble("a file is gone");
+        let troubled = source.list(Some(&late.cursor)).await.unwrap().expect("that is told");
+        assert_eq!((versions(&troubled).0, troubled.problems), (vec![3], vec!["a file is gone".to_owned()]));
+        assert!(source.list(Some(&troubled.cursor)).await.unwrap().is_none());
+    }
+}
+
+/// Without listings each signature is asked for by the keys that count. What a look has found by itself, the next one does not read again.
+#[tokio::test]
+async fn signed_versions_of_a_store_that_can_not_list_are_read_once() {
+    let objects: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let ([mine, other], clock) = (keys(), Arc::new(ManualClock::default()));
+    let mut signatures = Vec::new();
+    for _ in 0..3 {
+        let key = publish(&objects, &[&mine]).await;
+        let digest = registry_over(&objects).version(&key).await.unwrap().digest;
+        signatures.push(format!("m/signatures/{digest}/{}.json", mine.public().id()));
+    }
+    let trust = trust(&[&mine]);
+    let (registry, counting) = Listless::registry(&objects, &clock);
+    let registry = registry.reading_signatures(Arc::clone(&trust));
+    let first = listed(&registry).await;
+    assert!(first.models["m"].versions.values().all(|version| version.signatures.len() == 1), "{first:?}");
+    for _ in 0..2 {
+        clock.advance(REPAIR_INTERVAL);
+        assert!(registry.list(Some(&first.cursor)).await.unwrap().is_none(), "nothing has changed");
+    }
+    let manifests = (1..=3).map(|version| format!("m/versions/{version}/manifest.json"));
+    for path in manifests.chain(signatures) {
+        assert_eq!(counting.gets(&path), 1, "{path}");
+    }
+    // What is added is seen all the same, and so are other keys.
+    registry_over(&objects).sign(&VersionKey::new(model("m"), 2), &other).await.unwrap();
+    trust.replace([mine.public(), other.public()]);
+    let signed = registry.list(Some(&first.cursor)).await.unwrap().expect("a signature was added");
+    let by = |version: u64| signed.models["m"].versions[&version].signatures.len();
+    assert_eq!((by(1), by(2), by(3)), (1, 2, 1));
+    assert_eq!(counting.gets("m/versions/1/manifest.json"), 1);
 }

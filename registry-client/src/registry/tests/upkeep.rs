@@ -155,6 +155,29 @@ async fn a_version_that_is_not_listed_keeps_its_blobs() {
     }
 }
 
+/// Manifests are read side by side, so many at a time, and what is found stays in order.
+#[tokio::test]
+async fn manifests_are_read_in_parallel_within_a_bound() {
+    const VERSIONS: u64 = 32;
+    let inner: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let registry = registry_over(&inner);
+    for _ in 0..VERSIONS {
+        publish(&registry).await;
+    }
+    for (name, stray) in [("a", "x"), ("m", "y"), ("z", "z")] {
+        put(&inner, &format!("{name}/blobs/{}", Digest::of(stray.as_bytes())), stray).await;
+        put(&inner, &format!("{name}/versions/1/notes.txt"), "").await;
+    }
+    let meets = Arc::new(Meets { barrier: tokio::sync::Barrier::new(16), now: 0.into(), most: 0.into() });
+    let busy: Arc<dyn ObjectStore> = Arc::new(Busy { store: inner, with: Meddling::Meets(Arc::clone(&meets)) });
+    let collected = registry_over(&busy);
+    let found = tokio::time::timeout(Duration::from_secs(60), collected.collect_garbage(GC_GRACE, false)).await;
+    let found = found.expect("sixteen manifests are read at a time").unwrap();
+    assert_eq!(found.iter().map(|one| one.model.as_str()).collect::<Vec<_>>(), ["a", "m", "z"]);
+    assert!(found.iter().all(|one| one.young.len() == 1 && one.left_alone.is_none()), "{found:?}");
+    assert_eq!(meets.most.load(std::sync::atomic::Ordering::SeqCst), 16);
+}
+
 #[tokio::test]
 async fn a_folder_of_blobs_in_a_plain_model_is_the_user_s() {
     let (dir, store) = directory();
@@ -302,6 +325,16 @@ enum Meddling {
     Hides(std::sync::atomic::AtomicUsize),
     /// This object is put again after each listing of versions.
     Touches(Path),
+    /// Those who read manifests wait for one another.
+    Meets(Arc<Meets>),
+}
+
+#[derive(Debug)]
+struct Meets {
+    barrier: tokio::sync::Barrier,
+    /// How many read now, and how many did at the most.
+    now: std::sync::atomic::AtomicUsize,
+    most: std::sync::atomic::AtomicUsize,
 }
 
 impl std::fmt::Display for Busy {
@@ -336,7 +369,16 @@ impl ObjectStore for Busy {
     }
 
     async fn get_opts(&self, location: &Path, options: object_store::GetOptions) -> object_store::Result<object_store::GetResult> {
-        self.store.get_opts(location, options).await
+        use std::sync::atomic::Ordering::SeqCst;
+        let got = self.store.get_opts(location, options).await?;
+        if let Meddling::Meets(meets) = &self.with
+            && location.filename() == Some("manifest.json")
+        {
+            meets.most.fetch_max(meets.now.fetch_add(1, SeqCst) + 1, SeqCst);
+            meets.barrier.wait().await;
+            meets.now.fetch_sub(1, SeqCst);
+        }
+        Ok(got)
     }
 
     fn delete_stream(
