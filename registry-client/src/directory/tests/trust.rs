@@ -81,12 +81,12 @@ async fn a_directory_that_was_restored_is_followed_on_and_says_so() {
         std::fs::remove_dir_all(sandbox.root.join(format!("m/versions/{version}"))).unwrap();
         std::fs::remove_file(sandbox.root.join(format!("_changes/{version:020}.json"))).unwrap();
     }
-    sandbox.clock.advance(crate::REPAIR_INTERVAL);
+    sandbox.clock.advance(REPAIR_INTERVAL);
     let restored = sandbox.look().await;
     assert_eq!(restored.models["m"].versions.len(), 1);
     assert!(restored.problems[0].starts_with("its change log ends at entry 1, and had 3"), "{:?}", restored.problems);
     assert_eq!(publish("another two").await, 2);
     assert_eq!(sandbox.look().await.models["m"].versions.len(), 2);
-    sandbox.clock.advance(crate::REPAIR_INTERVAL);
+    sandbox.clock.advance(REPAIR_INTERVAL);
     assert!(sandbox.look().await.problems.is_empty());
 }
