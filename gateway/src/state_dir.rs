@@ -151,6 +151,7 @@ mod tests {
         assert_eq!(of(&["/srv/a", "/srv/b"]), a);
         assert_eq!(of(&["/srv/new", "/srv/b"]), b, "one that joins before it takes nothing away");
         assert_eq!(of(&["/srv/other", "/srv/another"]), of(&["/srv/other"]));
+        used(&a, 1);
         used(&b, 2);
         assert_eq!(of(&["/srv/a", "/srv/b"]), b, "what was served last is served on, whatever the order");
     }

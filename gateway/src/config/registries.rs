@@ -225,6 +225,9 @@ mod tests {
         assert!(Path::new(&effective.config.registry.all[1].url.0).is_absolute(), "relative to the file");
         let error = effective.config.registry.only().unwrap_err();
         assert!(error.contains("--registry prod|lab"), "{error}");
+        let shown = |effective: &Effective, name| effective.entries.iter().find(|entry| entry.name == name).unwrap().value.clone();
+        assert_eq!(shown(&effective, "registry.settle_interval"), "prod=1s,lab=3s", "a reload sees a change of one");
+        assert_eq!(shown(&read(TWO, Some("./elsewhere")).unwrap(), "registry.settle_interval"), "1s");
         let entry = effective.entries.iter().find(|entry| entry.name == "registry.url").unwrap();
         assert!(
             entry.value.starts_with("prod=s3://models/live,lab=") && matches!(entry.origin, Origin::File { line: 1, .. }),

@@ -158,10 +158,12 @@ fn a_reload_tells_what_applies_from_what_does_not() {
         let given = Given { sets: sets.iter().map(|set| (*set).to_owned()).collect(), ..Given::default() };
         load(&given, &Environment::default()).unwrap().entries
     };
-    let changes = changes(&entries(&[]), &entries(&["log.level=debug", "server.http=127.0.0.1:1"]));
+    let mut changes = changes(&entries(&[]), &entries(&["log.level=debug", "server.http=127.0.0.1:1"]));
     let change = |name, old: &str, new: &str| Change { name, old: old.into(), new: new.into() };
     assert_eq!(changes.live, [change("log.level", "info,ort=warn", "debug")]);
     assert_eq!(changes.refused, [change("server.http", "127.0.0.1:8000", "127.0.0.1:1")]);
+    changes.refuse("log.level");
+    assert_eq!((changes.live.len(), changes.refused.len(), changes.refused[1].name), (0, 2, "log.level"));
 }
 
 #[test]

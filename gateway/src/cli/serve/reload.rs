@@ -5,7 +5,7 @@ use crate::compose::Retrust;
 use crate::config::{Changes, Effective, changes};
 use crate::server::Server;
 
-/// The setting that the log goes by; all others that may change are the engine's.
+/// The setting that the log goes by; all others that may change are the engine's, but for the one below.
 const LOG_LEVEL: &str = "log.level";
 
 /// The setting whose files are read again, whether it has changed or not.
