@@ -35,7 +35,7 @@ pub use gc::{GC_GRACE, Garbage, Leftover};
 pub use location::StoreEnvironment;
 pub use publish::{PublishError, PublishRequest, PublishTarget, Published, collect_files};
 pub(crate) use publish::{checked_draft, measure_all};
-pub use verify::{Finding, Survey, Verification};
+pub use verify::{Finding, Survey, Verification, bad_signatures};
 
 use crate::clock::{Clock, SystemClock};
 use crate::journal::{Entry, JournalEntries, JournalError, JournalPage, Op, Proposal, Rollout};

@@ -18,6 +18,7 @@ mod lifecycle;
 mod mlflow;
 mod oci;
 mod outage;
+mod plain_store;
 mod real_models;
 mod recorded;
 mod registries;

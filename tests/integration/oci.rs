@@ -150,6 +150,31 @@ fn is_kept(sandbox: &Sandbox, model: &str, pinned: u64) -> bool {
 }
 
 #[test]
+fn a_signed_version_of_an_oci_registry_is_served_and_an_unsigned_one_is_refused() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let Some(registry) = Registry::start() else { return };
+    let place = format!("oci://127.0.0.1:{}/m", registry.port);
+    let sandbox = sandbox.at(Some(&place));
+    sandbox.succeed(&["keygen", "publisher.key"]);
+    let file = sandbox.path("model.onnx");
+    for (value, sign) in [(1.0, &["--sign", "publisher.key"][..]), (2.0, &[])] {
+        std::fs::write(&file, &constant(value, 2).bytes).unwrap();
+        sandbox.succeed(&[&["publish", "m", file.to_str().unwrap(), "--registry", &place], sign].concat());
+    }
+    let trust = format!("registry.trust=file:{}", sandbox.path("publisher.key.pub").display());
+    let gateway = sandbox.serve_with(&["--set", &trust]).ready();
+    assert_eq!(ask(&gateway, "/v2/models/m/infer"), (200, 1.0));
+    let model = gateway.eventually_admin("/admin/v1/models/m", |code, model| code == 200 && !model["problems"][0].is_null());
+    assert_eq!(model["problems"][0], "version 2 is refused: it is not signed");
+    let versions = sandbox.succeed(&["versions", "m", "--registry", &place]);
+    let signed: Vec<bool> = versions.lines().skip(1).map(|line| !line.ends_with('-')).collect();
+    assert_eq!(signed, [true, false], "{versions}");
+    let refused = sandbox.run(&["sign", "m", "2", "--key", "publisher.key", "--registry", &place]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && text.contains("publish --sign"), "{text}");
+}
+
+#[test]
 fn versions_in_an_oci_registry_are_published_served_and_outlive_it() {
     let Some(sandbox) = Sandbox::new() else { return };
     let Some(registry) = Registry::start() else { return };

@@ -1,7 +1,7 @@
 //! One look at a registry, without a gateway.
 
 use anyhow::Context as _;
-use bascule_registry::Listing;
+use bascule_registry::{Listing, VersionSource};
 
 use crate::compose::Source;
 use crate::config::Config;
@@ -15,7 +15,11 @@ const MAX_UNREAD: usize = 120;
 
 /// Everything that exists. Plain versions count once their files have settled, so this may take twice the settle interval.
 pub(super) async fn list(config: &Config) -> Result<Listing, Failure> {
-    let source = Source::open(config)?.versions();
+    of(Source::open(config)?.versions().as_ref()).await
+}
+
+/// Everything that exists in what is open already.
+pub(super) async fn of(source: &dyn VersionSource) -> Result<Listing, Failure> {
     let first = source.list(None).await.map_err(anyhow::Error::new)?;
     let mut listing = first.with_context(|| format!("{} can't be listed", source.describe()))?;
     let (mut looks, mut unread) = (0, 0);

@@ -40,7 +40,7 @@ impl Sign {
         let secret = signing_key::read(&self.key, environment)?;
         let place = &config.registry.only().map_err(Failure::new)?.url;
         if !compose::holds_journals(place)? {
-            let failure = Failure::new(format!("{} takes no signatures on versions that exist", place.0));
+            let failure = Failure::new(format!("a registry at {}:// takes no signatures on versions that exist", place.scheme()));
             return Err(failure.hint("`bascule publish --sign` signs a version of an OCI registry as it is published"));
         }
         let registry = versions_of::open(&config)?;

@@ -52,7 +52,7 @@ impl Verify {
                 |finding: &Finding| json!({ "model": finding.model, "version": finding.version, "problem": finding.problem });
             print_json(&json!({
                 "registry": registry, "versions": read.versions, "files": read.files, "bytes": read.bytes,
-                "without_digests": read.without_digests, "problems": read.findings.iter().map(finding).collect::<Vec<_>>(),
+                "without_digests": read.without_digests, "unread": read.problems, "problems": read.findings.iter().map(finding).collect::<Vec<_>>(),
             }))?;
         } else {
             print(&format!("{registry}: versions {}, files {}, {} read", read.versions, read.files, bytes(read.bytes)))?;
@@ -60,10 +60,13 @@ impl Verify {
         for model in &read.without_digests {
             note(format!("note: {model} was not verified: its versions have no digests to be compared with"));
         }
-        if read.findings.is_empty() {
+        if read.findings.is_empty() && read.problems.is_empty() {
             return Ok(());
         }
-        let failure = Failure::several(read.findings.iter().map(said));
+        let failure = Failure::several(read.problems.iter().cloned().chain(read.findings.iter().map(said)));
+        if read.findings.is_empty() {
+            return Err(failure);
+        }
         Err(failure.hint("publish a version again under another number, and `bascule yank` the one that is damaged"))
     }
 }

@@ -12,7 +12,7 @@ use super::{Outcome, in_background, versions_of};
 
 /// List the versions of a model in a registry: what its journal says of each, who made and who signed it.
 ///
-/// Registries of other kinds tell less: OCI and MLflow have names for versions, and nobody's signature; a plain folder has its files.
+/// Registries of other kinds tell less: MLflow has aliases and nobody's signature, a plain folder its files and no more.
 ///
 /// `stable` and `candidate` are what was decided. While nothing was, each gateway follows its own policy: `bascule where` asks them.
 #[derive(Debug, Args)]

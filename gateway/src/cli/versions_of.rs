@@ -30,7 +30,7 @@ pub(super) async fn listed(config: &Config, name: &ModelName) -> Result<Arc<List
     let place = &config.registry.only().map_err(Failure::new)?.url;
     if compose::holds_journals(place)? {
         let model = read(&open(config)?, name).await?;
-        if model.layout == Layout::Registry {
+        if matches!(model.layout, Layout::Registry | Layout::Web) {
             return Ok(Arc::new(model));
         }
     }
@@ -52,7 +52,8 @@ async fn read(registry: &Registry, name: &ModelName) -> Result<ListedModel, Fail
     read.ok_or_else(|| is_not_in(name, registry.describe()))
 }
 
-fn is_not_in(name: &ModelName, registry: &str) -> Failure {
+/// What is said of a model that a registry does not have.
+pub(super) fn is_not_in(name: &ModelName, registry: &str) -> Failure {
     Failure::new(format!("model '{name}' is not in {registry}")).hint("`bascule models --registry …` lists what is there")
 }
 

@@ -48,6 +48,8 @@ pub struct Verification {
     pub bytes: u64,
     /// Models in the plain layout: there is nothing that they could be compared with.
     pub without_digests: Vec<ModelName>,
+    /// What could not be read, and is no single model's.
+    pub problems: Vec<String>,
     /// What is wrong, by model and version.
     pub findings: Vec<Finding>,
 }
@@ -112,7 +114,14 @@ impl Registry {
         findings.sort_unstable();
         findings.dedup();
         let without_digests = survey.without_digests.clone();
-        Verification { versions: survey.versions.len(), files: files.len(), bytes: survey.bytes(), without_digests, findings }
+        Verification {
+            versions: survey.versions.len(),
+            files: files.len(),
+            bytes: survey.bytes(),
+            without_digests,
+            problems: Vec::new(),
+            findings,
+        }
     }
 
     /// What is wrong with a file, if anything.
@@ -161,9 +170,11 @@ fn of(generation: &Generation, problem: String) -> Finding {
     Finding { model: generation.key.model.clone(), version: Some(generation.key.version), problem }
 }
 
-fn bad_signatures(generation: &Generation) -> Vec<String> {
+/// What is wrong with the signatures on a version, whoever made them.
+pub fn bad_signatures(generation: &Generation) -> Vec<String> {
+    let signed = generation.signed_digest();
     let judge = |signature: &crate::signing::ManifestSignature| match signature.key.parse::<PublicKey>() {
-        Ok(key) if key.verifies(&generation.digest, &signature.signature) => None,
+        Ok(key) if key.verifies(&signed, &signature.signature) => None,
         Ok(key) => Some(format!("its signature by {key} does not verify")),
         Err(_) => Some(format!("signature {} can't be read", quoted(&signature.key))),
     };
