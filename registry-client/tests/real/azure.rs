@@ -10,6 +10,7 @@ use object_store::ObjectStore;
 use object_store::azure::MicrosoftAzureBuilder;
 use sha2::{Digest as _, Sha256};
 
+use crate::journals::{check_refused, check_shared};
 use crate::layouts::{Ours, Place, Plain};
 use crate::s3::told;
 use crate::servers::{Server, find_or_skip, free_port, listens};
@@ -78,6 +79,11 @@ async fn conformance_on_azurite() {
         "{wrong}"
     );
     assert!(!wrong.contains(wrong_key), "{wrong}");
+
+    check_shared("az://models/decisions", &environment(port, KEY)).await;
+    let refused = environment(port, &format!("{wrong_key}="));
+    check_refused("az://models/decisions", &refused, &["rollout.journal az://models/decisions", "AuthorizationFailure"], wrong_key)
+        .await;
 
     let store = MicrosoftAzureBuilder::new().with_account(ACCOUNT).with_access_key(KEY).with_endpoint(endpoint(port));
     let store: Arc<dyn ObjectStore> = Arc::new(store.with_container_name("models").with_allow_http(true).build().unwrap());

@@ -8,6 +8,7 @@
 mod azure;
 mod gcs;
 mod http;
+mod journals;
 mod layouts;
 mod mlflow;
 mod oci;

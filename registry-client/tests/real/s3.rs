@@ -14,6 +14,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
+use crate::journals::{check_refused, check_shared};
 use crate::layouts::{Ours, Place, Plain, key, request};
 use crate::seaweedfs::{ACCESS_KEY, SECRET_KEY, SeaweedFs};
 use crate::servers::{Server, find_or_skip, free_port, listens, until};
@@ -31,6 +32,10 @@ pub fn told(error: &dyn std::error::Error) -> String {
 async fn conformance_on_seaweedfs() {
     let Some((server, weed)) = SeaweedFs::start().await else { return };
     weed.make_bucket("models").await;
+    check_shared("s3://models/team/decisions", &weed.environment()).await;
+    let wrong = weed.environment_with(ACCESS_KEY, "wrong-secret");
+    let parts = ["rollout.journal s3://models/team/decisions", "SignatureDoesNotMatch", "AKIA…7Q"];
+    check_refused("s3://models/team/decisions", &wrong, &parts, "wrong-secret").await;
     let open = |place: &str| Registry::open_in(place, &weed.environment()).unwrap();
     let place = |at: &str, prefix: &str| Place::new(open(at), Arc::new(weed.store("models")), prefix);
     check(&Ours::new(place("s3://models/team/ours", "team/ours"), open("s3://models/team/ours"))).await;
@@ -182,6 +187,7 @@ async fn conformance_on_moto() {
     let open = |place: &str| Registry::open_in(place, &moto_environment(port)).unwrap();
     let missing = open("s3://no-such-bucket").list(None).await.unwrap_err();
     assert!(told(&missing).contains("bucket `no-such-bucket` does not exist"), "{}", told(&missing));
+    check_shared("s3://models/decisions", &moto_environment(port)).await;
     let place = |at: &str, prefix: &str| Place::new(open(at), Arc::clone(&store), prefix);
     check(&Ours::new(place("s3://models/ours", "ours"), open("s3://models/ours"))).await;
     check(&Plain(place("s3://models/plain", "plain").ended_by(server))).await;
