@@ -5,7 +5,10 @@ mod parts;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+
+use bascule_registry::durable;
+
+use parts::Part;
 
 /// Says which registry a part belongs to.
 const NOTE: &str = "registry.txt";
@@ -80,9 +83,9 @@ impl StateDir {
     pub fn of_registry(&self, identity: &str) -> Result<PathBuf, StateDirError> {
         let dir = self.registry_dir(identity);
         let write = || {
-            std::fs::create_dir_all(&dir)?;
-            // For people who look into the directory.
-            std::fs::write(dir.join(NOTE), format!("{identity}\n"))
+            durable::create_dir(&dir)?;
+            // Written each time: it tells when the part was used last.
+            durable::write_file(&dir.join(NOTE), format!("{identity}\n").as_bytes())
         };
         match write() {
             Ok(()) => Ok(dir),
@@ -90,26 +93,46 @@ impl StateDir {
         }
     }
 
-    /// The same for several registries, which have one such place together: the one that was used last, so that nothing is forgotten where
-    /// others join, whatever their order. What the others have of models that are unknown there is copied to it, once: each may have been
-    /// served alone before.
+    /// The same for those that are served together, which have one such place: the one that was used last of those that hold something of
+    /// one of them, so that nothing is forgotten where others join or leave, whatever their order. What other such places have of models
+    /// that are unknown there is copied to it, once: each may have been served alone before.
     ///
     /// # Errors
     /// It can't be made, read or written.
     pub fn of_registries(&self, identities: &[String]) -> Result<PathBuf, StateDirError> {
-        let mut known: Vec<_> = identities.iter().filter(|identity| self.registry_dir(identity).is_dir()).collect();
+        let unusable = |source| StateDirError::Unusable { path: self.path.clone(), source };
+        let mut parts = parts::all(&self.path).map_err(unusable)?;
+        // A note that was lost or damaged does not lose what it stands beside.
+        parts.retain_mut(|part| {
+            let owner = std::iter::once(&part.identity).chain(identities).find(|identity| self.registry_dir(identity) == part.dir);
+            owner.cloned().map(|owner| part.identity = owner).is_some()
+        });
+        let homes: Vec<_> = identities.iter().filter_map(|identity| Some((identity, self.home(identity, &parts)?))).collect();
         // Of those that were used at the same time the first counts.
-        known.sort_by_key(|identity| std::cmp::Reverse(last_use(&self.registry_dir(identity))));
-        let chosen = known.first().copied().or(identities.first()).map_or("", String::as_str);
-        let dir = self.registry_dir(chosen);
-        let joined = parts::join(&dir, chosen, known.iter().skip(1).map(|other| (other.as_str(), self.registry_dir(other))));
-        joined.map_err(|source| StateDirError::Unusable { path: dir, source })?;
-        self.of_registry(chosen)
+        let Some((_, chosen)) = homes.iter().rev().max_by_key(|(_, part)| part.used) else {
+            return self.of_registry(identities.first().map_or("", String::as_str));
+        };
+        for (identity, _) in homes.iter().filter(|(identity, home)| home == chosen && chosen.identity != **identity) {
+            tracing::info!(
+                registry = identity,
+                part = chosen.identity,
+                "what is kept of it lies where it was served last, with another one"
+            );
+        }
+        parts::join(chosen, homes.iter().filter(|(_, home)| home != chosen).copied()).map_err(unusable)?;
+        self.of_registry(&chosen.identity)
+    }
+
+    /// Where what is kept of a registry was used last: in its own part, or in that of another one that it was served with.
+    fn home<'a>(&self, identity: &str, parts: &'a [Part]) -> Option<&'a Part> {
+        let own = self.registry_dir(identity);
+        let holding = parts.iter().filter(|part| part.dir == own || part.joined.contains(identity));
+        holding.max_by_key(|part| (part.used, part.dir == own))
     }
 
     fn registry_dir(&self, identity: &str) -> PathBuf {
         let digest = bascule_registry::Digest::of(identity.as_bytes()).to_string();
-        self.path.join(format!("registry-{}", &digest[..12]))
+        self.path.join(format!("{}{}", parts::PREFIX, &digest[..12]))
     }
 
     /// Where what trials found is kept.
@@ -123,14 +146,30 @@ impl StateDir {
     }
 }
 
-/// When a part was last opened: its note is written each time.
-fn last_use(dir: &Path) -> Option<SystemTime> {
-    std::fs::metadata(dir.join(NOTE)).and_then(|note| note.modified()).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
+
+    /// Says when a part was used last.
+    fn used(part: &Path, seconds: u64) {
+        let note = OpenOptions::new().write(true).open(part.join(NOTE)).unwrap();
+        note.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+    }
+
+    fn of(state: &StateDir, identities: &[&str]) -> PathBuf {
+        state.of_registries(&identities.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn write(part: &Path, file: &str, text: &str) {
+        std::fs::create_dir_all(part.join(file).parent().unwrap()).unwrap();
+        std::fs::write(part.join(file), text).unwrap();
+    }
+
+    fn read(part: &Path, file: &str) -> Option<String> {
+        std::fs::read_to_string(part.join(file)).ok()
+    }
 
     #[test]
     fn each_registry_has_a_state_of_its_own() {
@@ -140,20 +179,18 @@ mod tests {
         assert_eq!(a, again);
         assert_ne!(a, b);
         assert_eq!(std::fs::read_to_string(b.join("registry.txt")).unwrap(), "/srv/b\n");
-        let of =
-            |identities: &[&str]| state.of_registries(&identities.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()).unwrap();
-        let used = |dir: &Path, seconds| {
-            let note = OpenOptions::new().write(true).open(dir.join(NOTE)).unwrap();
-            note.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
-        };
         used(&a, 1);
         used(&b, 1);
-        assert_eq!(of(&["/srv/a", "/srv/b"]), a);
-        assert_eq!(of(&["/srv/new", "/srv/b"]), b, "one that joins before it takes nothing away");
-        assert_eq!(of(&["/srv/other", "/srv/another"]), of(&["/srv/other"]));
+        assert_eq!(of(&state, &["/srv/a", "/srv/b"]), a);
+        let c = of(&state, &["/srv/c"]);
+        assert_eq!(of(&state, &["/srv/new", "/srv/c"]), c, "one that joins before it takes nothing away");
+        assert_eq!(of(&state, &["/srv/other", "/srv/another"]), of(&state, &["/srv/other"]));
+        std::fs::write(c.join(NOTE), "").unwrap();
+        assert_eq!(of(&state, &["/srv/new", "/srv/c"]), c, "nor does a note that is lost");
+        assert_eq!(read(&c, NOTE).as_deref(), Some("/srv/c\n"));
         used(&a, 1);
         used(&b, 2);
-        assert_eq!(of(&["/srv/a", "/srv/b"]), b, "what was served last is served on, whatever the order");
+        assert_eq!(of(&state, &["/srv/a", "/srv/b"]), b, "what was served last is served on, whatever the order");
     }
 
     /// A directory that served one registry, then another, and now both.
@@ -161,11 +198,6 @@ mod tests {
     fn registries_that_were_served_one_after_the_other_forget_nothing_together() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(&folder.path().join("state")).unwrap();
-        let write = |dir: &Path, file: &str, text: &str| {
-            std::fs::create_dir_all(dir.join(file).parent().unwrap()).unwrap();
-            std::fs::write(dir.join(file), text).unwrap();
-        };
-        let read = |dir: &Path, file: &str| std::fs::read_to_string(dir.join(file)).ok();
         let both = ["/srv/a".to_owned(), "/srv/b".to_owned()];
         let a = state.of_registry(&both[0]).unwrap();
         for (file, text) in [("operator/of_a.json", "off"), ("served/of_a.json", "1"), ("served/both.json", "by a")] {
@@ -173,8 +205,7 @@ mod tests {
         }
         write(&a, "journal/of_a/rollout/00000000000000000001.json", "pin");
         write(&a, "journal/both/rollout/00000000000000000002.json", "unpin");
-        let note = OpenOptions::new().write(true).open(a.join(NOTE)).unwrap();
-        note.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        used(&a, 0);
         let b = state.of_registry(&both[1]).unwrap();
         write(&b, "served/of_b.json", "2");
         write(&b, "journal/both/rollout/00000000000000000001.json", "by b");
@@ -194,6 +225,55 @@ mod tests {
         std::fs::remove_file(b.join("operator/of_a.json")).unwrap();
         assert_eq!(state.of_registries(&both).unwrap(), b);
         check("operator/of_a.json", None);
+    }
+
+    /// What was decided while both were served lies in the part of one of them.
+    #[test]
+    fn a_registry_that_is_served_alone_again_forgets_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        let [a, b] = ["/srv/a", "/srv/b"].map(|identity| state.of_registry(identity).unwrap());
+        write(&a, "served/of_a.json", "1");
+        used(&a, 1);
+        assert_eq!(of(&state, &["/srv/a", "/srv/b"]), b);
+        write(&b, "served/of_a.json", "2");
+        used(&b, 2);
+        assert_eq!(read(&of(&state, &["/srv/a"]), "served/of_a.json").as_deref(), Some("2"));
+        assert_eq!(read(&b, NOTE).as_deref(), Some("/srv/b\n"), "it stays the part of the other one");
+
+        // It takes that along to a third one, with all that lies there; once.
+        let c = state.of_registry("/srv/c").unwrap();
+        used(&b, 3);
+        assert_eq!(of(&state, &["/srv/c", "/srv/a"]), c);
+        assert_eq!(read(&c, "served/of_a.json").as_deref(), Some("2"));
+        std::fs::remove_file(c.join("served/of_a.json")).unwrap();
+        for identities in [&["/srv/a"][..], &["/srv/b", "/srv/c"], &["/srv/a", "/srv/b", "/srv/c"]] {
+            assert_eq!(of(&state, identities), c);
+            assert_eq!(read(&c, "served/of_a.json"), None);
+        }
+    }
+
+    /// Whoever reads the list while it is written, or after the power went off, finds the old one or the new one.
+    #[test]
+    fn the_list_of_what_has_joined_is_replaced_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        for (nth, identity) in ["/srv/a", "/srv/b", "/srv/c"].into_iter().enumerate() {
+            let part = state.of_registry(identity).unwrap();
+            write(&part, &format!("served/of_{nth}.json"), "1");
+            used(&part, nth as u64);
+        }
+        let c = of(&state, &["/srv/b", "/srv/c"]);
+        let mut before = File::open(c.join("joined.txt")).unwrap();
+        assert_eq!(of(&state, &["/srv/a", "/srv/b", "/srv/c"]), c);
+        let mut text = String::new();
+        before.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "/srv/b\n");
+        assert_eq!(read(&c, "joined.txt").as_deref(), Some("/srv/a\n/srv/b\n"));
+        let hidden = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().as_encoded_bytes().starts_with(b".");
+        for folder in [c.clone(), c.join("served")] {
+            assert!(!std::fs::read_dir(folder).unwrap().any(hidden), "nothing is left beside it");
+        }
     }
 
     #[test]

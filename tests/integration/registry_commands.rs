@@ -106,7 +106,7 @@ fn a_hangup_reads_trusted_keys_again_and_names_what_needs_a_restart() {
         let problem = status["registry"]["problems"][0].as_str().unwrap_or_default();
         problem.contains("trusted.pub") && problem.contains("the keys that were trusted before still count")
     });
-    assert!(gateway.log().contains("can't be read again"), "{}", gateway.log());
+    assert!(gateway.log().contains("can't be read: who is trusted stays as it was"), "{}", gateway.log());
 
     // A restart loads anew.
     std::fs::write(sandbox.path("trusted.pub"), &old).unwrap();

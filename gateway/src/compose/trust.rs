@@ -22,7 +22,7 @@ pub enum Retrust {
         /// Trusted now.
         new: Vec<String>,
     },
-    /// They can't be read, for this reason: those from before count.
+    /// They can't be read, for this reason: it stays as it was.
     Kept(String),
     /// From none to some or from some to none: whether anybody has to sign is decided at the start.
     NeedsRestart,
@@ -49,6 +49,8 @@ pub fn retrust(trust: Option<&Trust>, config: &Config) -> Retrust {
             trust.note_trouble(&format!("the keys that were trusted before still count, since they can't be read again: {why}"));
             Retrust::Kept(why)
         }
+        // What a restart would end with.
+        (None, Err(error)) => Retrust::Kept(format!("{error:#}")),
         (None, Ok(keys)) if keys.is_empty() => Retrust::Replaced { gone: Vec::new(), new: Vec::new() },
         _ => Retrust::NeedsRestart,
     }

@@ -12,7 +12,6 @@ use super::error::OciError;
 use super::http::{Ask, Client, Scope, read_bounded, unwanted};
 use super::place::is_repository;
 use crate::digest::Digest;
-use crate::name::quoted;
 
 /// The largest manifest that registries have to take, and the largest that is read.
 pub(super) const MAX_IMAGE_MANIFEST_BYTES: u64 = 4 << 20;
@@ -36,9 +35,27 @@ const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, application/
                         application/vnd.docker.distribution.manifest.list.v2+json";
 
 /// The names of a list, and how many requests they took.
+#[derive(Debug, Default)]
 pub(super) struct Names {
     pub(super) names: BTreeSet<String>,
     pub(super) pages: usize,
+    /// What is no name by the grammar of the distribution specification, which bounds their length, too. They are not kept: a page may be
+    /// one of them.
+    left_out: usize,
+}
+
+impl Names {
+    /// Takes the names of a page; whether the list goes on after it. What nobody may see can leave a page without names. One that
+    /// repeats what came before ends the list, whatever it links to.
+    fn take(&mut self, page: Vec<String>, is_name: fn(&str) -> bool) -> bool {
+        let (before, listed) = (self.names.len(), page.len());
+        let names: Vec<_> = page.into_iter().filter(|name| is_name(name)).collect();
+        let is_empty = names.is_empty();
+        self.pages += 1;
+        self.left_out += listed - names.len();
+        self.names.extend(names);
+        is_empty || self.names.len() > before
+    }
 }
 
 #[derive(Deserialize)]
@@ -57,11 +74,8 @@ impl Client {
         let what = format!("the list of tags of {repository}");
         let path = format!("{repository}/tags/list");
         let read = |body: &[u8]| serde_json::from_slice(body).map(|Tags { tags }| tags.unwrap_or_default());
-        match self.list(&what, &path, Scope::Pull(repository.to_owned()), read).await {
-            Ok(list) => {
-                let is_tag = |tag: &String| is_tag(tag);
-                Ok(list.names.into_iter().filter(is_tag).collect())
-            }
+        match self.list(&what, &path, Scope::Pull(repository.to_owned()), is_tag, read).await {
+            Ok(list) => Ok(list.names),
             Err(error) if error.is_absent() => Ok(BTreeSet::new()),
             Err(error) => Err(error),
         }
@@ -70,22 +84,21 @@ impl Client {
     /// All repositories, where the registry lists them.
     pub(super) async fn catalog(&self) -> Result<Names, OciError> {
         let read = |body: &[u8]| serde_json::from_slice(body).map(|Catalog { repositories }| repositories.unwrap_or_default());
-        let mut list = self.list("the list of repositories", "_catalog", Scope::Catalog, read).await?;
-        list.names.retain(|name| is_repository(name));
-        Ok(list)
+        self.list("the list of repositories", "_catalog", Scope::Catalog, is_repository, read).await
     }
 
-    /// All pages of a list.
+    /// All pages of a list, as far as they hold names of its kind.
     async fn list(
         &self,
         what: &str,
         path: &str,
         scope: Scope,
+        is_name: fn(&str) -> bool,
         read: impl Fn(&[u8]) -> Result<Vec<String>, serde_json::Error>,
     ) -> Result<Names, OciError> {
         let mut url = self.url(path);
         url.set_query(Some(&format!("n={PAGE}")));
-        let mut list = Names { names: BTreeSet::new(), pages: 0 };
+        let mut list = Names::default();
         let (began, mut asked) = (Instant::now(), BTreeSet::new());
         loop {
             asked.insert(Digest::of(url.as_str().as_bytes()));
@@ -96,18 +109,18 @@ impl Client {
             let next = next_page(response.headers()).map(|next| self.resolve(what, &url, &next)).transpose()?;
             let body = read_bounded(what, response, MAX_PAGE_BYTES).await?;
             let page = read(&body).map_err(|error| OciError::protocol(what, format!("a page is not valid: {error}")))?;
-            let (before, is_empty) = (list.names.len(), page.is_empty());
-            list.names.extend(page);
-            list.pages += 1;
+            let goes_on = list.take(page, is_name);
             if let Some(problem) = excess(list.names.len(), list.pages, began.elapsed()) {
                 return Err(OciError::TooLong { what: what.to_owned(), problem });
             }
-            // What nobody may see can leave a page empty. One that repeats what came before ends the list, whatever it links to.
-            let goes_on = is_empty || list.names.len() > before;
-            match next.filter(|next| goes_on && !asked.contains(&Digest::of(next.as_str().as_bytes()))) {
-                Some(next) => url = next,
-                None => return Ok(list),
+            if let Some(next) = next.filter(|next| goes_on && !asked.contains(&Digest::of(next.as_str().as_bytes()))) {
+                url = next;
+                continue;
             }
+            if list.left_out > 0 {
+                tracing::debug!(list = what, left_out = list.left_out, "a registry lists names that are none");
+            }
+            return Ok(list);
         }
     }
 
@@ -202,13 +215,9 @@ fn next_page(headers: &HeaderMap) -> Option<String> {
 /// Whether this is a tag by the grammar of the distribution specification. What is not is ignored: it would become part of a URL.
 fn is_tag(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    let valid = text.len() <= MAX_TAG_BYTES
+    text.len() <= MAX_TAG_BYTES
         && text.bytes().next().is_some_and(plain)
-        && text.bytes().all(|byte| plain(byte) || matches!(byte, b'.' | b'-'));
-    if !valid {
-        tracing::debug!(tag = quoted(text), "a registry lists a tag that is none");
-    }
-    valid
+        && text.bytes().all(|byte| plain(byte) || matches!(byte, b'.' | b'-'))
 }
 
 #[cfg(test)]
@@ -238,6 +247,22 @@ mod tests {
         check(MAX_NAMES + 1, 2, Duration::ZERO, "more than 100000 names");
         check(7, MAX_PAGES + 1, Duration::ZERO, "more than 20000 pages: 7 names came so far");
         check(7, 3, LIST_LIMIT + Duration::from_secs(1), "longer than 600 s: 3 of them with 7 names");
+    }
+
+    #[test]
+    fn what_is_no_name_is_counted_and_not_kept() {
+        let mut list = Names::default();
+        let page = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let long = "a".repeat(4 << 20);
+        assert!(list.take(page(&[&long, "1", "../x"]), is_tag));
+        assert!(list.take(page(&[&long]), is_tag), "as a page without names");
+        assert!(list.take(page(&[]), is_tag));
+        assert!(!list.take(page(&["1", &long]), is_tag), "nothing new");
+        assert_eq!((list.names, list.left_out, list.pages), (BTreeSet::from(["1".to_owned()]), 4, 4));
+
+        let mut list = Names::default();
+        list.take(page(&["team/m", &"a".repeat(255), &"a".repeat(256), "Upper"]), is_repository);
+        assert_eq!((list.names.len(), list.left_out), (2, 2));
     }
 
     #[test]

@@ -51,12 +51,17 @@ impl OciError {
         matches!(self, Self::Status { status: StatusCode::NOT_FOUND, .. })
     }
 
-    /// The registry does not do this at all, not for this user, or not within bounds.
+    /// The registry does not do this at all, or not for this user.
     pub(super) fn is_not_offered(&self) -> bool {
         const OTHERS: [StatusCode; 4] =
             [StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED, StatusCode::BAD_REQUEST];
-        matches!(self, Self::Refused { .. } | Self::Protocol { .. } | Self::TooLarge { .. } | Self::TooLong { .. })
+        matches!(self, Self::Refused { .. } | Self::Protocol { .. })
             || matches!(self, Self::Status { status, .. } if OTHERS.contains(status))
+    }
+
+    /// There is more than is read, or it takes longer: not all of it is known.
+    pub(super) fn is_out_of_bounds(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::TooLong { .. })
     }
 
     /// The same may go well a moment later.

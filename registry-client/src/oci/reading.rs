@@ -56,9 +56,22 @@ struct Below {
     pages: usize,
     /// Why there is no list; it is asked for again at the repair interval.
     not_offered: Option<String>,
-    /// There is one, which is longer than it is read.
-    too_long: bool,
+    /// Why the list that there is could not be read: what was known stays.
     failed: Option<String>,
+    /// It is longer than it is read, or slower: to find that out takes long, so that it is asked for again at the repair interval.
+    too_long: bool,
+}
+
+impl Below {
+    /// Whether it is not asked for in a look that does not look at everything. A list of one page is asked for each time.
+    fn waits(&self) -> bool {
+        self.too_long || (self.failed.is_none() && (self.not_offered.is_some() || self.pages > 1))
+    }
+
+    /// The registry failed as it may fail with everything else.
+    fn got_no_answer(&self) -> bool {
+        self.failed.is_some() && !self.too_long
+    }
 }
 
 /// The registry asked to be left alone, and was.
@@ -159,7 +172,7 @@ impl OciRegistry {
                 }
             }
             // Each may take as long as a registry is waited for.
-            if in_a_row == MAX_FAILURES || (in_a_row > 0 && read == 0 && seen.below.failed.is_some()) {
+            if in_a_row == MAX_FAILURES || (in_a_row > 0 && read == 0 && seen.below.got_no_answer()) {
                 break;
             }
         }
@@ -174,9 +187,9 @@ impl OciRegistry {
         Ok(seen)
     }
 
-    /// Which repositories there are below the place. A list of one page is asked for each time, a longer one is not.
+    /// Which repositories there are below the place.
     async fn look_below(&self, before: &Below, all: bool) -> Below {
-        if !all && before.failed.is_none() && (before.not_offered.is_some() || before.pages > 1) {
+        if !all && before.waits() {
             return before.clone();
         }
         match self.client.catalog().await {
@@ -187,10 +200,12 @@ impl OciRegistry {
             },
             // Many registries have no such list, or not for everybody. What was found once is not forgotten for that.
             Err(error) if error.is_not_offered() && before.repositories.is_empty() => {
-                let too_long = matches!(error, OciError::TooLong { .. });
-                Below { not_offered: Some(with_causes(&error)), too_long, ..Below::default() }
+                Below { not_offered: Some(with_causes(&error)), ..Below::default() }
             }
-            Err(error) => Below { failed: Some(with_causes(&error)), ..before.clone() },
+            Err(error) => {
+                let (failed, too_long) = (Some(with_causes(&error)), error.is_out_of_bounds());
+                Below { failed, too_long, not_offered: None, ..before.clone() }
+            }
         }
     }
 
@@ -245,10 +260,6 @@ impl Seen {
         if let Some(failed) = &self.below.failed {
             self.complete = false;
             self.problems.push(format!("which repositories there are below {own} is not known: {failed}"));
-        }
-        if let Some(reason) = self.below.not_offered.as_ref().filter(|_| self.below.too_long) {
-            self.problems.push(format!("which repositories there are below {own} is not known: {reason}"));
-            return;
         }
         if let Some(reason) = self.below.not_offered.as_ref().filter(|_| self.repositories.is_empty()) {
             self.problems.push(format!("{own} has no tags, and the registry does not list what lies below it: {reason}"));

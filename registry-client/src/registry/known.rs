@@ -81,13 +81,21 @@ impl Known {
     pub(super) fn is_stale(&self, tree: &ModelTree, now: Duration, repairs: bool, edition: u64) -> bool {
         match &self.failure {
             Some(failure) => repairs || failure.retry_at <= now,
-            None => self.partial || self.tree != *tree || (repairs && self.restored.is_some()) || self.has_unread(edition),
+            None => {
+                let asks_again = repairs && (self.restored.is_some() || self.may_be_another(tree));
+                self.partial || self.tree != *tree || asks_again || self.has_unread(edition)
+            }
         }
     }
 
     /// Whether signatures of a version were left out that count by the keys of now.
     fn has_unread(&self, edition: u64) -> bool {
         self.versions.values().any(|read| read.edition != edition && has_many(read.signed.as_ref()))
+    }
+
+    /// Whether its journal has to be read to know whether it is the one that was: no listing shows when its last entry was written.
+    fn may_be_another(&self, tree: &ModelTree) -> bool {
+        self.last_id.is_some() && tree.last_written.is_none()
     }
 
     /// What was last seen of an object in the folder of a version.
@@ -286,12 +294,15 @@ impl Registry {
         if tail < seq && repairs {
             // A listing may be short. Where the entry itself is gone too, the registry is from before it.
             tail = journal.tail(seq).await.map_err(unreadable)?;
-        } else if tail < seq {
-            // What was decided must not be taken back because a listing is short.
+        }
+        if tail < seq && (tail == 0 || !repairs) {
+            // What was decided must not be taken back because a listing is short; nor because nothing is left: a restore may be half
+            // done, and what removed the journal is no decision.
             let short = format!("it ends at entry {tail}, but entry {seq} was there");
             return Err(RegistryError::unavailable(format!("journal of {name}"), std::io::Error::other(short)));
         }
-        let written_anew = tail == seq && tree.last_written != known.tree.last_written;
+        let looks_another = tree.last_written != known.tree.last_written || (repairs && known.may_be_another(tree));
+        let written_anew = tail == seq && looks_another;
         if tail != seq || known.rollout.frozen.is_some() || (written_anew && known.last_id.is_some()) {
             let before = Folded { rollout: known.rollout.clone(), last: known.last_id, is_another: false };
             let folded = journal.rollout_to(before, tail).await.map_err(unreadable)?;

@@ -56,7 +56,7 @@ async fn trusts_anew(server: &Server, read: &Effective, changes: &mut Changes) -
             false
         }
         Ok(Retrust::Kept(error)) => {
-            tracing::error!(setting = TRUST, error, "can't be read again: the keys that were trusted before still count");
+            tracing::error!(setting = TRUST, error, "can't be read: who is trusted stays as it was");
             changes.live.retain(|change| change.name != TRUST);
             false
         }

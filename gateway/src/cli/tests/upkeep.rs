@@ -129,6 +129,22 @@ fn a_reload_adds_and_withdraws_keys_without_a_restart() {
     live.until(|model| model.stable == Some(3));
 }
 
+/// Whether anybody has to sign is decided at the start, which these keys would hinder: whoever reloads hears of it now.
+#[test]
+fn first_keys_that_can_not_be_read_are_told_at_a_reload() {
+    let live = Live::start();
+    let trusted = live.path("trusted.pub");
+    let trust = format!("registry.trust=file:{}", trusted.display());
+    let Retrust::Kept(why) = live.retrust(&[&trust]) else { panic!("there is no such file") };
+    assert!(why.contains("trusted.pub") && why.contains("registry.trust"), "{why}");
+    std::fs::write(&trusted, "nonsense").unwrap();
+    let Retrust::Kept(why) = live.retrust(&[&trust]) else { panic!("nobody is trusted for that") };
+    assert!(why.contains("trusted.pub") && why.contains("not a public key"), "{why}");
+    let (_, public) = keygen(&live, "a.key");
+    std::fs::write(&trusted, public).unwrap();
+    assert_eq!(live.retrust(&[&trust]), Retrust::NeedsRestart);
+}
+
 #[test]
 fn a_key_may_come_from_a_variable() {
     let live = Live::start();

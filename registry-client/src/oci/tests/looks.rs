@@ -1,6 +1,6 @@
 //! What is listed, and with how many requests.
 
-use super::fake::Answer;
+use super::fake::{Answer, Request};
 use super::*;
 use crate::digest::Digest;
 
@@ -145,20 +145,50 @@ async fn a_catalog_with_a_page_for_every_name_is_followed() {
     assert_eq!(fake.asked().iter().filter(|request| request.path() == "/v2/_catalog").count(), REPOSITORIES);
 }
 
+/// Which repositories there are is not known then: nothing may be taken for gone.
 #[tokio::test]
-async fn a_catalog_without_an_end_is_named_with_its_bound() {
+async fn a_catalog_without_an_end_is_named_with_its_bound_and_takes_nothing_away() {
     let fake = Fake::start().await;
     fake.push("models", "1", MODEL);
-    fake.bend(|request| {
+    fake.push("models/digits", "1", MODEL);
+    let endless = |request: &Request| {
         request.target.strip_prefix("/v2/_catalog?")?;
         let names: Vec<_> = (0..=100_000).map(|nth| format!("others/m{nth}")).collect();
         Some(Answer::of(200, serde_json::json!({ "repositories": names }).to_string()))
-    });
-    let (registry, _) = open(&fake.place("models"));
-    let listing = list(&registry).await;
-    assert!(listing.models.contains_key("models"), "it is known without the list");
-    let problem = &listing.problems[0];
+    };
+    let catalogs = |fake: &Fake| fake.asked().iter().filter(|request| request.path() == "/v2/_catalog").count();
+    fake.bend(endless);
+    let (registry, clock) = open(&fake.place("models"));
+    let first = list(&registry).await;
+    assert!(first.models.keys().eq([&name("models")]), "it is known without the list");
+    assert!(!first.complete, "models/digits was not seen, and is there");
+    let problem = &first.problems[0];
     assert!(problem.contains("the list of repositories") && problem.contains("more than 100000 names"), "{problem}");
+    assert!(!list(&registry).await.complete);
+    assert_eq!(catalogs(&fake), 1, "it takes long: not at every look");
+
+    fake.straighten();
+    clock.advance(REPAIR_INTERVAL);
+    let known = list(&registry).await;
+    assert!(known.complete && known.problems.is_empty() && known.models.len() == 2, "{:?}", known.problems);
+
+    // One page that is too large is no other case.
+    fake.bend(|request| (request.path() == "/v2/_catalog").then(|| Answer::of(200, vec![b' '; (4 << 20) + 1])));
+    let kept = list(&registry).await;
+    assert!(!kept.complete && kept.models == known.models, "{:?}", kept.problems);
+    assert!(kept.problems[0].contains("more than 4194304 bytes"), "{:?}", kept.problems);
+}
+
+/// The same where it is the first that is asked for.
+#[tokio::test]
+async fn a_catalog_in_one_page_that_is_too_large_takes_nothing_away() {
+    let fake = Fake::start().await;
+    fake.push("models/digits", "1", MODEL);
+    fake.bend(|request| (request.path() == "/v2/_catalog").then(|| Answer::of(200, vec![b' '; (4 << 20) + 1])));
+    let (registry, _) = open(&fake.place("models"));
+    let first = list(&registry).await;
+    assert!(!first.complete && first.models.is_empty());
+    assert!(first.problems[0].contains("more than 4194304 bytes"), "{:?}", first.problems);
 }
 
 #[tokio::test]
