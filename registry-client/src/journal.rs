@@ -13,6 +13,7 @@ mod shared;
 
 use std::borrow::Cow;
 use std::str::FromStr;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ use crate::source::Cause;
 
 /// The schema that this build writes, and the highest that it reads.
 pub const ENTRY_SCHEMA: u32 = 1;
+/// How long a decision may take to be written, with all that has to be read before; of many that are taken over, each of them.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// All traffic, in basis points.
 pub const FULL_WEIGHT_BP: u32 = 10_000;
 

@@ -94,7 +94,7 @@ impl Journals {
     async fn go_on(&self, model: &ModelName) -> Result<(), JournalError> {
         match self.take_over(model).await {
             Err(error @ JournalError::Unavailable { .. }) => match self.rollout(model).await? {
-                own if own.seq > 0 => Ok(()),
+                own if own.is_decided_here() => Ok(()),
                 _ => Err(error),
             },
             outcome => outcome.map(drop),
@@ -175,12 +175,10 @@ impl JournalStore for Journals {
         before: Option<u64>,
         limit: usize,
     ) -> Result<(JournalHome, JournalPage), JournalError> {
-        if !layout.holds_journal() {
-            let (home, page) = self.beside.page(model, before, limit).await?;
-            // Until something is decided here the registry's own journal is the one that counts.
-            if page.seq > 0 || !layout.brings_journal() {
-                return Ok((home, page));
-            }
+        // Until something is decided here the registry's own journal is the one that counts.
+        let is_beside = !layout.holds_journal() && (!layout.brings_journal() || self.rollout(model).await?.is_decided_here());
+        if is_beside {
+            return self.beside.page(model, before, limit).await;
         }
         let registry = self.registry_of(model).await?;
         let home = JournalHome { keeper: JournalKeeper::Registry, place: registry.describe().to_owned() };

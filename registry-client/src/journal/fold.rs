@@ -131,6 +131,13 @@ impl Rollout {
         }
     }
 
+    /// Whether something was decided in this journal itself: until then a registry's own journal counts, however much of it was taken over
+    /// here.
+    pub fn is_decided_here(&self) -> bool {
+        // Without an entry of its own it has as many as the other one has up to there.
+        self.seq > self.followed
+    }
+
     /// Whether an entry makes sense now.
     ///
     /// # Errors

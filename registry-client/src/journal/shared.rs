@@ -18,8 +18,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use self::place::Held;
 pub use self::place::SharedJournalError;
+use super::entries::late;
 use super::floors::Floors;
-use super::{Entry, JournalEntries, JournalError, JournalPage, Proposal, Rollout};
+use super::{Entry, JournalEntries, JournalError, JournalPage, Proposal, Rollout, WRITE_LIMIT};
 use crate::clock::{Clock, SystemClock};
 use crate::name::ModelName;
 use crate::registry::versions::with_causes;
@@ -28,8 +29,6 @@ use crate::source::SourceHealth;
 
 /// How long one look waits for the place: others wait for the look.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a decision may take to be written, with all that has to be read before.
-const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at a place that fails, at the most.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Journals that are asked for at a time.
@@ -172,7 +171,7 @@ impl SharedJournal {
     /// # Errors
     /// As [`SharedJournal::propose`].
     pub async fn take_over(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
-        let rollout = self.in_time(WRITE_LIMIT, self.copied(model, published)).await?;
+        let rollout = self.copied(model, published).await?;
         self.floors.raise(model, rollout.seq);
         self.floors.save().await;
         Ok(rollout)
@@ -300,11 +299,15 @@ impl SharedJournal {
     }
 
     async fn copied(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
-        self.prove().await?;
-        let entries = self.entries(model).await?;
+        let proven = async {
+            self.prove().await?;
+            self.entries(model).await
+        };
+        let entries = self.in_time(WRITE_LIMIT, proven).await?;
         let rollout = entries.take_over(published).await.map_err(|error| self.told(error))?;
         if let Held::Store(registry) = &self.held {
-            registry.note_decision(model, None).await;
+            // One that is lost only delays.
+            drop(tokio::time::timeout(WRITE_LIMIT, registry.note_decision(model, None)).await);
         }
         Ok(rollout)
     }
@@ -331,8 +334,7 @@ impl SharedJournal {
     }
 
     async fn in_time<T>(&self, limit: Duration, answer: impl Future<Output = Result<T, JournalError>>) -> Result<T, JournalError> {
-        let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()));
-        tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(self.unavailable(late())))
+        tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(self.unavailable(late(limit))))
     }
 
     fn unavailable(&self, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
 
 use async_trait::async_trait;
 use bascule_registry::{Entry, JournalError, Proposal, Rollout, SourceHealth};
@@ -14,6 +15,8 @@ struct Remote {
     away: AtomicBool,
     /// What the registry itself has.
     published: Mutex<Vec<Entry>>,
+    /// Taking over breaks off once so many are here; 0 where it does not.
+    breaks_off: AtomicUsize,
 }
 
 impl Remote {
@@ -45,7 +48,15 @@ impl JournalStore for Remote {
 
     async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
         let published = self.published.lock().unwrap().clone();
-        self.reach()?.take_over(model, &published).await
+        let journal = self.reach()?;
+        match self.breaks_off.load(Ordering::SeqCst) {
+            0 => journal.take_over(model, &published).await,
+            entries => {
+                journal.take_over(model, &published[..entries]).await?;
+                let source = Arc::new(std::io::Error::other("it broke off"));
+                Err(JournalError::Unavailable { place: "the shared journal".to_owned(), source })
+            }
+        }
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
@@ -75,7 +86,8 @@ fn world() -> (World, Arc<Remote>) {
     world.source.publish("m", 2, &constant(2.0));
     world.source.change("m", |model| model.layout = Layout::Plain);
     let journal = LocalJournal::open(&world.dir.path().join("shared")).unwrap();
-    (world, Arc::new(Remote { journal, away: AtomicBool::new(false), published: Mutex::default() }))
+    let remote = Remote { journal, away: AtomicBool::new(false), published: Mutex::default(), breaks_off: AtomicUsize::new(0) };
+    (world, Arc::new(remote))
 }
 
 async fn start(world: &World, remote: &Arc<Remote>) -> Serving {
@@ -247,4 +259,55 @@ async fn a_journal_that_is_only_read_is_followed_and_decisions_here_go_on_from_i
     })
     .await;
     assert_eq!(shown(&serving), (Some(2), None, None));
+}
+
+/// Whatever was looked at before.
+async fn look_again(serving: &Serving) {
+    let looked = serving.status().registry.last_good_look;
+    serving.kick();
+    until(serving, "another look", |serving| serving.status().registry.last_good_look != looked).await;
+}
+
+#[tokio::test]
+async fn what_was_taken_over_by_halves_counts_for_nothing() {
+    let (world, remote) = world();
+    publish_decision(&world, &remote, Op::Weight { version: 1, weight_bp: 10_000 });
+    publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 2_500 });
+    publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 10_000 });
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    assert_eq!(stable(&serving, "m"), Some(2), "what its owner decides");
+    for entries in [1, 2] {
+        remote.breaks_off.store(entries, Ordering::SeqCst);
+        let refused = serving.apply("m", Op::Pin { version: 1 }, "me", "", None).await;
+        assert!(matches!(refused, Err(CommandError::Source { .. })), "{refused:?}");
+        assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), entries);
+        look_again(&serving).await;
+        let status = serving.status();
+        let model = status.model("m").unwrap();
+        assert_eq!((model.stable, model.candidate.is_none()), (Some(2), true), "after {entries} of 3 entries");
+    }
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+
+    keeping::let_go(&world).await;
+    world.source.down.store(true, Ordering::SeqCst);
+    let serving = start(&world, &remote).await;
+    until(&serving, "what was served", |serving| stable(serving, "m").is_some()).await;
+    until(&serving, "a look", |serving| serving.status().registry.last_error.is_some()).await;
+    assert_eq!(stable(&serving, "m"), Some(2), "without the registry, too");
+    world.source.down.store(false, Ordering::SeqCst);
+    remote.breaks_off.store(0, Ordering::SeqCst);
+    look_again(&serving).await;
+
+    // All is taken over, and the decision makes no sense: the owner's journal goes on counting.
+    let refused = serving.apply("m", Op::Unpin, "me", "", None).await;
+    assert!(matches!(refused, Err(CommandError::Rejected { .. })), "{refused:?}");
+    assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), 3);
+    publish_decision(&world, &remote, Op::Pin { version: 1 });
+    serving.kick();
+    until(&serving, "what the owner decides next", |serving| stable(serving, "m") == Some(1)).await;
+    assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), 3, "nothing is written for that");
+    assert_eq!(serving.apply("m", Op::Unpin, "me", "", None).await, Ok(5));
+    until(&serving, "the decision here", |serving| stable(serving, "m") == Some(2)).await;
 }

@@ -131,7 +131,7 @@ impl Seer {
             }
             let mut decided = ListedModel::clone(model);
             if model.layout.brings_journal() {
-                if rollout.seq == 0 {
+                if !rollout.is_decided_here() {
                     return false;
                 }
                 continue_with(&mut decided, rollout.clone());
@@ -166,7 +166,7 @@ impl Seer {
     /// A model whose source brings a journal that is only read: that counts until something is decided here. From then on the one here does,
     /// into which goes what is new there.
     async fn continued(&mut self, model: &Arc<ListedModel>) -> Arc<ListedModel> {
-        let known = |seer: &Seer| seer.rollouts.get(&model.name).filter(|rollout| rollout.seq > 0).cloned();
+        let known = |seer: &Seer| seer.rollouts.get(&model.name).filter(|rollout| rollout.is_decided_here()).cloned();
         let Some(before) = known(self) else { return Arc::clone(model) };
         let mut decided = ListedModel::clone(model);
         if model.rollout.seq > before.followed {
