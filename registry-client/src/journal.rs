@@ -366,6 +366,17 @@ pub enum JournalError {
         /// The store.
         store: String,
     },
+    /// The registry's own journal is not the one that entries were taken over from.
+    #[error(
+        "the registry's journal ends at entry {last}, and up to entry {followed} it was taken over here as another one: it was restored \
+         from a backup, as it seems, and is not followed; to begin with it anew, stop the gateway and remove the journal of this model here"
+    )]
+    Replaced {
+        /// The last entry that was taken over.
+        followed: u64,
+        /// Its last entry now.
+        last: u64,
+    },
     /// The store can't be reached or refuses. The entry may have been written: retry with the same id.
     #[error("{place} can't be reached")]
     Unavailable {

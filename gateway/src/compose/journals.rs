@@ -90,10 +90,11 @@ impl Journals {
         Journals { registries, held, beside }
     }
 
-    /// Lets the journal here go on from that of a registry which is only read. Once it does, it can without the registry.
+    /// Lets the journal here go on from that of a registry which is only read. Once it does, it can without the registry, and whatever
+    /// becomes of that journal.
     async fn go_on(&self, model: &ModelName) -> Result<(), JournalError> {
         match self.take_over(model).await {
-            Err(error @ JournalError::Unavailable { .. }) => match self.rollout(model).await? {
+            Err(error @ (JournalError::Unavailable { .. } | JournalError::Replaced { .. })) => match self.rollout(model).await? {
                 own if own.is_decided_here() => Ok(()),
                 _ => Err(error),
             },
@@ -150,7 +151,12 @@ impl JournalStore for Journals {
 
     async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
         let own = self.rollout(model).await?;
-        let published = self.registry_of(model).await?.journal_after(model, own.followed).await?;
+        let registry = self.registry_of(model).await?;
+        // With the last one that was taken over: by that the journal is known again.
+        let mut published = registry.journal_after(model, own.followed.saturating_sub(1)).await?;
+        if published.is_empty() {
+            published = registry.journal(model).await?;
+        }
         self.beside.take_over(model, &published).await
     }
 

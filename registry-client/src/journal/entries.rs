@@ -21,7 +21,7 @@ pub(super) const CHECKPOINT_EVERY: u64 = 100;
 /// A checkpoint remembers this many ids, so that a late retry is still known.
 const REMEMBERED_IDS: usize = 1_000;
 /// Raised whenever [`Rollout::apply`] comes to another result for the same entries.
-const FOLD_VERSION: u32 = 3;
+const FOLD_VERSION: u32 = 4;
 /// How often an append that loses its number tries the next.
 const APPEND_TRIES: u32 = 64;
 const MAX_CHECKPOINT_BYTES: u64 = 8 << 20;
@@ -202,11 +202,12 @@ impl JournalEntries {
         Ok(tail)
     }
 
-    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them. What they decide is not
-    /// judged: the fold takes anything. Of several who take over at once each entry is written by one. Each step may take as long as one
+    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them. `published` begins with
+    /// the last entry that was taken over, by which that journal is known again, or before it. What entries decide is not judged: the fold takes anything. Of several who take over at once each entry is written by one. Each step may take as long as one
     /// decision may; what breaks off is gone on from by whoever comes next.
     pub(crate) async fn take_over(&self, published: &[Entry]) -> Result<Rollout, JournalError> {
         let mut state = self.in_time(self.folded()).await?;
+        state.rollout.agree_with_entries(published)?;
         let mut lost = 0;
         while let Some(next) = published.get(published.partition_point(|entry| entry.seq <= state.rollout.followed)) {
             if let Some(entry) = &state.rollout.frozen {
@@ -227,6 +228,7 @@ impl JournalEntries {
                 Put::Taken if lost < APPEND_TRIES => {
                     lost += 1;
                     state = self.in_time(self.folded_from(state)).await?;
+                    state.rollout.agree_with_entries(published)?;
                 }
                 Put::Taken => return Err(JournalError::Contended(APPEND_TRIES)),
             }

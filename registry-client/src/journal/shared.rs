@@ -167,8 +167,10 @@ impl SharedJournal {
     }
 
     /// Takes over the entries of a registry's own journal that are not in the model's journal here yet, and returns the state after them.
+    /// `published` begins with the last one that was taken over, or before it.
     ///
     /// # Errors
+    /// [`JournalError::Replaced`] where that journal is another one now.
     /// As [`SharedJournal::propose`].
     pub async fn take_over(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
         let rollout = self.copied(model, published).await?;

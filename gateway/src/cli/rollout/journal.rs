@@ -83,8 +83,7 @@ pub(super) async fn write(config: &Config, model: &ModelName, op: Op, by: &str, 
         Holder::Shared(journal, published) => {
             proposal.highest = highest(config, model, &proposal.op).await?;
             if let Some(registry) = published {
-                let published = registry.journal(model).await.map_err(refused)?;
-                journal.take_over(model, &published).await.map_err(refused)?;
+                go_on(journal, registry, model).await.map_err(refused)?;
             }
             journal.propose(model, &proposal).await
         }
@@ -97,6 +96,15 @@ pub(super) async fn write(config: &Config, model: &ModelName, op: Op, by: &str, 
         "{model}: entry {seq} of the journal says {text}; every gateway of {} follows at its next look",
         holder.describe()
     ))
+}
+
+/// Lets the shared journal go on from that of a registry which is only read. Once it does, it can whatever becomes of that one.
+async fn go_on(journal: &SharedJournal, registry: &Registry, model: &ModelName) -> Result<(), JournalError> {
+    let published = registry.journal(model).await?;
+    match journal.take_over(model, &published).await {
+        Err(JournalError::Replaced { .. }) if journal.rollout(model).await?.is_decided_here() => Ok(()),
+        outcome => outcome.map(drop),
+    }
 }
 
 /// The highest version of a model, where what is decided on exists: a journal beside the registry can't tell.

@@ -311,3 +311,39 @@ async fn what_was_taken_over_by_halves_counts_for_nothing() {
     assert_eq!(serving.apply("m", Op::Unpin, "me", "", None).await, Ok(5));
     until(&serving, "the decision here", |serving| stable(serving, "m") == Some(2)).await;
 }
+
+#[tokio::test]
+async fn a_registry_that_was_restored_is_not_followed_on_unseen() {
+    let (world, remote) = world();
+    for version in [1, 2, 1] {
+        publish_decision(&world, &remote, Op::Weight { version, weight_bp: 10_000 });
+    }
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    assert_eq!(serving.apply("m", Op::Alias { name: "prod".to_owned(), version: Some(1) }, "me", "", None).await, Ok(4));
+    until(&serving, "the decision here", |serving| !serving.status().model("m").unwrap().aliases.is_empty()).await;
+    let problem = |serving: &Serving| {
+        let problems = serving.status().model("m").unwrap().problems.clone();
+        problems.into_iter().find(|problem| problem.contains("restored"))
+    };
+    assert_eq!(problem(&serving), None);
+
+    remote.published.lock().unwrap().truncate(1);
+    // Shorter, as long, and longer than what was taken over.
+    for last in 2..=5 {
+        publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 10_000 });
+        look_again(&serving).await;
+        let told = problem(&serving).unwrap_or_else(|| panic!("{last} entries"));
+        assert!(told.contains(&format!("ends at entry {last}, and up to entry 3 it was taken over")), "{told}");
+        assert_eq!(stable(&serving, "m"), Some(1), "{last} entries");
+    }
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+
+    keeping::let_go(&world).await;
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    until(&serving, "the same after a restart", |serving| problem(serving).is_some()).await;
+    assert_eq!(stable(&serving, "m"), Some(1));
+    assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), 4, "nothing was taken over");
+}

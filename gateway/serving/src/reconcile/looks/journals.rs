@@ -165,30 +165,40 @@ impl Seer {
 
     /// A model whose source brings a journal that is only read: that counts until something is decided here. From then on the one here does,
     /// into which goes what is new there.
-    async fn continued(&mut self, model: &Arc<ListedModel>) -> Arc<ListedModel> {
+    async fn continued(&mut self, model: &Arc<ListedModel>, is_new: bool) -> Arc<ListedModel> {
         let known = |seer: &Seer| seer.rollouts.get(&model.name).filter(|rollout| rollout.is_decided_here()).cloned();
         let Some(before) = known(self) else { return Arc::clone(model) };
         let mut decided = ListedModel::clone(model);
-        if model.rollout.seq > before.followed {
-            match self.journal.take_over(&model.name).await {
-                Ok(rollout) => drop(self.rollouts.insert(model.name.clone(), rollout)),
-                Err(error) => {
-                    decided.problems.push(format!("what its registry decides can't be followed: {}", with_causes(&error)));
-                    // What this build does not know it will not know at the next look either.
-                    if !matches!(error, JournalError::Frozen(_)) {
-                        self.unwritten.insert(model.name.clone());
-                    }
-                }
+        if let Err(error) = self.go_on(model, &before, is_new).await {
+            decided.problems.push(format!("what its registry decides can't be followed: {}", with_causes(&error)));
+            // What this build does not know it will not know at the next look either, and what was replaced has to be listed anew.
+            if !matches!(error, JournalError::Frozen(_) | JournalError::Replaced { .. }) {
+                self.unwritten.insert(model.name.clone());
             }
         }
         continue_with(&mut decided, known(self).unwrap_or(before));
         Arc::new(decided)
     }
 
+    /// Adds what is new in the journal that its source brings to the one here, where it still is the one that this goes on from.
+    async fn go_on(&mut self, model: &ListedModel, before: &Rollout, is_new: bool) -> Result<(), JournalError> {
+        match before.agree_with(&model.rollout) {
+            // What another replica has taken over since the listing is not in it: one more look tells.
+            Err(_) if is_new => self.again = true,
+            disagreed @ Err(_) => return disagreed,
+            Ok(()) if model.rollout.seq > before.followed => {
+                let rollout = self.journal.take_over(&model.name).await?;
+                self.rollouts.insert(model.name.clone(), rollout);
+            }
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
     /// A model with what its journal says; `is_new` where that was read after the listing.
     async fn decided(&mut self, model: &Arc<ListedModel>, is_new: bool) -> Result<Arc<ListedModel>, JournalError> {
         if model.layout.brings_journal() {
-            return Ok(self.continued(model).await);
+            return Ok(self.continued(model, is_new).await);
         }
         let mut problems = Vec::new();
         if let Some(steering) = &model.steering {
