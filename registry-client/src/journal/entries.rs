@@ -202,13 +202,13 @@ impl JournalEntries {
         Ok(tail)
     }
 
-    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them. `published` begins with
+    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them and how many were written. `published` begins with
     /// the last entry that was taken over, by which that journal is known again, or before it. What entries decide is not judged: the fold takes anything. Of several who take over at once each entry is written by one. Each step may take as long as one
     /// decision may; what breaks off is gone on from by whoever comes next.
-    pub(crate) async fn take_over(&self, published: &[Entry]) -> Result<Rollout, JournalError> {
+    pub(crate) async fn take_over(&self, published: &[Entry]) -> Result<(Rollout, usize), JournalError> {
         let mut state = self.in_time(self.folded()).await?;
         state.rollout.agree_with_entries(published)?;
-        let mut lost = 0;
+        let (mut lost, mut copied) = (0, 0);
         while let Some(next) = published.get(published.partition_point(|entry| entry.seq <= state.rollout.followed)) {
             if let Some(entry) = &state.rollout.frozen {
                 return Err(JournalError::Frozen(entry.clone()));
@@ -220,7 +220,7 @@ impl JournalEntries {
             let content = serde_json::to_vec_pretty(&entry).map_err(|error| self.unavailable(error))?;
             match self.in_time(self.put(entry.seq, content)).await? {
                 Put::Done => {
-                    lost = 0;
+                    (lost, copied) = (0, copied + 1);
                     state.apply(&entry);
                     // Whoever does not answer in time does not at the next step either.
                     drop(tokio::time::timeout(WRITE_LIMIT, self.write_checkpoint(&state)).await);
@@ -233,7 +233,7 @@ impl JournalEntries {
                 Put::Taken => return Err(JournalError::Contended(APPEND_TRIES)),
             }
         }
-        Ok(state.rollout)
+        Ok((state.rollout, copied))
     }
 
     /// Whatever fails may have been written all the same: the next try finds it.

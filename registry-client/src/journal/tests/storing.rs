@@ -192,7 +192,7 @@ async fn another_journal_is_taken_over_once_whoever_does_it() {
     publish(&Proposal { highest: Some(4), ..Proposal::new(Op::Weight { version: 1, weight_bp: 10_000 }, "them", "") }).await;
     let take_over = async |store: &Arc<dyn ObjectStore>| {
         let published = journal(&theirs).after(journal(&ours).rollout().await?.followed.saturating_sub(1)).await?;
-        journal(store).take_over(&published).await
+        Ok::<_, JournalError>(journal(store).take_over(&published).await?.0)
     };
     let (one, other) = tokio::join!(take_over(&ours), take_over(&ours));
     assert_eq!((one.unwrap(), other.unwrap().seq), (journal(&ours).rollout().await.unwrap(), 2));
@@ -225,7 +225,7 @@ async fn another_journal_is_taken_over_once_whoever_does_it() {
             let faulty: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(Arc::clone(&inner), calls, failure));
             let published = &journal(&theirs).all().await.unwrap()[..4];
             drop(journal(&faulty).take_over(published).await);
-            assert_eq!(journal(&inner).take_over(published).await.unwrap().seq, 4, "{failure:?} at {calls}");
+            assert_eq!(journal(&inner).take_over(published).await.unwrap().0.seq, 4, "{failure:?} at {calls}");
         }
     }
 }
@@ -240,10 +240,11 @@ async fn a_journal_that_was_replaced_is_not_taken_over_from() {
         }
     }
     let published = journal(&theirs).all().await.unwrap();
-    let taken = journal(&ours).take_over(&published).await.unwrap();
+    let (taken, copied) = journal(&ours).take_over(&published).await.unwrap();
+    assert_eq!(copied, 3);
     assert_eq!((taken.followed, taken.followed_id, taken.is_decided_here()), (3, Some(published[2].id), false));
     // From the last one on is enough.
-    journal(&ours).take_over(&published[2..]).await.unwrap();
+    assert_eq!(journal(&ours).take_over(&published[2..]).await.unwrap().1, 0);
     for last in 1..=5 {
         let published = journal(&restored).all().await.unwrap();
         for error in [
