@@ -17,6 +17,8 @@ struct Remote {
     published: Mutex<Vec<Entry>>,
     /// Taking over breaks off once so many are here; 0 where it does not.
     breaks_off: AtomicUsize,
+    /// Of whom something was to be taken over.
+    asked: Mutex<Vec<ModelName>>,
 }
 
 impl Remote {
@@ -49,10 +51,11 @@ impl JournalStore for Remote {
     async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
         let published = self.published.lock().unwrap().clone();
         let journal = self.reach()?;
+        self.asked.lock().unwrap().push(model.clone());
         match self.breaks_off.load(Ordering::SeqCst) {
             0 => journal.take_over(model, &published).await,
             entries => {
-                journal.take_over(model, &published[..entries]).await?;
+                journal.take_over(model, published.get(..entries).unwrap_or_default()).await?;
                 let source = Arc::new(std::io::Error::other("it broke off"));
                 Err(JournalError::Unavailable { place: "the shared journal".to_owned(), source })
             }
@@ -86,8 +89,8 @@ fn world() -> (World, Arc<Remote>) {
     world.source.publish("m", 2, &constant(2.0));
     world.source.change("m", |model| model.layout = Layout::Plain);
     let journal = LocalJournal::open(&world.dir.path().join("shared")).unwrap();
-    let remote = Remote { journal, away: AtomicBool::new(false), published: Mutex::default(), breaks_off: AtomicUsize::new(0) };
-    (world, Arc::new(remote))
+    let (away, breaks_off) = (AtomicBool::new(false), AtomicUsize::new(0));
+    (world, Arc::new(Remote { journal, away, published: Mutex::default(), breaks_off, asked: Mutex::default() }))
 }
 
 async fn start(world: &World, remote: &Arc<Remote>) -> Serving {
@@ -348,4 +351,54 @@ async fn a_registry_that_was_restored_is_not_followed_on_unseen() {
     until(&serving, "the same after a restart", |serving| problem(serving).is_some()).await;
     assert_eq!(stable(&serving, "m"), Some(1));
     assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), 4, "nothing was taken over");
+}
+
+#[tokio::test]
+async fn a_version_that_was_yanked_leaves_while_the_journal_is_away() {
+    let (world, remote) = world();
+    publish_decision(&world, &remote, Op::Alias { name: "prod".to_owned(), version: Some(1) });
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    assert_eq!(serving.apply("m", Op::Alias { name: "mine".to_owned(), version: Some(2) }, "me", "", None).await, Ok(2));
+    until(&serving, "the latest", |serving| stable(serving, "m") == Some(2)).await;
+    remote.away.store(true, Ordering::SeqCst);
+    world.source.change("m", |model| {
+        let generation = model.versions.get_mut(&2).unwrap();
+        Arc::make_mut(generation).tombstoned = true;
+    });
+    serving.kick();
+    until(&serving, "what is left", |serving| stable(serving, "m") == Some(1)).await;
+    assert!(is_away(&serving));
+    let status = serving.status();
+    assert_eq!(status.model("m").unwrap().aliases.keys().collect::<Vec<_>>(), ["mine", "prod"], "what was decided stays");
+}
+
+#[tokio::test]
+async fn a_place_that_takes_nothing_is_not_tried_for_every_model() {
+    let (world, remote) = world();
+    publish_decision(&world, &remote, Op::Disable);
+    let names: Vec<_> = (0..12).map(|n| format!("n{n:02}")).collect();
+    let published = Rollout::fold(&*remote.published.lock().unwrap());
+    for model in &names {
+        world.source.publish(model, 1, &constant(1.0));
+        world.source.change(model, |model| (model.layout, model.rollout) = (Layout::Web, published.clone()));
+        remote.journal.append(&name(model), Op::Pin { version: 1 }, "me", "", Uuid::new_v4()).await.unwrap();
+    }
+    remote.breaks_off.store(usize::MAX, Ordering::SeqCst);
+    let serving = start(&world, &remote).await;
+    let waiting = |serving: &Serving| {
+        let waits = |problem: &String| problem.contains("it was not asked for");
+        serving.status().models.iter().filter(|model| model.problems.iter().any(waits)).count()
+    };
+    until(&serving, "a look", |serving| waiting(serving) == 4).await;
+    serving.kick();
+    until(&serving, "the others", |_| {
+        let asked: BTreeSet<_> = remote.asked.lock().unwrap().iter().cloned().collect();
+        asked.len() == 12
+    })
+    .await;
+    remote.breaks_off.store(0, Ordering::SeqCst);
+    serving.kick();
+    let follows = |serving: &Serving, model: &String| serving.status().model(model).is_some_and(|model| model.journal_seq == 2);
+    until(&serving, "all", |serving| names.iter().all(|model| follows(serving, model))).await;
 }
