@@ -13,6 +13,7 @@ mod shared;
 
 use std::borrow::Cow;
 use std::str::FromStr;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ use crate::source::Cause;
 
 /// The schema that this build writes, and the highest that it reads.
 pub const ENTRY_SCHEMA: u32 = 1;
+/// How long a decision may take to be written, with all that has to be read before; of many that are taken over, each of them.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// All traffic, in basis points.
 pub const FULL_WEIGHT_BP: u32 = 10_000;
 
@@ -362,6 +365,17 @@ pub enum JournalError {
     NoPutIfAbsent {
         /// The store.
         store: String,
+    },
+    /// The registry's own journal is not the one that entries were taken over from.
+    #[error(
+        "the registry's journal ends at entry {last}, and up to entry {followed} it was taken over here as another one: it was restored \
+         from a backup, as it seems, and is not followed; to begin with it anew, stop the gateway and remove the journal of this model here"
+    )]
+    Replaced {
+        /// The last entry that was taken over.
+        followed: u64,
+        /// Its last entry now.
+        last: u64,
     },
     /// The store can't be reached or refuses. The entry may have been written: retry with the same id.
     #[error("{place} can't be reached")]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -132,6 +133,8 @@ pub(crate) struct FaultyStore {
     ignores_create: bool,
     /// Nothing whose path ends so can be read.
     refused: Mutex<Option<&'static str>>,
+    /// How long each read takes.
+    slowness: Mutex<Duration>,
 }
 
 impl FaultyStore {
@@ -145,6 +148,7 @@ impl FaultyStore {
             lacks_create: false,
             ignores_create: false,
             refused: Mutex::default(),
+            slowness: Mutex::default(),
         }
     }
 
@@ -171,6 +175,11 @@ impl FaultyStore {
     /// From now on nothing whose path ends so can be read; `None` ends that.
     pub(crate) fn refuse(&self, suffix: Option<&'static str>) {
         *self.refused.lock().unwrap() = suffix;
+    }
+
+    /// From now on each read takes so long.
+    pub(crate) fn slow_down(&self, by: Duration) {
+        *self.slowness.lock().unwrap() = by;
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -219,7 +228,10 @@ impl ObjectStore for FaultyStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let refused = *self.refused.lock().unwrap();
+        let (refused, slowness) = (*self.refused.lock().unwrap(), *self.slowness.lock().unwrap());
+        if !slowness.is_zero() {
+            tokio::time::sleep(slowness).await;
+        }
         if refused.is_some_and(|suffix| location.as_ref().ends_with(suffix)) {
             let refused = async { Err(Error::Generic { store: "faulty", source: format!("{location} is refused").into() }) };
             return self.guard(refused).await;

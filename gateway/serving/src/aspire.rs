@@ -24,7 +24,7 @@ use std::time::Duration;
 use bascule_registry::{Generation, ListedModel, VersionNumber};
 use chrono::{DateTime, Utc};
 
-pub(crate) use self::existing::{Removal, adopt_decisions, fold};
+pub(crate) use self::existing::{Removal, adopt_decisions, counts_not_yet, fold};
 use crate::steering::names_stable;
 use crate::{RolloutStrategy, TransitionPolicy, VersionPolicy};
 

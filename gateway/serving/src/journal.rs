@@ -77,7 +77,8 @@ pub trait JournalStore: Send + Sync {
     /// Takes over what is new in the journal that a model's source only lets be read, and returns the state after it.
     ///
     /// # Errors
-    /// [`JournalError::Frozen`] where an entry there is not known to this build, [`JournalError::Unavailable`] where one of both fails.
+    /// [`JournalError::Frozen`] where an entry there is not known to this build, [`JournalError::Replaced`] where it is not the journal that
+    /// was taken over from before, [`JournalError::Unavailable`] where one of both fails.
     async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError>;
 
     /// All entries of the journal of such a model.

@@ -90,11 +90,12 @@ impl Journals {
         Journals { registries, held, beside }
     }
 
-    /// Lets the journal here go on from that of a registry which is only read. Once it does, it can without the registry.
+    /// Lets the journal here go on from that of a registry which is only read. Once it does, it can without the registry, and whatever
+    /// becomes of that journal.
     async fn go_on(&self, model: &ModelName) -> Result<(), JournalError> {
         match self.take_over(model).await {
-            Err(error @ JournalError::Unavailable { .. }) => match self.rollout(model).await? {
-                own if own.seq > 0 => Ok(()),
+            Err(error @ (JournalError::Unavailable { .. } | JournalError::Replaced { .. })) => match self.rollout(model).await? {
+                own if own.is_decided_here() => Ok(()),
                 _ => Err(error),
             },
             outcome => outcome.map(drop),
@@ -150,7 +151,12 @@ impl JournalStore for Journals {
 
     async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
         let own = self.rollout(model).await?;
-        let published = self.registry_of(model).await?.journal_after(model, own.followed).await?;
+        let registry = self.registry_of(model).await?;
+        // With the last one that was taken over: by that the journal is known again.
+        let mut published = registry.journal_after(model, own.followed.saturating_sub(1)).await?;
+        if published.is_empty() {
+            published = registry.journal(model).await?;
+        }
         self.beside.take_over(model, &published).await
     }
 
@@ -175,12 +181,10 @@ impl JournalStore for Journals {
         before: Option<u64>,
         limit: usize,
     ) -> Result<(JournalHome, JournalPage), JournalError> {
-        if !layout.holds_journal() {
-            let (home, page) = self.beside.page(model, before, limit).await?;
-            // Until something is decided here the registry's own journal is the one that counts.
-            if page.seq > 0 || !layout.brings_journal() {
-                return Ok((home, page));
-            }
+        // Until something is decided here the registry's own journal is the one that counts.
+        let is_beside = !layout.holds_journal() && (!layout.brings_journal() || self.rollout(model).await?.is_decided_here());
+        if is_beside {
+            return self.beside.page(model, before, limit).await;
         }
         let registry = self.registry_of(model).await?;
         let home = JournalHome { keeper: JournalKeeper::Registry, place: registry.describe().to_owned() };

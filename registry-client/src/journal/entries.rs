@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use object_store::path::Path;
@@ -12,7 +13,7 @@ use object_store::{Error as StoreError, ObjectStore};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{ENTRY_SCHEMA, Entry, JournalError, JournalPage, Op, Proposal, Rollout};
+use super::{ENTRY_SCHEMA, Entry, JournalError, JournalPage, Op, Proposal, Rollout, WRITE_LIMIT};
 use crate::log::{MAX_ENTRY_BYTES, NumberedLog, Put, Read, lacks_put_if_absent, put_if_absent, read_small};
 
 /// A checkpoint is written after each so many entries.
@@ -20,7 +21,7 @@ pub(super) const CHECKPOINT_EVERY: u64 = 100;
 /// A checkpoint remembers this many ids, so that a late retry is still known.
 const REMEMBERED_IDS: usize = 1_000;
 /// Raised whenever [`Rollout::apply`] comes to another result for the same entries.
-const FOLD_VERSION: u32 = 3;
+const FOLD_VERSION: u32 = 4;
 /// How often an append that loses its number tries the next.
 const APPEND_TRIES: u32 = 64;
 const MAX_CHECKPOINT_BYTES: u64 = 8 << 20;
@@ -201,12 +202,14 @@ impl JournalEntries {
         Ok(tail)
     }
 
-    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them. What they decide is not
-    /// judged: the fold takes anything. Of several who take over at once each entry is written by one.
-    pub(crate) async fn take_over(&self, published: &[Entry]) -> Result<Rollout, JournalError> {
-        let mut state = self.folded().await?;
-        let mut lost = 0;
-        while let Some(next) = published.iter().find(|entry| entry.seq > state.rollout.followed) {
+    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them and how many were written. `published` begins with
+    /// the last entry that was taken over, by which that journal is known again, or before it. What entries decide is not judged: the fold takes anything. Of several who take over at once each entry is written by one. Each step may take as long as one
+    /// decision may; what breaks off is gone on from by whoever comes next.
+    pub(crate) async fn take_over(&self, published: &[Entry]) -> Result<(Rollout, usize), JournalError> {
+        let mut state = self.in_time(self.folded()).await?;
+        state.rollout.agree_with_entries(published)?;
+        let (mut lost, mut copied) = (0, 0);
+        while let Some(next) = published.get(published.partition_point(|entry| entry.seq <= state.rollout.followed)) {
             if let Some(entry) = &state.rollout.frozen {
                 return Err(JournalError::Frozen(entry.clone()));
             }
@@ -215,24 +218,34 @@ impl JournalEntries {
             }
             let entry = Entry { seq: state.rollout.seq + 1, published: Some(next.seq), ..next.clone() };
             let content = serde_json::to_vec_pretty(&entry).map_err(|error| self.unavailable(error))?;
-            match self.log.put(entry.seq, content).await {
-                Ok(Put::Done) => {
+            match self.in_time(self.put(entry.seq, content)).await? {
+                Put::Done => {
+                    (lost, copied) = (0, copied + 1);
                     state.apply(&entry);
-                    self.write_checkpoint(&state).await;
+                    // Whoever does not answer in time does not at the next step either.
+                    drop(tokio::time::timeout(WRITE_LIMIT, self.write_checkpoint(&state)).await);
                 }
-                Ok(Put::Taken) if lost < APPEND_TRIES => {
+                Put::Taken if lost < APPEND_TRIES => {
                     lost += 1;
-                    state = self.folded_from(state).await?;
+                    state = self.in_time(self.folded_from(state)).await?;
+                    state.rollout.agree_with_entries(published)?;
                 }
-                Ok(Put::Taken) => return Err(JournalError::Contended(APPEND_TRIES)),
-                Err(error) if lacks_put_if_absent(&error) => {
-                    return Err(JournalError::NoPutIfAbsent { store: self.store.to_string() });
-                }
-                // It may have been written all the same: the next try finds it.
-                Err(error) => return Err(self.unavailable(error)),
+                Put::Taken => return Err(JournalError::Contended(APPEND_TRIES)),
             }
         }
-        Ok(state.rollout)
+        Ok((state.rollout, copied))
+    }
+
+    /// Whatever fails may have been written all the same: the next try finds it.
+    async fn put(&self, seq: u64, content: Vec<u8>) -> Result<Put, JournalError> {
+        self.log.put(seq, content).await.map_err(|error| match lacks_put_if_absent(&error) {
+            true => JournalError::NoPutIfAbsent { store: self.store.to_string() },
+            false => self.unavailable(error),
+        })
+    }
+
+    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, JournalError>>) -> Result<T, JournalError> {
+        tokio::time::timeout(WRITE_LIMIT, answer).await.unwrap_or_else(|_| Err(self.unavailable(late(WRITE_LIMIT))))
     }
 
     /// The entries after this one.
@@ -311,6 +324,11 @@ impl JournalEntries {
     fn unavailable(&self, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {
         JournalError::unavailable(format!("journal {}", self.dir), error)
     }
+}
+
+/// What is told of an answer that did not come within this time.
+pub(super) fn late(limit: Duration) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()))
 }
 
 fn entry_after(rollout: &Rollout, proposal: &Proposal, at: DateTime<Utc>) -> Entry {

@@ -22,6 +22,8 @@ pub(super) struct Floors {
     /// Where this is kept; nowhere for whoever only writes an entry and ends.
     file: Option<PathBuf>,
     known: Mutex<Known>,
+    /// Held while the file is written, so that what is written last is what is known last.
+    saving: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +53,12 @@ impl Floors {
             }
         });
         let known = Known { entries: entries.unwrap_or_default(), unsaved: false };
-        Self { place: place.to_owned(), file: file.map(Path::to_owned), known: Mutex::new(known) }
+        Self {
+            place: place.to_owned(),
+            file: file.map(Path::to_owned),
+            known: Mutex::new(known),
+            saving: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The last entry of a journal that is known to be there.
@@ -76,6 +83,7 @@ impl Floors {
     /// Writes what is new. One that can't be written is tried again at the next call: it protects from a second failure only.
     pub(super) async fn save(&self) {
         let Some(file) = self.file.clone() else { return };
+        let _saving = self.saving.lock().await;
         let entries = {
             let mut known = self.lock();
             if !std::mem::take(&mut known.unsaved) {

@@ -4,10 +4,12 @@
 //! builds, and all of them have to arrive at the same state. What makes sense is checked before writing, by
 //! [`Rollout::validate`].
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{Entry, FULL_WEIGHT_BP, JournalError, Op, Weight};
 use crate::digest::DigestBuilder;
@@ -56,6 +58,12 @@ pub struct Rollout {
     /// The last entry of a registry's own journal that was taken over into this one; 0 where none was.
     #[serde(skip_serializing_if = "is_zero")]
     pub followed: u64,
+    /// The id of that entry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub followed_id: Option<Uuid>,
+    /// The id of the last entry that is folded in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_id: Option<Uuid>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -78,8 +86,10 @@ impl Rollout {
         if entry.seq <= self.seq {
             return;
         }
-        self.seq = entry.seq;
-        self.followed = self.followed.max(entry.published.unwrap_or(0));
+        (self.seq, self.last_id) = (entry.seq, Some(entry.id));
+        if let Some(published) = entry.published.filter(|published| *published > self.followed) {
+            (self.followed, self.followed_id) = (published, Some(entry.id));
+        }
         if self.frozen.is_some() {
             return;
         }
@@ -128,6 +138,48 @@ impl Rollout {
         if self.stable.is_some() && entry.op.decides_stable() {
             self.stable_since = Some(entry.at);
             self.stable_highest = entry.highest;
+        }
+    }
+
+    /// Whether something was decided in this journal itself: until then a registry's own journal counts, however much of it was taken over
+    /// here.
+    pub fn is_decided_here(&self) -> bool {
+        // Without an entry of its own it has as many as the other one has up to there.
+        self.seq > self.followed
+    }
+
+    /// Asks whether a registry's own journal still is the one that entries were taken over from.
+    ///
+    /// # Errors
+    /// [`JournalError::Replaced`] where it ends before them, or where the last of them is another one there. What lies behind is not told
+    /// by a journal that goes on.
+    pub fn agree_with(&self, registrys: &Rollout) -> Result<(), JournalError> {
+        match registrys.seq.cmp(&self.followed) {
+            Ordering::Less => Err(JournalError::Replaced { followed: self.followed, last: registrys.seq }),
+            Ordering::Equal => self.agree_on(registrys.last_id, registrys.seq),
+            Ordering::Greater => Ok(()),
+        }
+    }
+
+    /// The same of entries of that journal from the last one on that was taken over.
+    pub(super) fn agree_with_entries(&self, published: &[Entry]) -> Result<(), JournalError> {
+        if self.followed == 0 {
+            return Ok(());
+        }
+        let last = published.last().map_or(0, |entry| entry.seq);
+        match published.binary_search_by_key(&self.followed, |entry| entry.seq) {
+            Ok(at) => self.agree_on(published.get(at).map(|entry| entry.id), last),
+            Err(_) => Err(JournalError::Replaced { followed: self.followed, last }),
+        }
+    }
+
+    /// An id that is not known, and that of an entry which can't be read, tell nothing.
+    fn agree_on(&self, theirs: Option<Uuid>, last: u64) -> Result<(), JournalError> {
+        match (self.followed_id, theirs) {
+            (Some(ours), Some(theirs)) if ours != theirs && !theirs.is_nil() && !ours.is_nil() => {
+                Err(JournalError::Replaced { followed: self.followed, last })
+            }
+            _ => Ok(()),
         }
     }
 

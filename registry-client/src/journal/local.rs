@@ -58,11 +58,13 @@ impl LocalJournal {
     }
 
     /// Takes over the entries of a registry's own journal that are not in the model's journal here yet, and returns the state after them.
+    /// `published` begins with the last one that was taken over, or before it.
     ///
     /// # Errors
+    /// [`JournalError::Replaced`] where that journal is another one now.
     /// [`JournalError::Frozen`] where one of them is not known to this build; others where the disk fails.
     pub async fn take_over(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
-        self.entries(model).take_over(published).await
+        Ok(self.entries(model).take_over(published).await?.0)
     }
 
     /// All entries of a model; none where it has no journal.

@@ -14,12 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
+use tokio::time::{Instant, timeout_at};
 
 use self::place::Held;
 pub use self::place::SharedJournalError;
+use super::entries::late;
 use super::floors::Floors;
-use super::{Entry, JournalEntries, JournalError, JournalPage, Proposal, Rollout};
+use super::{Entry, JournalEntries, JournalError, JournalPage, Proposal, Rollout, WRITE_LIMIT};
 use crate::clock::{Clock, SystemClock};
 use crate::name::ModelName;
 use crate::registry::versions::with_causes;
@@ -28,8 +30,8 @@ use crate::source::SourceHealth;
 
 /// How long one look waits for the place: others wait for the look.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a decision may take to be written, with all that has to be read before.
-const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// How long reading a journal may take: a long one without a checkpoint has many entries.
+const READ_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at a place that fails, at the most.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Journals that are asked for at a time.
@@ -60,6 +62,10 @@ struct Seen {
     due: Duration,
     /// Models that the log has named and whose journals have not been asked for since.
     named: BTreeSet<ModelName>,
+    /// Those that are still to be asked for because it is time.
+    left: BTreeSet<ModelName>,
+    /// Those that have grown, and nobody has been told.
+    grown: BTreeSet<ModelName>,
     failures: u32,
     /// What the last look failed with, and when the next one is worth a try.
     failed: Option<(JournalError, Duration)>,
@@ -168,11 +174,13 @@ impl SharedJournal {
     }
 
     /// Takes over the entries of a registry's own journal that are not in the model's journal here yet, and returns the state after them.
+    /// `published` begins with the last one that was taken over, or before it.
     ///
     /// # Errors
+    /// [`JournalError::Replaced`] where that journal is another one now.
     /// As [`SharedJournal::propose`].
     pub async fn take_over(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
-        let rollout = self.in_time(WRITE_LIMIT, self.copied(model, published)).await?;
+        let rollout = self.copied(model, published).await?;
         self.floors.raise(model, rollout.seq);
         self.floors.save().await;
         Ok(rollout)
@@ -183,8 +191,8 @@ impl SharedJournal {
     /// # Errors
     /// [`JournalError::Unavailable`].
     pub async fn journal(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
-        let entries = self.entries(model).await?;
-        entries.all().await.map_err(|error| self.told(error))
+        let read = async { self.entries(model).await?.all().await.map_err(|error| self.told(error)) };
+        self.in_time(READ_LIMIT, read).await
     }
 
     /// The last entries of a model's journal, or the last ones before an entry, newest first: `limit` at the most, and fewer where they are
@@ -193,8 +201,8 @@ impl SharedJournal {
     /// # Errors
     /// [`JournalError::Unavailable`].
     pub async fn page(&self, model: &ModelName, before: Option<u64>, limit: usize) -> Result<JournalPage, JournalError> {
-        let entries = self.entries(model).await?;
-        entries.page(before, limit).await.map_err(|error| self.told(error))
+        let read = async { self.entries(model).await?.page(before, limit).await.map_err(|error| self.told(error)) };
+        self.in_time(READ_LIMIT, read).await
     }
 
     /// The state of a model's journal.
@@ -202,13 +210,14 @@ impl SharedJournal {
     /// # Errors
     /// [`JournalError::Unavailable`]; also where it ends before an entry that was there.
     pub async fn rollout(&self, model: &ModelName) -> Result<Rollout, JournalError> {
-        let entries = self.entries(model).await?;
-        let rollout = entries.rollout().await.map_err(|error| self.told(error))?;
+        let read = async { self.entries(model).await?.rollout().await.map_err(|error| self.told(error)) };
+        let rollout = self.in_time(READ_LIMIT, read).await?;
         self.floors.raise(model, rollout.seq);
         Ok(rollout)
     }
 
-    /// The models whose journals have entries after those that are folded in here.
+    /// The models whose journals have entries after those that are folded in here. Where asking for all of them takes too long for one look,
+    /// the next one goes on.
     ///
     /// # Errors
     /// [`JournalError::Unavailable`]. What has grown is found by a later call.
@@ -219,7 +228,7 @@ impl SharedJournal {
         if let Some((error, _)) = seen.failed.as_ref().filter(|(_, retry_at)| !answered && now < *retry_at) {
             return Err(error.clone());
         }
-        let looked = self.in_time(PATIENCE, self.look(&mut seen, known, now)).await;
+        let looked = self.look(&mut seen, known, now).await;
         self.take_note(&mut seen, looked.as_ref().err());
         self.floors.save().await;
         looked
@@ -247,28 +256,60 @@ impl SharedJournal {
         known: &BTreeMap<ModelName, Rollout>,
         now: Duration,
     ) -> Result<BTreeSet<ModelName>, JournalError> {
+        let until = Instant::now() + PATIENCE;
+        self.in_time(PATIENCE, self.note_changes(seen, known, now)).await?;
+        let waiting = seen.named.len() + seen.left.len();
+        match timeout_at(until, self.ask(seen, known)).await {
+            Ok(asked) => asked?,
+            // Whoever answers is not away: what is left is asked for at the next look.
+            Err(_) if seen.named.len() + seen.left.len() < waiting => {}
+            Err(_) => return Err(self.unavailable(late(PATIENCE))),
+        }
+        Ok(std::mem::take(&mut seen.grown))
+    }
+
+    /// Takes note of the journals that are to be asked for.
+    async fn note_changes(&self, seen: &mut Seen, known: &BTreeMap<ModelName, Rollout>, now: Duration) -> Result<(), JournalError> {
         self.held.look().await.map_err(|error| self.unavailable(error))?;
         let all = match &self.held {
             Held::Store(registry) => self.read_log(registry, seen, now).await?,
-            Held::Directory { .. } => true,
+            // Those that the last look did not come to are first.
+            Held::Directory { .. } => seen.left.is_empty(),
         };
-        let asked = known.iter().filter(|(name, _)| all || seen.named.contains(*name));
-        let asked: Vec<_> = asked.map(|(name, rollout)| self.asked(name.clone(), rollout.seq)).collect();
-        let grown: Vec<_> = futures::stream::iter(asked).buffer_unordered(ASKED).try_collect().await?;
-        seen.named.clear();
         if all {
+            seen.left.extend(known.keys().cloned());
             seen.due = now + REPAIR_INTERVAL.mul_f64(1.0 - self.held.spread() / 10.0);
         }
-        Ok(grown.into_iter().flatten().collect())
+        seen.named.retain(|name| known.contains_key(name));
+        seen.left.retain(|name| known.contains_key(name) && !seen.named.contains(name));
+        Ok(())
     }
 
-    /// The model, where its journal has an entry after this one.
-    async fn asked(&self, model: ModelName, seq: u64) -> Result<Option<ModelName>, JournalError> {
-        match self.entries(&model).await?.has(seq.saturating_add(1)).await {
-            Ok(more) => Ok(more.then_some(model)),
+    /// Asks for journals, first for those that have been named.
+    async fn ask(&self, seen: &mut Seen, known: &BTreeMap<ModelName, Rollout>) -> Result<(), JournalError> {
+        let asked: Vec<_> = seen.named.iter().chain(&seen.left).cloned().collect();
+        let asked = asked.into_iter().map(|name| {
+            let seq = known.get(&name).map_or(0, |rollout| rollout.seq);
+            async move { (self.has_grown(&name, seq).await, name) }
+        });
+        let mut answers = futures::stream::iter(asked).buffer_unordered(ASKED);
+        while let Some((answer, name)) = answers.next().await {
+            let has_grown = answer?;
+            seen.named.remove(&name);
+            seen.left.remove(&name);
+            if has_grown {
+                seen.grown.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a journal has an entry after this one.
+    async fn has_grown(&self, model: &ModelName, seq: u64) -> Result<bool, JournalError> {
+        match self.entries(model).await?.has(seq.saturating_add(1)).await {
             // What is wrong with one journal in a directory is no reason to hold up the others: reading it again tells.
-            Err(_) if self.held.is_directory() => Ok(Some(model)),
-            Err(error) => Err(self.told(error)),
+            Err(_) if self.held.is_directory() => Ok(true),
+            answer => answer.map_err(|error| self.told(error)),
         }
     }
 
@@ -286,6 +327,10 @@ impl SharedJournal {
         if unreadable {
             seen.due = now;
         }
+        if now >= seen.due {
+            // A log that was restored from a backup ends before what was read of it: what is written to it then is seen from here on.
+            seen.change = Some(registry.last_change().await.map_err(unavailable)?);
+        }
         Ok(now >= seen.due)
     }
 
@@ -300,11 +345,17 @@ impl SharedJournal {
     }
 
     async fn copied(&self, model: &ModelName, published: &[Entry]) -> Result<Rollout, JournalError> {
-        self.prove().await?;
-        let entries = self.entries(model).await?;
-        let rollout = entries.take_over(published).await.map_err(|error| self.told(error))?;
-        if let Held::Store(registry) = &self.held {
-            registry.note_decision(model, None).await;
+        let proven = async {
+            self.prove().await?;
+            self.entries(model).await
+        };
+        let entries = self.in_time(WRITE_LIMIT, proven).await?;
+        let (rollout, copied) = entries.take_over(published).await.map_err(|error| self.told(error))?;
+        if let Held::Store(registry) = &self.held
+            && copied > 0
+        {
+            // One that is lost only delays.
+            drop(tokio::time::timeout(WRITE_LIMIT, registry.note_decision(model, None)).await);
         }
         Ok(rollout)
     }
@@ -331,8 +382,7 @@ impl SharedJournal {
     }
 
     async fn in_time<T>(&self, limit: Duration, answer: impl Future<Output = Result<T, JournalError>>) -> Result<T, JournalError> {
-        let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()));
-        tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(self.unavailable(late())))
+        tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(self.unavailable(late(limit))))
     }
 
     fn unavailable(&self, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {

@@ -35,9 +35,9 @@ pub(crate) fn fold(
     };
     let Some(before) = before else { return listed.cloned() };
     let Some(listed) = listed else { return without_source(before, removal, stays) };
-    if listed.versions.is_empty() && !listed.unsettled.is_empty() {
-        // Nothing of it counts yet, its settings neither, as at every first look: what was before a restart still does.
-        return Some(Arc::clone(before));
+    if counts_not_yet(listed) {
+        // Its settings neither, as at every first look: what was before a restart still does.
+        return Some(with_tombstones(before, listed));
     }
     let kept = before.versions.iter().filter(|(version, generation)| {
         // What has not settled is there all the same.
@@ -51,6 +51,26 @@ pub(crate) fn fold(
     let mut model = ListedModel::clone(listed);
     model.versions.extend(kept);
     Some(if model == **before { Arc::clone(before) } else { Arc::new(model) })
+}
+
+/// Whether nothing of a model counts yet but what was taken out of service, which has not settled either.
+pub(crate) fn counts_not_yet(listed: &ListedModel) -> bool {
+    let mut versions = listed.versions.iter();
+    !listed.unsettled.is_empty()
+        && versions.all(|(version, generation)| generation.tombstoned && listed.unsettled.contains(version))
+}
+
+/// A model, without the versions that were taken out of service since.
+fn with_tombstones(own: &Arc<ListedModel>, listed: &ListedModel) -> Arc<ListedModel> {
+    let mut model = Arc::clone(own);
+    for (version, now) in listed.versions.iter().filter(|(_, now)| now.tombstoned) {
+        let is_yanked = |known: &Arc<Generation>| !known.tombstoned && known.digest == now.digest;
+        if let Some(known) = own.versions.get(version).filter(|known| is_yanked(known)) {
+            let yanked = Generation { tombstoned: true, ..Generation::clone(known) };
+            Arc::make_mut(&mut model).versions.insert(*version, Arc::new(yanked));
+        }
+    }
+    model
 }
 
 fn without_source(before: &Arc<ListedModel>, removal: Removal, stays: impl Fn(&Generation) -> bool) -> Option<Arc<ListedModel>> {
@@ -76,11 +96,6 @@ pub(crate) fn adopt_decisions(own: &Arc<ListedModel>, listed: &ListedModel) -> A
     model.aliases = listed.aliases.clone();
     model.problems = listed.problems.clone();
     model.steering = listed.steering.clone();
-    for (version, generation) in &mut model.versions {
-        let yanked = listed.versions.get(version).is_some_and(|now| now.tombstoned && now.digest == generation.digest);
-        if yanked && !generation.tombstoned {
-            *generation = Arc::new(Generation { tombstoned: true, ..Generation::clone(generation) });
-        }
-    }
-    if model == **own { Arc::clone(own) } else { Arc::new(model) }
+    let own = if model == **own { Arc::clone(own) } else { Arc::new(model) };
+    with_tombstones(&own, listed)
 }

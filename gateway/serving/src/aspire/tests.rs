@@ -288,6 +288,11 @@ fn what_has_not_settled_is_not_gone() {
     // The first look after a restart: files and settings are there, and count at the second.
     let after = fold(Some(&before), Some(&look("", &[1, 2, 3])), Removal::All, |_| false).unwrap();
     assert!(Arc::ptr_eq(&before, &after));
+    // What was taken out of service is, whatever else is not known.
+    let yanked = fold(Some(&before), Some(&look("1t 7t", &[1, 2, 3, 7])), Removal::All, |_| false).unwrap();
+    assert_eq!(*yanked, ListedModel { versions: model("1t 2").versions, ..ListedModel::clone(&before) });
+    let again = fold(Some(&yanked), Some(&look("1t", &[1, 2])), Removal::All, |_| false).unwrap();
+    assert!(Arc::ptr_eq(&yanked, &again));
     let after = fold(Some(&before), Some(&look("2", &[1])), Removal::All, |_| false).unwrap();
     assert_eq!(after.versions.keys().collect::<Vec<_>>(), [&1, &2]);
     let after = fold(Some(&before), Some(&look("2", &[3])), Removal::All, |_| false).unwrap();

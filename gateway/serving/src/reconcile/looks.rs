@@ -100,6 +100,8 @@ pub(crate) struct Seer {
     journal_away: bool,
     /// Those that could not be written.
     unwritten: BTreeSet<ModelName>,
+    /// Those that this look, or the last one, could not write because the place fails.
+    refused: BTreeSet<ModelName>,
     /// One more look is needed at once.
     again: bool,
     /// Who is to be told what is decided here.
@@ -133,6 +135,7 @@ impl Seer {
             unread: BTreeSet::new(),
             journal_away: false,
             unwritten: BTreeSet::new(),
+            refused: BTreeSet::new(),
             again: false,
             write_back: options.write_back.clone(),
             teller: None,

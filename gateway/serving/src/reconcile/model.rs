@@ -10,7 +10,7 @@ use bascule_runtime_api::{Device, Footprint};
 use super::bring::FetchProgress;
 use super::event::{Files, ResidencyId};
 use super::settings::SettingsCache;
-use crate::aspire::Aspired;
+use crate::aspire::{Aspired, counts_not_yet};
 use crate::budget::DeviceBytes;
 use crate::loader::Verified;
 use crate::persist::Served;
@@ -276,7 +276,7 @@ impl ModelState {
 
     /// Takes note of whether nothing but files that change is known of it.
     pub(super) fn note_unsettled(&mut self, now: Duration) {
-        let only_unsettled = self.exists.as_ref().is_some_and(|exists| exists.versions.is_empty() && !exists.unsettled.is_empty());
+        let only_unsettled = self.exists.as_deref().is_some_and(counts_not_yet);
         self.unsettled_since = if only_unsettled { Some(self.unsettled_since.unwrap_or(now)) } else { None };
     }
 

@@ -1,7 +1,7 @@
 //! The journal itself, without a gateway.
 
 use anyhow::Context as _;
-use bascule_registry::{Entry, JournalError, ModelName, Op, Proposal, Registry, SharedJournal, VersionNumber};
+use bascule_registry::{Entry, JournalError, ModelName, Op, Proposal, Registry, Rollout, SharedJournal, VersionNumber};
 use serde_json::json;
 
 use crate::compose;
@@ -61,7 +61,7 @@ impl Holder {
             Holder::Shared(journal, published) => {
                 let entries = journal.journal(model).await?;
                 match published {
-                    Some(registry) if entries.is_empty() => registry.journal(model).await,
+                    Some(registry) if !Rollout::fold(&entries).is_decided_here() => registry.journal(model).await,
                     Some(_) | None => Ok(entries),
                 }
             }
@@ -81,11 +81,10 @@ pub(super) async fn write(config: &Config, model: &ModelName, op: Op, by: &str, 
     let seq = match &holder {
         Holder::Registry(registry) => registry.propose(model, &proposal).await,
         Holder::Shared(journal, published) => {
-            if let Some(registry) = published {
-                let published = registry.journal(model).await.map_err(refused)?;
-                journal.take_over(model, &published).await.map_err(refused)?;
-            }
             proposal.highest = highest(config, model, &proposal.op).await?;
+            if let Some(registry) = published {
+                go_on(journal, registry, model).await.map_err(refused)?;
+            }
             journal.propose(model, &proposal).await
         }
     };
@@ -97,6 +96,15 @@ pub(super) async fn write(config: &Config, model: &ModelName, op: Op, by: &str, 
         "{model}: entry {seq} of the journal says {text}; every gateway of {} follows at its next look",
         holder.describe()
     ))
+}
+
+/// Lets the shared journal go on from that of a registry which is only read. Once it does, it can whatever becomes of that one.
+async fn go_on(journal: &SharedJournal, registry: &Registry, model: &ModelName) -> Result<(), JournalError> {
+    let published = registry.journal(model).await?;
+    match journal.take_over(model, &published).await {
+        Err(JournalError::Replaced { .. }) if journal.rollout(model).await?.is_decided_here() => Ok(()),
+        outcome => outcome.map(drop),
+    }
 }
 
 /// The highest version of a model, where what is decided on exists: a journal beside the registry can't tell.

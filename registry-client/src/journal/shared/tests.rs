@@ -81,6 +81,94 @@ async fn an_append_to_the_change_log_that_was_lost_only_delays() {
     assert_eq!(grown(&follower, &seen).await, ["a"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn asking_for_many_journals_is_gone_on_with_at_the_next_look() {
+    let faulty = Arc::new(FaultyStore::reliable(memory()));
+    let store: Arc<dyn ObjectStore> = Arc::<FaultyStore>::clone(&faulty);
+    let clock = Arc::new(ManualClock::default());
+    let journal = over(&store, None).with_clock(Arc::<ManualClock>::clone(&clock) as Arc<dyn Clock>);
+    let names: Vec<_> = (0..2_000).map(|n| format!("m{n:04}")).collect();
+    let seen: BTreeMap<_, _> = names.iter().map(|name| (model(name), Rollout::default())).collect();
+    journal.grown(&seen).await.unwrap();
+    let Held::Store(registry) = &journal.held else { panic!() };
+    // The last of them, and the change log does not tell.
+    registry.entries(&model("m1999")).append(&pin(1), DateTime::UNIX_EPOCH).await.unwrap();
+    clock.advance(REPAIR_INTERVAL);
+    faulty.slow_down(Duration::from_millis(50));
+    assert_eq!(grown(&journal, &seen).await, [""; 0], "not yet");
+    // What the log names does not wait for the others.
+    registry.entries(&model("m1990")).append(&pin(1), DateTime::UNIX_EPOCH).await.unwrap();
+    registry.note_decision(&model("m1990"), None).await;
+    assert_eq!(grown(&journal, &seen).await, ["m1990", "m1999"]);
+    assert_eq!(journal.health().error, None);
+    assert_eq!(grown(&journal, &seen).await, [""; 0], "told once");
+
+    clock.advance(REPAIR_INTERVAL);
+    faulty.slow_down(PATIENCE * 2);
+    let error = with_causes(&journal.grown(&seen).await.unwrap_err());
+    assert!(error.ends_with("no answer within 5 s"), "{error}");
+    let name = model("m1999");
+    let limit = Duration::from_secs(300);
+    faulty.slow_down(limit * 2);
+    let errors = [
+        tokio::time::timeout(limit, journal.rollout(&name)).await.unwrap().unwrap_err(),
+        tokio::time::timeout(limit, journal.journal(&name)).await.unwrap().unwrap_err(),
+        tokio::time::timeout(limit, journal.page(&name, None, 1)).await.unwrap().unwrap_err(),
+    ];
+    for error in errors {
+        assert!(with_causes(&error).ends_with("no answer within 30 s"), "{}", with_causes(&error));
+    }
+}
+
+#[tokio::test]
+async fn a_change_log_that_was_restored_is_followed_again() {
+    let (store, clock) = (memory(), Arc::new(ManualClock::default()));
+    let follower = over(&store, None).with_clock(Arc::<ManualClock>::clone(&clock) as Arc<dyn Clock>);
+    for version in 1..=3 {
+        over(&store, None).propose(&model("a"), &pin(version)).await.unwrap();
+    }
+    follower.grown(&BTreeMap::new()).await.unwrap();
+    let seen = known(&follower, &["a", "b"]).await;
+    for seq in 2..=3 {
+        store.delete(&Path::from(format!("team/journal/_changes/{seq:020}.json"))).await.unwrap();
+    }
+    clock.advance(REPAIR_INTERVAL);
+    assert_eq!(grown(&follower, &seen).await, [""; 0]);
+    over(&store, None).propose(&model("b"), &pin(1)).await.unwrap();
+    assert_eq!(grown(&follower, &seen).await, ["b"], "without waiting for the next time that all are asked for");
+}
+
+#[tokio::test]
+async fn what_is_taken_over_is_told_where_there_is_something() {
+    let (store, theirs) = (memory(), over(&memory(), None));
+    theirs.propose(&model("a"), &pin(1)).await.unwrap();
+    let published = theirs.journal(&model("a")).await.unwrap();
+    let journal = over(&store, None);
+    let Held::Store(registry) = &journal.held else { panic!() };
+    assert_eq!(journal.take_over(&model("a"), &published).await.unwrap().seq, 1);
+    assert_eq!(registry.last_change().await.unwrap(), 1);
+    assert_eq!(journal.take_over(&model("a"), &published).await.unwrap().seq, 1);
+    assert_eq!(registry.last_change().await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_kept_of_several_decisions_at_once_is_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = dir.path().join("kept.json");
+    let floors = Arc::new(Floors::open("place", Some(&kept)));
+    for round in 0..20 {
+        let saves = (1..=8).map(|seq| {
+            let floors = Arc::clone(&floors);
+            tokio::spawn(async move {
+                floors.raise(&model("a"), round * 8 + seq);
+                floors.save().await;
+            })
+        });
+        futures::future::join_all(saves).await.into_iter().for_each(|saved| saved.unwrap());
+        assert_eq!(Floors::open("place", Some(&kept)).of(&model("a")), round * 8 + 8);
+    }
+}
+
 #[tokio::test]
 async fn a_place_that_is_away_is_told_by_its_setting_and_asked_ever_more_rarely() {
     let faulty = Arc::new(FaultyStore::reliable(memory()));

@@ -191,8 +191,8 @@ async fn another_journal_is_taken_over_once_whoever_does_it() {
     publish(&pin(1)).await;
     publish(&Proposal { highest: Some(4), ..Proposal::new(Op::Weight { version: 1, weight_bp: 10_000 }, "them", "") }).await;
     let take_over = async |store: &Arc<dyn ObjectStore>| {
-        let published = journal(&theirs).after(journal(&ours).rollout().await?.followed).await?;
-        journal(store).take_over(&published).await
+        let published = journal(&theirs).after(journal(&ours).rollout().await?.followed.saturating_sub(1)).await?;
+        Ok::<_, JournalError>(journal(store).take_over(&published).await?.0)
     };
     let (one, other) = tokio::join!(take_over(&ours), take_over(&ours));
     assert_eq!((one.unwrap(), other.unwrap().seq), (journal(&ours).rollout().await.unwrap(), 2));
@@ -225,7 +225,42 @@ async fn another_journal_is_taken_over_once_whoever_does_it() {
             let faulty: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(Arc::clone(&inner), calls, failure));
             let published = &journal(&theirs).all().await.unwrap()[..4];
             drop(journal(&faulty).take_over(published).await);
-            assert_eq!(journal(&inner).take_over(published).await.unwrap().seq, 4, "{failure:?} at {calls}");
+            assert_eq!(journal(&inner).take_over(published).await.unwrap().0.seq, 4, "{failure:?} at {calls}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_journal_that_was_replaced_is_not_taken_over_from() {
+    let (theirs, restored, ours) = (memory(), memory(), memory());
+    for (store, versions) in [(&theirs, 1..=3), (&restored, 1..=1)] {
+        for version in versions {
+            let id = Uuid::from_u128(u128::from(version));
+            journal(store).append(&Proposal { id, ..pin(version) }, NOW).await.unwrap();
+        }
+    }
+    let published = journal(&theirs).all().await.unwrap();
+    let (taken, copied) = journal(&ours).take_over(&published).await.unwrap();
+    assert_eq!(copied, 3);
+    assert_eq!((taken.followed, taken.followed_id, taken.is_decided_here()), (3, Some(published[2].id), false));
+    // From the last one on is enough.
+    assert_eq!(journal(&ours).take_over(&published[2..]).await.unwrap().1, 0);
+    for last in 1..=5 {
+        let published = journal(&restored).all().await.unwrap();
+        for error in [
+            journal(&ours).take_over(&published).await.unwrap_err(),
+            // What a look knows without reading, where it can be known.
+            match taken.agree_with(&Rollout::fold(&published)) {
+                Ok(()) if last > 3 => JournalError::Replaced { followed: 3, last },
+                agreed => agreed.unwrap_err(),
+            },
+        ] {
+            assert!(matches!(error, JournalError::Replaced { followed: 3, last: seen } if seen == last), "{error}");
+        }
+        journal(&restored).append(&pin(9), NOW).await.unwrap();
+    }
+    assert_eq!(journal(&ours).all().await.unwrap().len(), 3);
+    // A checkpoint knows it, too.
+    let text = serde_json::to_string(&taken).unwrap();
+    assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), taken);
 }

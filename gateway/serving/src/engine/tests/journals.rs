@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
 
 use async_trait::async_trait;
 use bascule_registry::{Entry, JournalError, Proposal, Rollout, SourceHealth};
@@ -14,6 +15,10 @@ struct Remote {
     away: AtomicBool,
     /// What the registry itself has.
     published: Mutex<Vec<Entry>>,
+    /// Taking over breaks off once so many are here; 0 where it does not.
+    breaks_off: AtomicUsize,
+    /// Of whom something was to be taken over.
+    asked: Mutex<Vec<ModelName>>,
 }
 
 impl Remote {
@@ -45,7 +50,16 @@ impl JournalStore for Remote {
 
     async fn take_over(&self, model: &ModelName) -> Result<Rollout, JournalError> {
         let published = self.published.lock().unwrap().clone();
-        self.reach()?.take_over(model, &published).await
+        let journal = self.reach()?;
+        self.asked.lock().unwrap().push(model.clone());
+        match self.breaks_off.load(Ordering::SeqCst) {
+            0 => journal.take_over(model, &published).await,
+            entries => {
+                journal.take_over(model, published.get(..entries).unwrap_or_default()).await?;
+                let source = Arc::new(std::io::Error::other("it broke off"));
+                Err(JournalError::Unavailable { place: "the shared journal".to_owned(), source })
+            }
+        }
     }
 
     async fn entries(&self, model: &ModelName) -> Result<Vec<Entry>, JournalError> {
@@ -75,7 +89,8 @@ fn world() -> (World, Arc<Remote>) {
     world.source.publish("m", 2, &constant(2.0));
     world.source.change("m", |model| model.layout = Layout::Plain);
     let journal = LocalJournal::open(&world.dir.path().join("shared")).unwrap();
-    (world, Arc::new(Remote { journal, away: AtomicBool::new(false), published: Mutex::default() }))
+    let (away, breaks_off) = (AtomicBool::new(false), AtomicUsize::new(0));
+    (world, Arc::new(Remote { journal, away, published: Mutex::default(), breaks_off, asked: Mutex::default() }))
 }
 
 async fn start(world: &World, remote: &Arc<Remote>) -> Serving {
@@ -247,4 +262,143 @@ async fn a_journal_that_is_only_read_is_followed_and_decisions_here_go_on_from_i
     })
     .await;
     assert_eq!(shown(&serving), (Some(2), None, None));
+}
+
+/// Whatever was looked at before.
+async fn look_again(serving: &Serving) {
+    let looked = serving.status().registry.last_good_look;
+    serving.kick();
+    until(serving, "another look", |serving| serving.status().registry.last_good_look != looked).await;
+}
+
+#[tokio::test]
+async fn what_was_taken_over_by_halves_counts_for_nothing() {
+    let (world, remote) = world();
+    publish_decision(&world, &remote, Op::Weight { version: 1, weight_bp: 10_000 });
+    publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 2_500 });
+    publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 10_000 });
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    let followed = |serving: &Serving| {
+        let status = serving.status();
+        status.model("m").map(|model| (model.stable, model.journal_seq)).unwrap()
+    };
+    assert_eq!(followed(&serving), (Some(2), 3), "what its owner decides");
+    for entries in [1, 2] {
+        remote.breaks_off.store(entries, Ordering::SeqCst);
+        let refused = serving.apply("m", Op::Pin { version: 1 }, "me", "", None).await;
+        assert!(matches!(refused, Err(CommandError::Source { .. })), "{refused:?}");
+        assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), entries);
+        look_again(&serving).await;
+        assert_eq!(followed(&serving), (Some(2), 3), "after {entries} of 3 entries");
+    }
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+
+    keeping::let_go(&world).await;
+    world.source.down.store(true, Ordering::SeqCst);
+    let serving = start(&world, &remote).await;
+    until(&serving, "what was served", |serving| stable(serving, "m").is_some()).await;
+    until(&serving, "a look", |serving| serving.status().registry.last_error.is_some()).await;
+    assert_eq!(followed(&serving), (Some(2), 3), "without the registry, too");
+    world.source.down.store(false, Ordering::SeqCst);
+    remote.breaks_off.store(0, Ordering::SeqCst);
+    look_again(&serving).await;
+
+    // All is taken over, and the decision makes no sense: the owner's journal goes on counting.
+    let refused = serving.apply("m", Op::Unpin, "me", "", None).await;
+    assert!(matches!(refused, Err(CommandError::Rejected { .. })), "{refused:?}");
+    assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), 3);
+    publish_decision(&world, &remote, Op::Pin { version: 1 });
+    serving.kick();
+    until(&serving, "what the owner decides next", |serving| stable(serving, "m") == Some(1)).await;
+    assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), 3, "nothing is written for that");
+    assert_eq!(serving.apply("m", Op::Unpin, "me", "", None).await, Ok(5));
+    until(&serving, "the decision here", |serving| stable(serving, "m") == Some(2)).await;
+}
+
+#[tokio::test]
+async fn a_registry_that_was_restored_is_not_followed_on_unseen() {
+    let (world, remote) = world();
+    for version in [1, 2, 1] {
+        publish_decision(&world, &remote, Op::Weight { version, weight_bp: 10_000 });
+    }
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    assert_eq!(serving.apply("m", Op::Alias { name: "prod".to_owned(), version: Some(1) }, "me", "", None).await, Ok(4));
+    until(&serving, "the decision here", |serving| !serving.status().model("m").unwrap().aliases.is_empty()).await;
+    let problem = |serving: &Serving| {
+        let problems = serving.status().model("m").unwrap().problems.clone();
+        problems.into_iter().find(|problem| problem.contains("restored"))
+    };
+    assert_eq!(problem(&serving), None);
+
+    remote.published.lock().unwrap().truncate(1);
+    // Shorter, as long, and longer than what was taken over.
+    for last in 2..=5 {
+        publish_decision(&world, &remote, Op::Weight { version: 2, weight_bp: 10_000 });
+        look_again(&serving).await;
+        let told = problem(&serving).unwrap_or_else(|| panic!("{last} entries"));
+        assert!(told.contains(&format!("ends at entry {last}, and up to entry 3 it was taken over")), "{told}");
+        assert_eq!(stable(&serving, "m"), Some(1), "{last} entries");
+    }
+    serving.shutdown(Duration::from_secs(30)).await;
+    drop(serving);
+
+    keeping::let_go(&world).await;
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    until(&serving, "the same after a restart", |serving| problem(serving).is_some()).await;
+    assert_eq!(stable(&serving, "m"), Some(1));
+    assert_eq!(remote.journal.journal(&name("m")).await.unwrap().len(), 4, "nothing was taken over");
+}
+
+#[tokio::test]
+async fn a_version_that_was_yanked_leaves_while_the_journal_is_away() {
+    let (world, remote) = world();
+    publish_decision(&world, &remote, Op::Alias { name: "prod".to_owned(), version: Some(1) });
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    assert_eq!(serving.apply("m", Op::Alias { name: "mine".to_owned(), version: Some(2) }, "me", "", None).await, Ok(2));
+    until(&serving, "the latest", |serving| stable(serving, "m") == Some(2)).await;
+    remote.away.store(true, Ordering::SeqCst);
+    world.source.change("m", |model| {
+        let generation = model.versions.get_mut(&2).unwrap();
+        Arc::make_mut(generation).tombstoned = true;
+    });
+    serving.kick();
+    until(&serving, "what is left", |serving| stable(serving, "m") == Some(1)).await;
+    assert!(is_away(&serving));
+    let status = serving.status();
+    assert_eq!(status.model("m").unwrap().aliases.keys().collect::<Vec<_>>(), ["mine", "prod"], "what was decided stays");
+}
+
+#[tokio::test]
+async fn a_place_that_takes_nothing_is_not_tried_for_every_model() {
+    let (world, remote) = world();
+    publish_decision(&world, &remote, Op::Disable);
+    let names: Vec<_> = (0..12).map(|n| format!("n{n:02}")).collect();
+    let published = Rollout::fold(&*remote.published.lock().unwrap());
+    for model in &names {
+        world.source.publish(model, 1, &constant(1.0));
+        world.source.change(model, |model| (model.layout, model.rollout) = (Layout::Web, published.clone()));
+        remote.journal.append(&name(model), Op::Pin { version: 1 }, "me", "", Uuid::new_v4()).await.unwrap();
+    }
+    remote.breaks_off.store(usize::MAX, Ordering::SeqCst);
+    let serving = start(&world, &remote).await;
+    let waiting = |serving: &Serving| {
+        let waits = |problem: &String| problem.contains("it was not asked for");
+        serving.status().models.iter().filter(|model| model.problems.iter().any(waits)).count()
+    };
+    until(&serving, "a look", |serving| waiting(serving) == 4).await;
+    serving.kick();
+    until(&serving, "the others", |_| {
+        let asked: BTreeSet<_> = remote.asked.lock().unwrap().iter().cloned().collect();
+        asked.len() == 12
+    })
+    .await;
+    remote.breaks_off.store(0, Ordering::SeqCst);
+    serving.kick();
+    let follows = |serving: &Serving, model: &String| serving.status().model(model).is_some_and(|model| model.journal_seq == 2);
+    until(&serving, "all", |serving| names.iter().all(|model| follows(serving, model))).await;
 }

@@ -61,7 +61,12 @@ impl Seer {
         let (fresh, failed) = self.read_journals(beside.collect()).await;
         let mut unread = BTreeSet::new();
         let mut nothing_known = Vec::new();
-        for model in listing.models.values_mut().filter(|model| !model.layout.holds_journal()) {
+        let mut order: Vec<_> = listing.models.keys().cloned().collect();
+        // Those that could not be written the last time come last, so that they don't keep the others from it.
+        order.sort_by_key(|name| self.refused.contains(name));
+        self.refused.clear();
+        for name in order {
+            let Some(model) = listing.models.get_mut(&name).filter(|model| !model.layout.holds_journal()) else { continue };
             let decided = match failed.get(&model.name) {
                 Some(error) => Err(error.clone()),
                 None => self.decided(model, fresh.contains(&model.name)).await,
@@ -76,7 +81,7 @@ impl Seer {
                     unread.insert(model.name.clone());
                     *model = Arc::new(undecided(model, vec![error.clone()]));
                     if model.unsettled.is_empty() {
-                        nothing_known.push(model.name.clone());
+                        nothing_known.push(name);
                     }
                     if !listing.problems.contains(&error) {
                         listing.problems.push(error);
@@ -131,7 +136,7 @@ impl Seer {
             }
             let mut decided = ListedModel::clone(model);
             if model.layout.brings_journal() {
-                if rollout.seq == 0 {
+                if !rollout.is_decided_here() {
                     return false;
                 }
                 continue_with(&mut decided, rollout.clone());
@@ -165,30 +170,42 @@ impl Seer {
 
     /// A model whose source brings a journal that is only read: that counts until something is decided here. From then on the one here does,
     /// into which goes what is new there.
-    async fn continued(&mut self, model: &Arc<ListedModel>) -> Arc<ListedModel> {
-        let known = |seer: &Seer| seer.rollouts.get(&model.name).filter(|rollout| rollout.seq > 0).cloned();
+    async fn continued(&mut self, model: &Arc<ListedModel>, is_new: bool) -> Arc<ListedModel> {
+        let known = |seer: &Seer| seer.rollouts.get(&model.name).filter(|rollout| rollout.is_decided_here()).cloned();
         let Some(before) = known(self) else { return Arc::clone(model) };
         let mut decided = ListedModel::clone(model);
-        if model.rollout.seq > before.followed {
-            match self.journal.take_over(&model.name).await {
-                Ok(rollout) => drop(self.rollouts.insert(model.name.clone(), rollout)),
-                Err(error) => {
-                    decided.problems.push(format!("what its registry decides can't be followed: {}", with_causes(&error)));
-                    // What this build does not know it will not know at the next look either.
-                    if !matches!(error, JournalError::Frozen(_)) {
-                        self.unwritten.insert(model.name.clone());
-                    }
-                }
+        if let Err(error) = self.go_on(model, &before, is_new).await {
+            decided.problems.push(format!("what its registry decides can't be followed: {}", with_causes(&error)));
+            self.note_refused(&model.name, &error);
+            // What this build does not know it will not know at the next look either, and what was replaced has to be listed anew.
+            if !matches!(error, JournalError::Frozen(_) | JournalError::Replaced { .. }) {
+                self.unwritten.insert(model.name.clone());
             }
         }
         continue_with(&mut decided, known(self).unwrap_or(before));
         Arc::new(decided)
     }
 
+    /// Adds what is new in the journal that its source brings to the one here, where it still is the one that this goes on from.
+    async fn go_on(&mut self, model: &ListedModel, before: &Rollout, is_new: bool) -> Result<(), JournalError> {
+        match before.agree_with(&model.rollout) {
+            // What another replica has taken over since the listing is not in it: one more look tells.
+            Err(_) if is_new => self.again = true,
+            disagreed @ Err(_) => return disagreed,
+            Ok(()) if model.rollout.seq > before.followed => {
+                self.check_patience(&model.name)?;
+                let rollout = self.journal.take_over(&model.name).await?;
+                self.rollouts.insert(model.name.clone(), rollout);
+            }
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
     /// A model with what its journal says; `is_new` where that was read after the listing.
     async fn decided(&mut self, model: &Arc<ListedModel>, is_new: bool) -> Result<Arc<ListedModel>, JournalError> {
         if model.layout.brings_journal() {
-            return Ok(self.continued(model).await);
+            return Ok(self.continued(model, is_new).await);
         }
         let mut problems = Vec::new();
         if let Some(steering) = &model.steering {
@@ -228,7 +245,12 @@ impl Seer {
             let id = id_after(seq, &model.name, &op);
             tracing::info!(model = %model.name, op = op.name(), version = op.version(), reason, "the registry decides");
             let proposal = Proposal { id, highest, ..Proposal::new(op, steering.by.clone(), reason) };
-            if let Err(error) = self.journal.append(&model.name, model.layout, &proposal).await {
+            let written = match self.check_patience(&model.name) {
+                Ok(()) => self.journal.append(&model.name, model.layout, &proposal).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                self.note_refused(&model.name, &error);
                 problems.push(format!("what the registry decides can't be followed: {}", with_causes(&error)));
                 self.unwritten.insert(model.name.clone());
                 is_settled = false;
@@ -238,6 +260,18 @@ impl Seer {
         let rollout = self.journal.rollout(&model.name).await?;
         self.rollouts.insert(model.name.clone(), rollout);
         Ok(Followed { problems, is_settled })
+    }
+
+    /// Refuses to write where that has failed too often in this look: each try may take long, and the looks of all models wait for it.
+    fn check_patience(&self, model: &ModelName) -> Result<(), JournalError> {
+        if self.refused.len() >= MAX_FAILURES { Err(not_asked(model)) } else { Ok(()) }
+    }
+
+    /// What the entry itself is refused for says nothing of the place.
+    fn note_refused(&mut self, model: &ModelName, error: &JournalError) {
+        if matches!(error, JournalError::Unavailable { .. } | JournalError::Contended(_)) {
+            self.refused.insert(model.clone());
+        }
     }
 
     /// Has the source told what was decided here, where that is wanted; returns why it could not be.
@@ -270,13 +304,17 @@ struct Followed {
     is_settled: bool,
 }
 
+fn not_asked(model: &ModelName) -> JournalError {
+    let why = Arc::new(std::io::Error::other("it was not asked for: the place fails too often"));
+    JournalError::Unavailable { place: format!("the rollout journal of {model}"), source: why }
+}
+
 type ReadJournal = (ModelName, Result<Rollout, JournalError>);
 
 async fn read(journal: Arc<dyn JournalStore>, name: ModelName, failures: Arc<AtomicUsize>) -> ReadJournal {
     if failures.load(Ordering::Relaxed) >= MAX_FAILURES {
-        let why = Arc::new(std::io::Error::other("it was not asked for: the place fails too often"));
-        let place = format!("the rollout journal of {name}");
-        return (name, Err(JournalError::Unavailable { place, source: why }));
+        let error = not_asked(&name);
+        return (name, Err(error));
     }
     let rollout = journal.rollout(&name).await;
     if rollout.is_err() {
@@ -302,10 +340,12 @@ fn leave_out(listing: &mut Listing, models: &[ModelName]) {
     listing.models.retain(|name, _| !models.contains(name));
 }
 
-/// A model of which nobody knows what was decided: what exists of it does not count yet, so it is what it was before.
+/// A model of which nobody knows what was decided: what exists of it does not count yet, so it is what it was before, but for the
+/// versions that were taken out of service: those have not settled either, and are named all the same.
 fn undecided(model: &ListedModel, problems: Vec<String>) -> ListedModel {
     let mut model = model.clone();
-    model.unsettled.extend(std::mem::take(&mut model.versions).into_keys());
+    model.unsettled.extend(model.versions.keys());
+    model.versions.retain(|_, generation| generation.tombstoned);
     model.problems.extend(problems);
     model
 }
