@@ -76,12 +76,13 @@ impl Journals {
         if let Some(model) = also {
             journals.by_model.entry(model.to_string()).or_default();
         }
-        let is_there = |model: &str| {
+        let is_there = |model: &str, journals: &[Journal]| {
             let mut layouts = answered.iter().filter_map(|(_, status)| status.model(model)).map(|known| known.layout).peekable();
             // Of what no gateway knows, the registry may know.
-            layouts.peek().is_none() || layouts.any(|layout| layout.is_none_or(Layout::holds_journal))
+            layouts.peek().is_none() || layouts.any(|layout| layout.is_none_or(|layout| is_in_registry(layout, journals)))
         };
-        let asked = journals.by_model.iter().filter(|(model, _)| is_there(model));
+        note_those_beside(answered, &journals.by_model);
+        let asked = journals.by_model.iter().filter(|(model, journals)| is_there(model, journals));
         let asked = asked.map(|(model, journals)| (model.clone(), !journals.is_empty())).collect::<Vec<_>>();
         let mut reads = futures::stream::iter(asked)
             .map(|(model, others_know)| async move { (registry.read(&model, others_know).await, model) })
@@ -145,6 +146,28 @@ impl Journals {
             followed: journal.followed,
         };
         self.by_model.iter().flat_map(|(model, journals)| journals.iter().map(move |journal| of(model, journal))).collect()
+    }
+}
+
+/// Whether the registry's own journal is one that those of gateways should agree with. One that is only read there is, until something is
+/// decided beside it.
+fn is_in_registry(layout: Layout, journals: &[Journal]) -> bool {
+    let is_followed = |journal: &Journal| journal.home.keeper == JournalKeeper::Registry;
+    layout.holds_journal() || (layout.brings_journal() && (journals.is_empty() || journals.iter().any(is_followed)))
+}
+
+/// Says which gateways go on from a registry's journal with decisions of their own: theirs are not compared with it.
+fn note_those_beside(answered: &[(String, Status)], journals: &BTreeMap<String, Vec<Journal>>) {
+    for (model, journals) in journals {
+        let brings =
+            |(_, status): &(String, Status)| status.model(model).and_then(|known| known.layout).is_some_and(Layout::brings_journal);
+        if !answered.iter().any(brings) {
+            continue;
+        }
+        for journal in journals.iter().filter(|journal| journal.home.keeper != JournalKeeper::Registry) {
+            let (by, place) = (&journal.by, &journal.home.place);
+            note(format!("note: {model}: at {by} the journal in {place} goes on from that of the registry's owner, and counts"));
+        }
     }
 }
 

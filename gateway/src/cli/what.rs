@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bascule_registry::{Layout, Weight};
+use bascule_registry::Weight;
 use bascule_serving::ModelStatus;
 use chrono::{DateTime, Utc};
 use clap::Args;
@@ -74,7 +74,8 @@ impl What {
         // What is empty everywhere decides nothing; with a thousand models most are. Where there is a registry to compare with, all are read.
         let models = answered.iter().flat_map(|(_, status)| &status.models);
         let with_journal = |model: &&Arc<ModelStatus>| {
-            model.journal_seq > 0 || (registry.is_some() && model.layout.is_some_and(Layout::holds_journal))
+            model.journal_seq > 0
+                || (registry.is_some() && model.layout.is_some_and(|layout| layout.holds_journal() || layout.brings_journal()))
         };
         let with_journal: BTreeSet<&str> = models.filter(with_journal).map(|model| model.name.as_str()).collect();
         let is_wanted = |model: &ModelStatus| with_journal.contains(model.name.as_str());

@@ -70,7 +70,7 @@ impl Beside {
 pub fn shared_journal(config: &Config, kept: Option<&Path>) -> Result<Option<SharedJournal>> {
     let Some(place) = &config.journal else { return Ok(None) };
     for spec in &config.registry.all {
-        if place.is_url() && identity(&spec.url)? == identity(place).context(SETTING)? {
+        if identity(&spec.url)? == identity(place).context(SETTING)? {
             bail!("{SETTING}: {} is a registry's own place: give it a prefix of its own", place.0);
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use bascule_registry::{Entry, JournalPage, Layout, ModelName, Registry};
+use bascule_registry::{Entry, JournalPage, ModelName, Registry};
 use bascule_serving::{JournalHome, JournalKeeper, MAX_PAGE_ENTRIES, ModelJournal, ModelStatus, Status};
 use futures::StreamExt as _;
 
@@ -92,7 +92,7 @@ impl RegistryJournals {
     async fn has(&self, model: &ModelName) -> Result<bool, Failure> {
         let listed = self.0.model(model).await;
         let listed = listed.with_context(|| format!("it can't be read in the registry, {}", self.0.describe()))?;
-        Ok(listed.is_some_and(|listed| listed.layout == Layout::Registry))
+        Ok(listed.is_some_and(|listed| listed.layout.holds_journal() || listed.layout.brings_journal()))
     }
 }
 

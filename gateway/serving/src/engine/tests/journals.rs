@@ -391,12 +391,6 @@ async fn a_place_that_takes_nothing_is_not_tried_for_every_model() {
         serving.status().models.iter().filter(|model| model.problems.iter().any(waits)).count()
     };
     until(&serving, "a look", |serving| waiting(serving) == 4).await;
-    serving.kick();
-    until(&serving, "the others", |_| {
-        let asked: BTreeSet<_> = remote.asked.lock().unwrap().iter().cloned().collect();
-        asked.len() == 12
-    })
-    .await;
     remote.breaks_off.store(0, Ordering::SeqCst);
     serving.kick();
     let follows = |serving: &Serving, model: &String| serving.status().model(model).is_some_and(|model| model.journal_seq == 2);
