@@ -55,6 +55,8 @@ pub(super) struct Deployed {
     pub(super) since: Option<DateTime<Utc>>,
     /// The journal's entry that gave it its stage.
     pub(super) decision: Option<Decision>,
+    /// Somebody decided, and the journal that says who and why could not be read.
+    pub(super) journal_unread: bool,
     /// When loading ended.
     pub(super) loaded_at: Option<DateTime<Utc>>,
     /// Of stable and candidate: since when, where that was decided by somebody.
@@ -138,6 +140,7 @@ fn of(place: &str, model: &Arc<ModelStatus>, version: &VersionStatus) -> Deploye
         strategy: model.strategy.clone(),
         since: version.loaded_at,
         decision: None,
+        journal_unread: false,
         loaded_at: version.loaded_at,
         decided_at: model.decided_at.filter(|_| matches!(role, Some("stable" | "candidate"))),
         run_id: version.run_id.clone(),
@@ -193,6 +196,7 @@ impl Deployed {
     pub(super) fn decided(&self) -> [String; 3] {
         match &self.decision {
             Some(Decision { entry, .. }) => [one_line(&super::rollout::said(&entry.op)), by(entry), text_or_dash(&entry.reason)],
+            None if self.journal_unread => ["(journal unread)", "-", "-"].map(str::to_owned),
             None if matches!(self.stage.as_deref(), Some("stable" | "candidate")) => {
                 [text_or_dash(&self.strategy), "-".to_owned(), "-".to_owned()]
             }
@@ -240,5 +244,16 @@ mod tests {
         let expected =
             ["m", "2", "http://g", "-", "READY", "stable", "100%", "-", "immediate", "-", "-", "-", "-", "ann", "0123456789ab"];
         assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn a_decision_whose_journal_was_not_read_is_no_strategy() {
+        let mut found = deployed(&[status(Some("stable"), false)]);
+        super::super::journals::Journals::default().explain(&mut found);
+        assert_eq!(found[0].decided()[0], "(journal unread)");
+        assert_eq!(found[0].since, Some(DateTime::UNIX_EPOCH));
+        found[0].decided_at = None;
+        super::super::journals::Journals::default().explain(&mut found);
+        assert_eq!(found[0].decided()[0], "immediate");
     }
 }

@@ -118,6 +118,10 @@ impl Journals {
         for one in deployed {
             one.decision = self.decision(one);
             let decided_at = one.decision.as_ref().map(|decision| decision.entry.at);
+            let read =
+                self.by_model.get(&one.model).is_some_and(|journals| journals.iter().any(|journal| journal.by == one.gateway));
+            one.journal_unread = one.decision.is_none() && !read && one.decided_at.is_some();
+            let decided_at = decided_at.or(one.decided_at.filter(|_| one.journal_unread));
             one.since = decided_at.or(one.loaded_at);
         }
     }

@@ -98,7 +98,7 @@ impl What {
 /// What of a version has to be the same for gateways to share its line.
 fn is_alike(a: &Deployed, b: &Deployed) -> bool {
     let entry = |one: &Deployed| one.decision.as_ref().map(|decision| (decision.part, decision.entry.id));
-    let of = |one: &Deployed| (one.version, one.traffic_bp, entry(one));
+    let of = |one: &Deployed| (one.version, one.traffic_bp, entry(one), one.journal_unread);
     let texts = |one: &Deployed| [&one.model, &one.digest, &one.state, &one.strategy].map(String::clone);
     of(a) == of(b) && a.stage == b.stage && texts(a) == texts(b)
 }
@@ -201,6 +201,7 @@ mod tests {
             decision,
             loaded_at: None,
             decided_at: None,
+            journal_unread: false,
             run_id: Some("run-1".to_owned()),
             publisher: "ben".to_owned(),
             digest: "0123456789abcdef".to_owned(),

@@ -311,7 +311,7 @@ impl Registry {
             }
             if folded.is_another {
                 let what = "its journal is not the one that was read";
-                let text = format!("{what}, which had {seq} entries: decisions count again as it has them, up to entry {tail}");
+                let text = format!("{what}, which had {seq} entries: it was read anew, up to entry {tail}");
                 tracing::warn!(model = %name, registry = self.description, "{text}");
                 known.restored = Some(text);
             }

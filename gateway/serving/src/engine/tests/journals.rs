@@ -386,11 +386,16 @@ async fn a_place_that_takes_nothing_is_not_tried_for_every_model() {
     }
     remote.breaks_off.store(usize::MAX, Ordering::SeqCst);
     let serving = start(&world, &remote).await;
-    let waiting = |serving: &Serving| {
+    let waiting = |serving: &Serving| -> BTreeSet<String> {
         let waits = |problem: &String| problem.contains("it was not asked for");
-        serving.status().models.iter().filter(|model| model.problems.iter().any(waits)).count()
+        let status = serving.status();
+        status.models.iter().filter(|model| model.problems.iter().any(waits)).map(|model| model.name.clone()).collect()
     };
-    until(&serving, "a look", |serving| waiting(serving) == 4).await;
+    until(&serving, "a look", |serving| waiting(serving).len() == 4).await;
+    // The next look begins with those that this one did not get to.
+    let first = waiting(&serving);
+    serving.kick();
+    until(&serving, "another", |serving| waiting(serving).len() == 4 && waiting(serving).is_disjoint(&first)).await;
     remote.breaks_off.store(0, Ordering::SeqCst);
     serving.kick();
     let follows = |serving: &Serving, model: &String| serving.status().model(model).is_some_and(|model| model.journal_seq == 2);

@@ -267,9 +267,9 @@ impl Seer {
         if self.refused.len() >= MAX_FAILURES { Err(not_asked(model)) } else { Ok(()) }
     }
 
-    /// What the entry itself is refused for says nothing of the place.
+    /// What the entry itself is refused for says nothing of the place; nor does a write that was not tried.
     fn note_refused(&mut self, model: &ModelName, error: &JournalError) {
-        if matches!(error, JournalError::Unavailable { .. } | JournalError::Contended(_)) {
+        if self.refused.len() < MAX_FAILURES && matches!(error, JournalError::Unavailable { .. } | JournalError::Contended(_)) {
             self.refused.insert(model.clone());
         }
     }
