@@ -51,7 +51,7 @@ pub use oci::{OciCredentials, OciOptions, OciRegistry, Secret};
 pub use registries::{NamedSource, Registries};
 pub use registry::{
     Finding, GC_GRACE, Garbage, Leftover, PublishError, PublishRequest, PublishTarget, Published, REPAIR_INTERVAL, Registry,
-    RegistryError, StoreEnvironment, Survey, Verification, bad_signatures, collect_files,
+    RegistryError, StoreEnvironment, Survey, Verification, bad_signatures, collect_files, without_secrets,
 };
 pub use signing::{KeyError, ManifestSignature, PublicKey, SecretKey, Trust, Trusted, Untrusted};
 pub use source::{Cause, FetchError, Fetched, FetchedFile, NoProgress, Progress, SourceError, SourceHealth, VersionSource};

@@ -32,7 +32,7 @@ use object_store::{Error as StoreError, ObjectStore};
 use uuid::Uuid;
 
 pub use gc::{GC_GRACE, Garbage, Leftover};
-pub use location::StoreEnvironment;
+pub use location::{StoreEnvironment, without_secrets};
 pub use publish::{PublishError, PublishRequest, PublishTarget, Published, collect_files};
 pub(crate) use publish::{checked_draft, measure_all};
 pub use verify::{Finding, Survey, Verification, bad_signatures};

@@ -71,7 +71,7 @@ pub fn shared_journal(config: &Config, kept: Option<&Path>) -> Result<Option<Sha
     let Some(place) = &config.journal else { return Ok(None) };
     for spec in &config.registry.all {
         if identity(&spec.url)? == identity(place).context(SETTING)? {
-            bail!("{SETTING}: {} is a registry's own place: give it a prefix of its own", place.0);
+            bail!("{SETTING}: {} is a registry's own place: give it a prefix of its own", place.shown());
         }
     }
     Ok(Some(SharedJournal::open(SETTING, &place.0, kept).context(SETTING)?))

@@ -155,9 +155,9 @@ impl Kind {
             _ if MlflowSource::is_at(&place.0) => return Ok(Kind::Mlflow),
             _ => return Ok(Kind::Store),
         }
-        let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.0))?;
+        let url = reqwest::Url::parse(&place.0).with_context(|| format!("registry {} is not a URL", place.shown()))?;
         let path = url.to_file_path();
-        path.map(Kind::Directory).map_err(|()| anyhow::anyhow!("registry {} names no path on this machine", place.0))
+        path.map(Kind::Directory).map_err(|()| anyhow::anyhow!("registry {} names no path on this machine", place.shown()))
     }
 }
 

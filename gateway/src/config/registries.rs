@@ -60,7 +60,7 @@ impl RegistryConfig {
             layers.show_as(&SETTLE_INTERVAL, shown, place.clone());
         }
         if all.iter().any(|spec| spec.name.is_some()) {
-            let shown = all.iter().map(|spec| format!("{}={}", spec.name.as_deref().unwrap_or_default(), spec.url.0));
+            let shown = all.iter().map(|spec| format!("{}={}", spec.name.as_deref().unwrap_or_default(), spec.url.shown()));
             let shown = shown.collect::<Vec<_>>().join(",");
             layers.show_as(&URL, shown, if matches!(origin, Origin::Default) { place } else { origin });
         }
@@ -144,7 +144,7 @@ pub(crate) fn read(items: Vec<Located>, path: &Arc<Path>, layers: &mut Layers) -
             fields.refuse("name", item.line, format!("{name:?} is the name of another registry"));
         }
         if let Some(url) = url.as_ref().filter(|url| written.iter().any(|other| other.url == located(url, path))) {
-            fields.refuse("url", item.line, format!("{:?} is another registry's", url.0));
+            fields.refuse("url", item.line, format!("{:?} is another registry's", url.shown()));
         }
         for problem in problems {
             // The file and the line are said by the origin.

@@ -184,6 +184,11 @@ impl Place {
         self.0.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).unwrap_or_default()
     }
 
+    /// As it may be shown: a password that somebody wrote into a URL is not.
+    pub fn shown(&self) -> String {
+        if self.is_url() { bascule_registry::without_secrets(&self.0) } else { self.0.clone() }
+    }
+
     /// Whether it names a scheme, such as `file:` or `http:`.
     pub fn is_url(&self) -> bool {
         self.0.split_once("://").is_some_and(|(scheme, _)| {
@@ -198,7 +203,7 @@ impl Value for Place {
     }
 
     fn show(&self) -> String {
-        self.0.clone()
+        self.shown()
     }
 
     fn relative_to(self, dir: &Path) -> Self {

@@ -202,8 +202,10 @@ impl JournalEntries {
         Ok(tail)
     }
 
-    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them and how many were written. `published` begins with
-    /// the last entry that was taken over, by which that journal is known again, or before it. What entries decide is not judged: the fold takes anything. Of several who take over at once each entry is written by one. Each step may take as long as one
+    /// Takes over the entries of another journal that are not in this one yet, and returns the state after them and how many were written.
+    ///
+    /// `published` begins with the last entry that was taken over, by which that journal is known again, or before it. What entries decide is
+    /// not judged: the fold takes anything. Of several who take over at once each entry is written by one. Each step may take as long as one
     /// decision may; what breaks off is gone on from by whoever comes next.
     pub(crate) async fn take_over(&self, published: &[Entry]) -> Result<(Rollout, usize), JournalError> {
         let mut state = self.in_time(self.folded()).await?;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ pub(super) struct Floors {
     file: Option<PathBuf>,
     known: Mutex<Known>,
     /// Held while the file is written, so that what is written last is what is known last.
-    saving: tokio::sync::Mutex<()>,
+    saving: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -53,12 +53,7 @@ impl Floors {
             }
         });
         let known = Known { entries: entries.unwrap_or_default(), unsaved: false };
-        Self {
-            place: place.to_owned(),
-            file: file.map(Path::to_owned),
-            known: Mutex::new(known),
-            saving: tokio::sync::Mutex::default(),
-        }
+        Self { place: place.to_owned(), file: file.map(Path::to_owned), known: Mutex::new(known), saving: Arc::default() }
     }
 
     /// The last entry of a journal that is known to be there.
@@ -83,7 +78,7 @@ impl Floors {
     /// Writes what is new. One that can't be written is tried again at the next call: it protects from a second failure only.
     pub(super) async fn save(&self) {
         let Some(file) = self.file.clone() else { return };
-        let _saving = self.saving.lock().await;
+        let saving = Arc::clone(&self.saving).lock_owned().await;
         let entries = {
             let mut known = self.lock();
             if !std::mem::take(&mut known.unsaved) {
@@ -93,6 +88,8 @@ impl Floors {
         };
         let kept = Kept { schema: SCHEMA, journal: self.place.clone(), entries };
         let written = tokio::task::spawn_blocking(move || {
+            // Until it is written, also where nobody waits for it any more.
+            let _saving = saving;
             let json = serde_json::to_vec_pretty(&kept)?;
             crate::durable::write_file(&file, &json)
         });

@@ -257,7 +257,12 @@ impl SharedJournal {
         now: Duration,
     ) -> Result<BTreeSet<ModelName>, JournalError> {
         let until = Instant::now() + PATIENCE;
-        self.in_time(PATIENCE, self.note_changes(seen, known, now)).await?;
+        let Ok(noted) = timeout_at(until, self.note_changes(seen, known, now)).await else {
+            // A log that others have written much to would be begun with again and again: its end is found faster, and all are asked for then.
+            seen.change = None;
+            return Err(self.unavailable(late(PATIENCE)));
+        };
+        noted?;
         let waiting = seen.named.len() + seen.left.len();
         match timeout_at(until, self.ask(seen, known)).await {
             Ok(asked) => asked?,

@@ -143,8 +143,10 @@ impl OciRegistry {
         let now = self.clock.elapsed();
         let all = before.is_none_or(|before| now.saturating_sub(before.full_at) >= self.repair_interval);
         let before = before.cloned().unwrap_or_default();
-        let mut seen = Seen { full_at: if all { now } else { before.full_at }, complete: true, ..Seen::default() };
+        let mut seen = Seen { complete: true, ..Seen::default() };
         seen.below = self.look_below(&before.below, all).await;
+        // A list may take as long as the interval: that begins when it has ended.
+        seen.full_at = if all { self.clock.elapsed() } else { before.full_at };
         let chosen = self.choose(&seen.below, &before, &mut seen.problems);
         let mut left: BTreeSet<String> = chosen.iter().map(|(place, _)| place.clone()).collect();
         let reads = futures::stream::iter(chosen).map(|(place, name)| {

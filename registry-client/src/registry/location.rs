@@ -129,8 +129,13 @@ const SCHEMES: [(&str, &[&str]); 4] = [
     ("host", &["http", "https"]),
 ];
 
-/// A place as it may be shown: without what stands for a password in it.
+/// A place as it may be shown, quoted: without what stands for a password in it.
 pub(crate) fn shown(location: &str) -> String {
+    crate::name::quoted(&without_secrets(location))
+}
+
+/// A place as it may be shown: without what stands for a password in it.
+pub fn without_secrets(location: &str) -> String {
     let shown = match location.split_once("://") {
         // A password may have slashes in it.
         Some((scheme, rest)) => match rest.rsplit_once('@') {
@@ -143,7 +148,7 @@ pub(crate) fn shown(location: &str) -> String {
     };
     let end = shown.find(['?', '#']).map_or(shown.len(), |end| end + 1);
     let hidden = if end < shown.len() { "…" } else { "" };
-    crate::name::quoted(&format!("{}{hidden}", &shown[..end]))
+    format!("{}{hidden}", &shown[..end])
 }
 
 fn is_azure(scheme: &str) -> bool {

@@ -100,8 +100,12 @@ pub(crate) struct Seer {
     journal_away: bool,
     /// Those that could not be written.
     unwritten: BTreeSet<ModelName>,
-    /// Those that this look, or the last one, could not write because the place fails.
-    refused: BTreeSet<ModelName>,
+    /// Looks at them, counted.
+    round: u64,
+    /// Those that could not be written because the place failed, and when that was: the round.
+    failed_in: BTreeMap<ModelName, u64>,
+    /// How many of them failed in this round.
+    refused: usize,
     /// One more look is needed at once.
     again: bool,
     /// Who is to be told what is decided here.
@@ -135,7 +139,9 @@ impl Seer {
             unread: BTreeSet::new(),
             journal_away: false,
             unwritten: BTreeSet::new(),
-            refused: BTreeSet::new(),
+            round: 0,
+            failed_in: BTreeMap::new(),
+            refused: 0,
             again: false,
             write_back: options.write_back.clone(),
             teller: None,

@@ -40,7 +40,7 @@ impl Holder {
             };
         }
         shared.map(|shared| Holder::Shared(shared, None)).ok_or_else(|| {
-            let problem = format!("{} holds no rollout journal: an OCI registry has tags and no more", place.0);
+            let problem = format!("a registry at {}:// holds no rollout journal", place.scheme());
             Failure::new(problem).hint(
                 "leave out --registry: the gateway that serves it keeps the journal, and --gateway names it; or set rollout.journal, here \
                  and there",

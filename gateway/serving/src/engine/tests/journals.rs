@@ -377,7 +377,7 @@ async fn a_version_that_was_yanked_leaves_while_the_journal_is_away() {
 async fn a_place_that_takes_nothing_is_not_tried_for_every_model() {
     let (world, remote) = world();
     publish_decision(&world, &remote, Op::Disable);
-    let names: Vec<_> = (0..12).map(|n| format!("n{n:02}")).collect();
+    let names: Vec<_> = (0..20).map(|n| format!("n{n:02}")).collect();
     let published = Rollout::fold(&*remote.published.lock().unwrap());
     for model in &names {
         world.source.publish(model, 1, &constant(1.0));
@@ -391,11 +391,17 @@ async fn a_place_that_takes_nothing_is_not_tried_for_every_model() {
         let status = serving.status();
         status.models.iter().filter(|model| model.problems.iter().any(waits)).map(|model| model.name.clone()).collect()
     };
-    until(&serving, "a look", |serving| waiting(serving).len() == 4).await;
-    // The next look begins with those that this one did not get to.
-    let first = waiting(&serving);
-    serving.kick();
-    until(&serving, "another", |serving| waiting(serving).len() == 4 && waiting(serving).is_disjoint(&first)).await;
+    until(&serving, "a look", |serving| waiting(serving).len() == names.len() - 8).await;
+    // Later looks begin with those that were not tried, or the longest ago: all have their turn.
+    let waited = Mutex::new(names.iter().cloned().collect::<BTreeSet<_>>());
+    until(&serving, "every turn", |serving| {
+        serving.kick();
+        let mut waited = waited.lock().unwrap();
+        let waiting = waiting(serving);
+        waited.retain(|name| waiting.contains(name));
+        waited.is_empty()
+    })
+    .await;
     remote.breaks_off.store(0, Ordering::SeqCst);
     serving.kick();
     let follows = |serving: &Serving, model: &String| serving.status().model(model).is_some_and(|model| model.journal_seq == 2);

@@ -51,6 +51,7 @@ impl Seer {
         let is_there = |name: &ModelName| listing.models.contains_key(name);
         self.rollouts.retain(|name, _| is_there(name));
         self.told.retain(|name, _| is_there(name));
+        self.failed_in.retain(|name, _| is_there(name));
         if let Some(teller) = &self.teller {
             teller.retain(is_there);
         }
@@ -62,9 +63,9 @@ impl Seer {
         let mut unread = BTreeSet::new();
         let mut nothing_known = Vec::new();
         let mut order: Vec<_> = listing.models.keys().cloned().collect();
-        // Those that could not be written the last time come last, so that they don't keep the others from it.
-        order.sort_by_key(|name| self.refused.contains(name));
-        self.refused.clear();
+        // Those that could not be written come last, the longest ago first, so that they don't keep the others from it.
+        order.sort_by_key(|name| self.failed_in.get(name).copied());
+        (self.round, self.refused) = (self.round + 1, 0);
         for name in order {
             let Some(model) = listing.models.get_mut(&name).filter(|model| !model.layout.holds_journal()) else { continue };
             let decided = match failed.get(&model.name) {
@@ -188,17 +189,20 @@ impl Seer {
 
     /// Adds what is new in the journal that its source brings to the one here, where it still is the one that this goes on from.
     async fn go_on(&mut self, model: &ListedModel, before: &Rollout, is_new: bool) -> Result<(), JournalError> {
-        match before.agree_with(&model.rollout) {
-            // What another replica has taken over since the listing is not in it: one more look tells.
-            Err(_) if is_new => self.again = true,
-            disagreed @ Err(_) => return disagreed,
-            Ok(()) if model.rollout.seq > before.followed => {
-                self.check_patience(&model.name)?;
-                let rollout = self.journal.take_over(&model.name).await?;
-                self.rollouts.insert(model.name.clone(), rollout);
-            }
-            Ok(()) => {}
+        let agrees = before.agree_with(&model.rollout).is_ok();
+        if agrees && model.rollout.seq <= before.followed {
+            return Ok(());
         }
+        if !agrees && is_new {
+            // What another replica has taken over since the listing is not in it: one more look tells.
+            self.again = true;
+            return Ok(());
+        }
+        // The listing may be older than what was taken over, or lack what could not be read: the journal itself says whether it is another.
+        self.check_patience(&model.name)?;
+        let rollout = self.journal.take_over(&model.name).await?;
+        self.failed_in.remove(&model.name);
+        self.rollouts.insert(model.name.clone(), rollout);
         Ok(())
     }
 
@@ -257,6 +261,9 @@ impl Seer {
                 break;
             }
         }
+        if is_settled {
+            self.failed_in.remove(&model.name);
+        }
         let rollout = self.journal.rollout(&model.name).await?;
         self.rollouts.insert(model.name.clone(), rollout);
         Ok(Followed { problems, is_settled })
@@ -264,13 +271,14 @@ impl Seer {
 
     /// Refuses to write where that has failed too often in this look: each try may take long, and the looks of all models wait for it.
     fn check_patience(&self, model: &ModelName) -> Result<(), JournalError> {
-        if self.refused.len() >= MAX_FAILURES { Err(not_asked(model)) } else { Ok(()) }
+        if self.refused >= MAX_FAILURES { Err(not_asked(model)) } else { Ok(()) }
     }
 
     /// What the entry itself is refused for says nothing of the place; nor does a write that was not tried.
     fn note_refused(&mut self, model: &ModelName, error: &JournalError) {
-        if self.refused.len() < MAX_FAILURES && matches!(error, JournalError::Unavailable { .. } | JournalError::Contended(_)) {
-            self.refused.insert(model.clone());
+        if self.refused < MAX_FAILURES && matches!(error, JournalError::Unavailable { .. } | JournalError::Contended(_)) {
+            self.refused += 1;
+            self.failed_in.insert(model.clone(), self.round);
         }
     }
 
