@@ -341,6 +341,14 @@ mod tests {
     }
 
     #[test]
+    fn a_password_in_a_place_is_not_shown_and_the_rest_is() {
+        for place in ["s3://prod/team@eu", "file:///srv/models@2", "models@2#x"] {
+            assert_eq!(check::<Place>(place).unwrap(), place, "a change of it is seen at a reload");
+        }
+        assert_eq!(check::<Place>("oci://me:hunter2@host/x").unwrap(), "oci://…@host/x");
+    }
+
+    #[test]
     fn what_is_shown_can_be_read_again() {
         fn round_trip<T: Value + PartialEq + std::fmt::Debug>(word: &str) {
             let value = T::read(&Raw::Word(word.into())).unwrap();

@@ -134,21 +134,28 @@ pub(crate) fn shown(location: &str) -> String {
     crate::name::quoted(&without_secrets(location))
 }
 
-/// A place as it may be shown: without what stands for a password in it.
+/// A place as it may be shown: without what stands for a password in it. A path may have an `@` of its own, which stays.
 pub fn without_secrets(location: &str) -> String {
     let shown = match location.split_once("://") {
-        // A password may have slashes in it.
-        Some((scheme, rest)) => match rest.rsplit_once('@') {
+        Some((scheme, rest)) if has_credentials(scheme, rest) => match rest.rsplit_once('@') {
             // A container's name stands before its account's.
             Some((container, _)) if is_azure(scheme) && !container.contains(':') => location.to_owned(),
             Some((credentials, _)) => format!("{scheme}://…{}", &rest[credentials.len()..]),
             None => location.to_owned(),
         },
-        None => location.to_owned(),
+        _ => location.to_owned(),
     };
     let end = shown.find(['?', '#']).map_or(shown.len(), |end| end + 1);
     let hidden = if end < shown.len() { "…" } else { "" };
     format!("{}{hidden}", &shown[..end])
+}
+
+/// Whether what follows the scheme begins with credentials. A password may have slashes in it, and then looks like a port that is none.
+fn has_credentials(scheme: &str, rest: &str) -> bool {
+    let host = rest.split('/').next().unwrap_or_default();
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let odd_port = !host.starts_with('[') && host.split_once(':').is_some_and(|(_, port)| !is_port(port));
+    !scheme.eq_ignore_ascii_case("file") && (host.contains('@') || odd_port)
 }
 
 fn is_azure(scheme: &str) -> bool {
@@ -276,5 +283,19 @@ mod tests {
         check("memory://x", &["memory://"]);
         let gone = open("/no/such/directory/anywhere", &StoreEnvironment::default()).err().unwrap();
         assert!(matches!(gone, RegistryError::Missing { .. }), "{gone}");
+    }
+
+    #[test]
+    fn only_what_may_be_a_password_is_hidden() {
+        let check = |place: &str, shown: &str| assert_eq!(without_secrets(place), shown);
+        for place in
+            ["file:///srv/models@2", "s3://prod/team@eu", "oci://[::1]:5000/m@x", "oci://host:5000/m@x", "az://box@account/x"]
+        {
+            check(place, place);
+        }
+        check("oci://me:hunter2@host/x", "oci://…@host/x");
+        check("oci://me:hun/ter2@host/x", "oci://…@host/x");
+        check("https://hunter2@host/x@y", "https://…@y");
+        check("https://host/x?token=hunter2", "https://host/x?…");
     }
 }
