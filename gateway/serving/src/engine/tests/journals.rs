@@ -354,6 +354,30 @@ async fn a_registry_that_was_restored_is_not_followed_on_unseen() {
 }
 
 #[tokio::test]
+async fn a_listing_that_lacks_the_journal_is_asked_about_once_a_look() {
+    let (world, remote) = world();
+    for version in [1, 2, 1] {
+        publish_decision(&world, &remote, Op::Weight { version, weight_bp: 10_000 });
+    }
+    let serving = start(&world, &remote).await;
+    serving.wait_ready().await;
+    assert_eq!(serving.apply("m", Op::Alias { name: "prod".to_owned(), version: Some(1) }, "me", "", None).await, Ok(4));
+    until(&serving, "the decision here", |serving| !serving.status().model("m").unwrap().aliases.is_empty()).await;
+    remote.breaks_off.store(3, Ordering::SeqCst);
+    world.source.change("m", |model| model.rollout = Rollout::default());
+    remote.asked.lock().unwrap().clear();
+    for looks in 1..=4 {
+        look_again(&serving).await;
+        let problems = serving.status().model("m").unwrap().problems.join("; ");
+        assert!(problems.contains("it broke off") && !problems.contains("restored"), "look {looks}: {problems}");
+        assert_eq!((stable(&serving, "m"), remote.asked.lock().unwrap().len()), (Some(1), looks));
+    }
+    remote.breaks_off.store(0, Ordering::SeqCst);
+    look_again(&serving).await;
+    assert_eq!(serving.status().model("m").unwrap().problems, [""; 0], "nothing was replaced");
+}
+
+#[tokio::test]
 async fn a_version_that_was_yanked_leaves_while_the_journal_is_away() {
     let (world, remote) = world();
     publish_decision(&world, &remote, Op::Alias { name: "prod".to_owned(), version: Some(1) });

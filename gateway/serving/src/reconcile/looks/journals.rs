@@ -171,11 +171,11 @@ impl Seer {
 
     /// A model whose source brings a journal that is only read: that counts until something is decided here. From then on the one here does,
     /// into which goes what is new there.
-    async fn continued(&mut self, model: &Arc<ListedModel>, is_new: bool) -> Arc<ListedModel> {
+    async fn continued(&mut self, model: &Arc<ListedModel>) -> Arc<ListedModel> {
         let known = |seer: &Seer| seer.rollouts.get(&model.name).filter(|rollout| rollout.is_decided_here()).cloned();
         let Some(before) = known(self) else { return Arc::clone(model) };
         let mut decided = ListedModel::clone(model);
-        if let Err(error) = self.go_on(model, &before, is_new).await {
+        if let Err(error) = self.go_on(model, &before).await {
             decided.problems.push(format!("what its registry decides can't be followed: {}", with_causes(&error)));
             self.note_refused(&model.name, &error);
             // What this build does not know it will not know at the next look either, and what was replaced has to be listed anew.
@@ -188,14 +188,9 @@ impl Seer {
     }
 
     /// Adds what is new in the journal that its source brings to the one here, where it still is the one that this goes on from.
-    async fn go_on(&mut self, model: &ListedModel, before: &Rollout, is_new: bool) -> Result<(), JournalError> {
-        let agrees = before.agree_with(&model.rollout).is_ok();
-        if agrees && model.rollout.seq <= before.followed {
-            return Ok(());
-        }
-        if !agrees && is_new {
-            // What another replica has taken over since the listing is not in it: one more look tells.
-            self.again = true;
+    async fn go_on(&mut self, model: &ListedModel, before: &Rollout) -> Result<(), JournalError> {
+        if model.rollout.seq <= before.followed && before.agree_with(&model.rollout).is_ok() {
+            self.failed_in.remove(&model.name);
             return Ok(());
         }
         // The listing may be older than what was taken over, or lack what could not be read: the journal itself says whether it is another.
@@ -209,7 +204,7 @@ impl Seer {
     /// A model with what its journal says; `is_new` where that was read after the listing.
     async fn decided(&mut self, model: &Arc<ListedModel>, is_new: bool) -> Result<Arc<ListedModel>, JournalError> {
         if model.layout.brings_journal() {
-            return Ok(self.continued(model, is_new).await);
+            return Ok(self.continued(model).await);
         }
         let mut problems = Vec::new();
         if let Some(steering) = &model.steering {
@@ -240,6 +235,9 @@ impl Seer {
         let Some(rollout) = self.rollouts.get(&model.name) else { return Ok(Followed::default()) };
         let Course { ops, waiting: mut problems } = follow(steering, &usable(model), rollout);
         if ops.is_empty() || is_new {
+            if ops.is_empty() {
+                self.failed_in.remove(&model.name);
+            }
             self.again |= !ops.is_empty();
             return Ok(Followed { problems, is_settled: !is_new });
         }
