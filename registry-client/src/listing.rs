@@ -113,6 +113,14 @@ pub struct ListedModel {
     pub steering: Option<Steering>,
 }
 
+impl ListedModel {
+    /// Lets none of its versions count for now, but for those that were taken out of service: these have not settled either, and stay named.
+    pub fn unsettle(&mut self) {
+        self.unsettled.extend(self.versions.keys());
+        self.versions.retain(|_, generation| generation.tombstoned);
+    }
+}
+
 /// All that exists in a source.
 #[derive(Debug, Clone)]
 pub struct Listing {

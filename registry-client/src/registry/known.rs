@@ -147,8 +147,7 @@ impl Known {
         model.unsettled.extend(&self.unread);
         if !self.decided {
             // By no decisions and the default settings the wrong version would be loaded, in the wrong way.
-            model.unsettled.extend(model.versions.keys());
-            model.versions.retain(|_, generation| generation.tombstoned);
+            model.unsettle();
             model.problems.push("its versions wait until its journal and its settings can be read".to_owned());
         }
         Some(model)

@@ -164,24 +164,26 @@ async fn a_manifest_that_can_not_be_read_hides_neither_tombstones_nor_decisions(
 }
 
 #[tokio::test]
-async fn before_decisions_and_settings_were_read_no_version_counts() {
+async fn before_decisions_and_settings_were_read_no_version_counts_but_what_was_yanked_is_told() {
     for refused in ["m/rollout/00000000000000000001.json", "m/model.toml"] {
         let watched = Watched::new();
-        watched.publish("m").await;
-        watched.publish("m").await;
+        for _ in 0..3 {
+            watched.publish("m").await;
+        }
+        watched.writer.tombstone(&VersionKey::new(model("m"), 3), "me", "").await.unwrap();
         watched.writer.append(&model("m"), Op::Pin { version: 1 }, "me", "", Uuid::new_v4()).await.unwrap();
         watched.objects.put(&Path::from("m/model.toml"), "device = \"cpu\"".into()).await.unwrap();
         watched.store.refuse(Some(refused));
         let first = watched.look().await;
         let listed = &first.models["m"];
-        assert!(!first.complete && listed.versions.is_empty(), "{refused}: {listed:?}");
-        assert_eq!(listed.unsettled.iter().collect::<Vec<_>>(), [&1, &2], "{refused}: they are there all the same");
+        assert!(!first.complete && listed.versions.len() == 1 && listed.versions[&3].tombstoned, "{refused}: {listed:?}");
+        assert_eq!(listed.unsettled.iter().collect::<Vec<_>>(), [&1, &2, &3], "{refused}: they are there all the same");
         watched.store.refuse(None);
         watched.clock.advance(Duration::from_secs(2));
         let mended = watched.look().await;
         let listed = &mended.models["m"];
         assert!(mended.complete && listed.unsettled.is_empty(), "{refused}: {:?}", mended.problems);
-        assert_eq!((listed.versions.len(), listed.rollout.pinned, listed.settings.len()), (2, Some(1), 1));
+        assert_eq!((listed.versions.len(), listed.rollout.pinned, listed.settings.len()), (3, Some(1), 1));
     }
 }
 

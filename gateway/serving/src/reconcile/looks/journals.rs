@@ -346,12 +346,10 @@ fn leave_out(listing: &mut Listing, models: &[ModelName]) {
     listing.models.retain(|name, _| !models.contains(name));
 }
 
-/// A model of which nobody knows what was decided: what exists of it does not count yet, so it is what it was before, but for the
-/// versions that were taken out of service: those have not settled either, and are named all the same.
+/// A model of which nobody knows what was decided: what exists of it does not count yet, so it is what it was before.
 fn undecided(model: &ListedModel, problems: Vec<String>) -> ListedModel {
     let mut model = model.clone();
-    model.unsettled.extend(model.versions.keys());
-    model.versions.retain(|_, generation| generation.tombstoned);
+    model.unsettle();
     model.problems.extend(problems);
     model
 }
